@@ -1,0 +1,73 @@
+"""The batch: the one thing that the data side hands to the training side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+
+@dataclass
+class Batch:
+    """One micro-batch. R rows (1 if packed), T tokens a row, all tensors int64.
+
+    Attributes:
+        input_ids: (R, T), right-padded with the pad id.
+        labels: (R, T), the id at each trained position and -100 elsewhere, not shifted: the model shifts.
+        attention_mask: (R, T), 1 at real tokens; None if packed, or where the original's collator makes none.
+        position_ids: (R, T), restarting at each packed row; None if not packed.
+        row_numbers: the places of the rows in the data set, in batch order; empty in a batch that only fills a rank's turn.
+        tokens: real tokens, padding not counted.
+        trained_tokens: labels other than -100.
+        step_trained_tokens: trained tokens of the whole optimizer step that this batch is part of, over all ranks and
+            accumulated micro-batches.
+        trained_positions: (K,), the places in the flattened (R * T) of the hidden states that predict a label, found on the CPU
+            so that the device need not be waited for.
+        cu_seqlens: (S + 1,), int32, where each packed row begins and where the last ends; None if not packed.
+        max_seqlen: tokens of the longest packed row.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    row_numbers: tuple[int, ...]
+    tokens: int
+    trained_tokens: int
+    step_trained_tokens: int
+    trained_positions: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
+    max_seqlen: int | None = None
+
+    def model_inputs(self) -> dict[str, torch.Tensor | int]:
+        """What `ChatGLM2ForCausalLM.forward` takes of this batch."""
+        names = ("input_ids", "labels", "attention_mask", "position_ids", "trained_positions", "cu_seqlens", "max_seqlen")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; torch's loader calls this."""
+        return replace(
+            self,
+            **{
+                field.name: value.pin_memory()
+                for field in fields(self)
+                if isinstance(value := getattr(self, field.name), torch.Tensor)
+            },
+        )
+
+
+@dataclass
+class PromptBatch:
+    """Prompts to reply to.
+
+    Attributes:
+        input_ids: the ids of each prompt, prefix included, not padded.
+        prompts: the text of each prompt.
+        references: the row's own target for each prompt.
+        row_numbers: the places of the rows in the data set.
+    """
+
+    input_ids: list[list[int]]
+    prompts: list[str]
+    references: list[str]
+    row_numbers: list[int]
