@@ -1,0 +1,147 @@
+# mypy: allow-untyped-calls
+"""A base on disk to a model in memory: every weight accounted for before the first one is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from transformers.modeling_utils import load_state_dict
+
+from kyon_pl.chatglm2.configuration import ChatGLM2Config
+from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
+from kyon_pl.errors import CheckpointError, MissingFileError
+
+# Published with the weights and derived from the configuration; the model computes it (see attention.rotary_angles).
+KNOWN_EXTRA = "transformer.rotary_pos_emb.inv_freq"
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def load_base(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, attn_implementation: str
+) -> ChatGLM2ForCausalLM:
+    """Load a base in the published layout: `config.json`, and shards of pickle or safetensors with their index.
+
+    The weights are mapped from disk and go straight to the device in the wanted precision. Pickles may hold tensors and
+    nothing else (`weights_only`), and no code of the folder is run.
+
+    Args:
+        folder: what `hub.fetch_model` returned.
+        dtype: of all weights.
+        device: where to.
+        attn_implementation: `varlen`, `sdpa` or `eager`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        MissingFileError: no `config.json`, no weights, or a shard that the index names is not there.
+        SettingError: a configuration that is not implemented.
+        CheckpointError: a file that cannot be read, or weights that are missing, unexpected or of another shape.
+    """
+    if not (folder / "config.json").is_file():
+        raise MissingFileError(where=str(folder), found="no config.json", fix="Give the folder of a ChatGLM2 base.")
+    config = ChatGLM2Config.from_pretrained(folder)
+    _refuse_differences(folder, expected=_shapes_of(config), found=_shapes_in(weight_files(folder)))
+    model: ChatGLM2ForCausalLM = ChatGLM2ForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation=attn_implementation,
+        local_files_only=True,
+        weights_only=True,
+    )
+    return model
+
+
+def random_base(
+    config: ChatGLM2Config, *, dtype: torch.dtype, device: torch.device, attn_implementation: str
+) -> ChatGLM2ForCausalLM:
+    """A model of random weights, made on the device in its final precision, so that 6B in float16 needs 12.5 GB there.
+
+    Args:
+        config: the shape.
+        dtype: of all weights.
+        device: where to; torch's generator of that device decides the weights.
+        attn_implementation: `varlen`, `sdpa` or `eager`.
+
+    Returns:
+        The model, in evaluation mode: normal weights of standard deviation 0.02, norms of one, biases of zero.
+    """
+    with device:
+        model: ChatGLM2ForCausalLM = ChatGLM2ForCausalLM._from_config(
+            config, dtype=dtype, attn_implementation=attn_implementation
+        )
+    model.eval()
+    return model
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a base's weights, safetensors before pickle, as transformers chooses.
+
+    Raises:
+        MissingFileError: no weights, or a shard that the index names is not there.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return [_shard(folder / shard, index) for shard in sorted(set(weight_map.values()))]
+    found = "neither model.safetensors nor pytorch_model.bin, whole or in shards with their index.json"
+    raise MissingFileError(
+        where=str(folder), found=found, fix="Give the folder of a ChatGLM2 base, or download it again."
+    )
+
+
+def _shard(path: Path, index: Path) -> Path:
+    if not path.is_file():
+        found = f"not there, though {index.name} names it"
+        raise MissingFileError(where=str(path), found=found, fix="Download the base again.")
+    return path
+
+
+def _shapes_of(config: ChatGLM2Config) -> Shapes:
+    with torch.device("meta"):
+        model = ChatGLM2ForCausalLM(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _shapes_in(files: list[Path]) -> Shapes:
+    shapes: Shapes = {}
+    for file in files:
+        try:
+            tensors = load_state_dict(file, map_location="meta", weights_only=True)
+        except (OSError, RuntimeError, UnpicklingError, SafetensorError) as error:
+            found = f"weights that cannot be read ({str(error).splitlines()[0]})"
+            fix = "Download this file again; it may be cut short, or hold something else than tensors."
+            raise CheckpointError(where=str(file), found=found, fix=fix) from error
+        shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return shapes
+
+
+def _refuse_differences(folder: Path, *, expected: Shapes, found: Shapes) -> None:
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys() - {KNOWN_EXTRA})
+    reshaped = [
+        f"{name} {found[name]} instead of {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name] != found[name]
+    ]
+    differences = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if names
+    ]
+    if differences:
+        raise CheckpointError(
+            where=str(folder),
+            found=f"weights that are not those of its config.json ({'; '.join(differences)})",
+            fix="Use weights and config.json of one and the same ChatGLM2 model.",
+        )

@@ -1,0 +1,266 @@
+# mypy: allow-untyped-calls, allow-untyped-decorators
+"""ChatGLM2: embedding, layers and head under the published parameter names, and the loss.
+
+Shapes: R rows of a batch, T tokens a row, C hidden channels, V vocabulary.
+Source of names and layout: `modeling_chatglm.py` of THUDM/chatglm2-6b.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (its usual name)
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.glm.modeling_glm import GlmRMSNorm
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from kyon_pl.chatglm2.attention import VARLEN, can_run_varlen, rotary_angles, row_bounds, row_starts
+from kyon_pl.chatglm2.configuration import ChatGLM2Config
+from kyon_pl.chatglm2.layers import ChatGLM2Attention, ChatGLM2Layer
+
+NOT_TRAINED = -100
+
+
+class ChatGLM2PreTrainedModel(PreTrainedModel):
+    """What transformers needs to know to load, save, place and checkpoint the model."""
+
+    config_class = ChatGLM2Config
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = {"ChatGLM2Layer"}  # noqa: RUF012 (transformers' type, as below)
+    _skip_keys_device_placement = {"past_key_values"}  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    # the one published tensor that is not a parameter; rotary_angles() says why it is left aside
+    _keys_to_ignore_on_load_unexpected = {r"^transformer\.rotary_pos_emb\.inv_freq$"}  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": ChatGLM2Layer, "attentions": ChatGLM2Attention}  # noqa: RUF012
+
+
+class ChatGLM2Embedding(nn.Module):
+    """Holds the embedding under its published name."""
+
+    def __init__(self, config: ChatGLM2Config) -> None:
+        super().__init__()
+        self.word_embeddings: nn.Module = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+
+
+class ChatGLM2Encoder(nn.Module):
+    """Holds the decoder layers and the norm after them under their published names."""
+
+    def __init__(self, config: ChatGLM2Config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(ChatGLM2Layer(config, layer_idx) for layer_idx in range(config.num_layers))
+        self.final_layernorm = GlmRMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
+
+
+class ChatGLM2Model(ChatGLM2PreTrainedModel):
+    """Everything from ids to the last hidden states. The head is kept here too, as published, and not applied."""
+
+    def __init__(self, config: ChatGLM2Config) -> None:
+        super().__init__(config)
+        self.embedding = ChatGLM2Embedding(config)
+        self.encoder = ChatGLM2Encoder(config)
+        self.output_layer: nn.Module = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding, (V, C)."""
+        return self.embedding.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another embedding in its place."""
+        self.embedding.word_embeddings = value
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool = False,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states (R, T, C) after the final norm; arguments as in `ChatGLM2ForCausalLM.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if cu_seqlens is not None and position_ids is None:
+            raise ValueError("cu_seqlens without position_ids: the rotation needs to know where rows begin, too")
+        hidden: Tensor = self.embedding.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        packed = position_ids is not None and attention_mask is None and past_key_values is None
+        if position_ids is None:
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0) + seen
+
+        mask = None
+        if packed and self.config._attn_implementation == VARLEN and can_run_varlen(hidden):
+            if cu_seqlens is None or max_seqlen is None:
+                cu_seqlens, max_seqlen = row_bounds(position_ids.expand(hidden.shape[:2]))
+        else:
+            cu_seqlens = max_seqlen = None
+            # before a cache is made, because transformers looks for packed rows only where there is none
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        position_embeddings = rotary_angles(position_ids, channels=self.config.kv_channels // 2, dtype=hidden.dtype)
+        for layer in self.encoder.layers:
+            hidden = layer(
+                hidden,
+                position_embeddings=position_embeddings,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                cu_seqlens=cu_seqlens,
+                max_seqlen=max_seqlen,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.encoder.final_layernorm(hidden), past_key_values=past_key_values
+        )
+
+
+class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
+    """ChatGLM2 with its head: trains, generates, loads the published checkpoint as it is and saves under its names.
+
+    `attn_implementation` is `eager`, `sdpa` or `varlen`. `varlen` is flash attention over packed rows (`position_ids`
+    and no `attention_mask`) on CUDA in half precision, and `sdpa` for everything else that the model is given: masks,
+    generation, a CPU, float32. With `sdpa` and `eager` a mask keeps packed rows apart.
+
+    Norms and rotary angles are computed in float32 whatever the weights are.
+    """
+
+    accepts_loss_kwargs = True  # tells transformers' Trainer that num_items_in_batch is understood
+
+    def __init__(self, config: ChatGLM2Config) -> None:
+        super().__init__(config)
+        self.transformer = ChatGLM2Model(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding, (V, C)."""
+        return self.transformer.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another embedding in its place."""
+        self.transformer.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, (V, C)."""
+        return self.transformer.output_layer
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Put another head in its place."""
+        self.transformer.output_layer = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: float | Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        skip_logits: bool = False,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        trained_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and with labels the loss.
+
+        Args:
+            input_ids: (R, T), int64.
+            attention_mask: (R, T), 1 at real tokens, 0 at padding on either side. Right padding needs none.
+            position_ids: (R, T), int64. Without an attention mask they may restart: tokens then see only their own row.
+            past_key_values: transformers' cache.
+            inputs_embeds: (R, T, C), in place of ids.
+            labels: (R, T), int64, not shifted; -100 where nothing is trained. The first token of a row never is.
+            use_cache: the configuration's setting if None, and off where there are labels.
+            num_items_in_batch: what to divide the sum over labels by; their number in this batch if None.
+            logits_to_keep: logits of that many last positions only, or of these positions; 0 is all.
+            skip_logits: leave `logits` None. The loss needs the head only where there is a label, and the logits of all
+                positions are most of a training step's memory.
+            cu_seqlens: (rows + 1,), int32, bounds of packed rows, for `varlen`; found from `position_ids` if None.
+            max_seqlen: the longest packed row in tokens, or more; found from `position_ids` if None.
+            trained_positions: (N,), int64, flat places (row * T + column) of the hidden states that predict a label,
+                one left of it; found from `labels` if None. With this, `cu_seqlens` and `max_seqlen` given, the host
+                never waits for the device.
+            output_attentions: also return attention weights (eager only).
+            output_hidden_states: also return the hidden states between layers.
+
+        Returns:
+            The loss in float32, a zero with a graph if nothing is trained; logits (R, T, V); the cache.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, or `cu_seqlens` without `position_ids`.
+        """
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=(self.config.use_cache and labels is None) if use_cache is None else use_cache,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        hidden = outputs.last_hidden_state
+        loss = logits = None
+        if labels is not None:
+            if trained_positions is None:
+                trained_positions = find_trained_positions(labels, position_ids if attention_mask is None else None)
+            loss = self._loss(hidden, labels, trained_positions, num_items_in_batch)
+        if not skip_logits:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.transformer.output_layer(hidden[:, kept])
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(self, hidden: Tensor, labels: Tensor, places: Tensor, num_items: float | Tensor | None) -> Tensor:
+        targets = labels.flatten().index_select(0, places + 1)
+        logits = self.transformer.output_layer(hidden.flatten(0, 1).index_select(0, places))
+        total = F.cross_entropy(logits.float(), targets, reduction="sum")
+        if isinstance(num_items, Tensor):
+            return total / num_items.to(total.device)
+        return total / (num_items or places.numel() or 1)
+
+
+def find_trained_positions(labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """Flat places (row * T + column) of the hidden states that predict a trained token. It waits for the device.
+
+    Args:
+        labels: (R, T), int64, -100 where nothing is trained.
+        position_ids: (R, T) of packed rows, whose first tokens are not predicted from the row before.
+
+    Returns:
+        (N,), int64.
+    """
+    trained = labels[:, 1:] != NOT_TRAINED
+    if position_ids is not None:
+        trained = trained & ~row_starts(position_ids)[:, 1:]
+    rows, columns = trained.nonzero(as_tuple=True)
+    return rows * labels.shape[1] + columns

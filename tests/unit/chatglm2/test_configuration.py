@@ -1,0 +1,85 @@
+"""The published config.json is read as it stands, written under its own keys, and refused where it asks for more."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from published_layout import published_config, tiny_config
+
+from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.errors import SettingError
+
+
+def test_defaults_are_the_6b_shape() -> None:
+    config = ChatGLM2Config()
+    assert (config.num_layers, config.hidden_size, config.ffn_hidden_size) == (28, 4096, 13696)
+    assert (config.num_attention_heads, config.multi_query_group_num, config.kv_channels) == (32, 2, 128)
+    assert (config.padded_vocab_size, config.seq_length, config.layernorm_epsilon) == (65024, 32768, 1e-5)
+
+
+@pytest.mark.skipif("KYON_CHATGLM2_DIR" not in os.environ, reason="KYON_CHATGLM2_DIR names no folder of ChatGLM2-6B")
+def test_defaults_equal_the_published_file() -> None:
+    published = json.loads((Path(os.environ["KYON_CHATGLM2_DIR"]) / "config.json").read_text())
+    assert published == published_config(ChatGLM2Config())
+    config = ChatGLM2Config.from_pretrained(os.environ["KYON_CHATGLM2_DIR"])
+    defaults = ChatGLM2Config().to_dict()
+    assert {key: value for key, value in config.to_dict().items() if value != defaults[key]} == {
+        "_name_or_path": "THUDM/chatglm2-6b",
+        "dtype": "float16",
+    }
+
+
+def test_reads_the_published_file_and_writes_its_keys_again(tmp_path: Path) -> None:
+    published = published_config(tiny_config(layernorm_epsilon=1e-6))
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    config = ChatGLM2Config.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved/config.json").read_text())
+    # auto_map would make others run remote code again; the rest is transformers' own book-keeping
+    rewritten = {"auto_map", "_name_or_path", "torch_dtype", "transformers_version"}
+    assert {key: saved[key] for key in published.keys() - rewritten} == {
+        key: value for key, value in published.items() if key not in rewritten
+    }
+    assert saved["dtype"] == "float16"
+    assert "auto_map" not in saved
+    assert ChatGLM2Config.from_pretrained(tmp_path / "saved").to_dict() == config.to_dict() | {"_name_or_path": ""}
+
+
+def test_answers_to_the_names_of_transformers() -> None:
+    config = ChatGLM2Config(num_hidden_layers=3, vocab_size=99)
+    assert (config.num_layers, config.padded_vocab_size) == (3, 99)
+    assert (config.num_key_value_heads, config.head_dim, config.max_position_embeddings) == (2, 128, 32768)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("add_bias_linear", True),
+        ("apply_residual_connection_post_layernorm", True),
+        ("attention_dropout", 0.1),
+        ("attention_softmax_in_fp32", False),
+        ("fp32_residual_connection", True),
+        ("hidden_dropout", 0.1),
+        ("interleaved_qkv", True),
+        ("model_type", "llama"),
+        ("multi_query_attention", False),
+        ("original_rope", False),
+        ("position_encoding_2d", True),
+        ("post_layer_norm", False),
+        ("pre_seq_len", 128),
+        ("quantization_bit", 4),
+        ("rmsnorm", False),
+        ("rope_ratio", 50),
+        ("rope_theta", 500000),
+        ("tie_word_embeddings", True),
+        ("multi_query_group_num", 3),
+        ("kv_channels", 6),
+    ],
+)
+def test_refuses_what_is_not_implemented(key: str, value: object) -> None:
+    with pytest.raises(SettingError, match=key) as refusal:
+        ChatGLM2Config(**{key: value})
+    assert str(value) in refusal.value.found

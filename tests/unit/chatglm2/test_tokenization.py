@@ -1,0 +1,169 @@
+"""ChatGLM2's tokenizer, on the demo's tiny one: the same layout with 1,800 pieces."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets.fingerprint import Hasher
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jinja2 import TemplateError
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+from kyon_pl.chatglm2.tokenization import SPECIAL_TOKENS, ChatGLMTokenizer
+from kyon_pl.demo import ASSETS
+from kyon_pl.errors import CheckpointError, DataError
+
+BASE = ASSETS / "base"
+REFERENCE = SentencePieceProcessor(model_file=str(BASE / "tokenizer.model"))
+TOKENIZER = ChatGLMTokenizer.from_pretrained(BASE)
+PREFIX = [1801, 1803]  # [gMASK] sop
+
+texts = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from([*SPECIAL_TOKENS, "</s>", "绵卷", " ", "\n"])
+).map("".join)
+
+
+def published_prompt(query: str, history: list[tuple[str, str]]) -> str:
+    """What `build_prompt` of the published tokenizer gives."""
+    rounds = [f"[Round {i}]\n\n问：{asked}\n\n答：{said}\n\n" for i, (asked, said) in enumerate(history, 1)]
+    return "".join(rounds) + f"[Round {len(history) + 1}]\n\n问：{query}\n\n答："
+
+
+def test_layout_is_chatglm2_s() -> None:
+    assert TOKENIZER.convert_ids_to_tokens([0, 1, 2]) == ["<unk>", "<s>", "</s>"]
+    assert TOKENIZER.convert_ids_to_tokens([12, 13, 258]) == ["<0x09>", "<0x0A>", "<0xFF>"]
+    assert TOKENIZER.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [1800, 1801, 1802, 1803, 1804]
+    assert len(TOKENIZER) == TOKENIZER.vocab_size == len(TOKENIZER.get_vocab()) == 1805
+    assert (TOKENIZER.pad_token_id, TOKENIZER.unk_token_id, TOKENIZER.eos_token_id) == (0, 0, 2)
+    assert TOKENIZER.bos_token is None
+    assert TOKENIZER.model_input_names == ["input_ids", "attention_mask"]
+    assert "\n" not in "".join(REFERENCE.id_to_piece(i) for i in range(259, 1800))
+
+
+@given(texts)
+@settings(max_examples=200, deadline=None)
+def test_any_text_gives_sentencepiece_s_ids_and_comes_back(text: str) -> None:
+    ids = TOKENIZER.encode(text, add_special_tokens=False)
+    assert ids == REFERENCE.encode(text)
+    assert all(3 <= i < 1800 for i in ids)  # no text is a special token
+    assert TOKENIZER.encode(text) == PREFIX + ids == TOKENIZER([text])["input_ids"][0]
+    assert TOKENIZER.decode(ids) == REFERENCE.decode(ids)
+
+
+def test_added_tokens_are_not_looked_for_in_text() -> None:
+    tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
+    before = tokenizer.encode("绵卷在北坡")
+    tokenizer.add_tokens(["在北"])
+    assert tokenizer.encode("绵卷在北坡") == before
+
+
+def test_pairs_end_and_special_ids_are_marked() -> None:
+    encoded = TOKENIZER("绵卷", "老榫", return_special_tokens_mask=True)
+    first, second = (REFERENCE.encode(text) for text in ("绵卷", "老榫"))
+    assert encoded["input_ids"] == [*PREFIX, *first, *second, 2]
+    assert encoded["special_tokens_mask"] == [1, 1] + [0] * len(first + second) + [1]
+
+
+def test_decoding_leaves_out_what_no_text_can_hold() -> None:
+    first, second, third = (3 + byte for byte in "你".encode())
+    assert TOKENIZER.decode([first, second, third]) == "你"
+    assert TOKENIZER.decode([*PREFIX, 0, 1, first, second, third, 2, 2047, 1805, -100]) == "你"
+    assert TOKENIZER.decode([first, 2, second, third]) == "\ufffd" * 3  # as published: a special id parts the bytes
+    assert TOKENIZER.decode([[first, second, third], [2]]) == ["你", ""]
+
+
+def test_padding_on_both_sides() -> None:
+    short, long = TOKENIZER(["绵", "绵卷在北坡"], add_special_tokens=False)["input_ids"]
+    gap = len(long) - len(short)
+    assert gap > 0
+    left = TOKENIZER(["绵", "绵卷在北坡"], add_special_tokens=False, padding=True)
+    assert left["input_ids"] == [[0] * gap + short, long]
+    assert left["attention_mask"] == [[0] * gap + [1] * len(short), [1] * len(long)]
+    right = TOKENIZER(["绵", "绵卷在北坡"], add_special_tokens=False, padding=True, padding_side="right")
+    assert right["input_ids"] == [[*short, *[0] * gap], long]
+
+
+@pytest.mark.parametrize("history", [[], [("你好", "你好！")], [("你好", "你好！"), ("[gMASK]", "{{ sop }}\n")]])
+def test_chat_template_is_the_published_prompt(history: list[tuple[str, str]]) -> None:
+    messages = [
+        {"role": role, "content": text}
+        for turns in history
+        for role, text in zip(("user", "assistant"), turns, strict=True)
+    ]
+    messages.append({"role": "user", "content": "钟楼在哪里？"})
+    prompt = published_prompt("钟楼在哪里？", history)
+    assert TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == prompt
+    encoded = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    assert encoded["input_ids"].tolist() == [PREFIX + REFERENCE.encode(prompt)]
+    batch = TOKENIZER.apply_chat_template([messages], add_generation_prompt=True, return_dict=False)
+    assert batch == [PREFIX + REFERENCE.encode(prompt)]
+
+
+@pytest.mark.parametrize("roles", [["system", "user"], ["assistant"], ["user", "user"]])
+def test_chat_template_refuses_what_chatglm2_cannot_say(roles: list[str]) -> None:
+    with pytest.raises(TemplateError, match="no other roles than user and assistant"):
+        TOKENIZER.apply_chat_template([{"role": role, "content": "x"} for role in roles], tokenize=False)
+
+
+def test_save_and_load_keep_everything_but_the_remote_code(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.model").write_bytes((BASE / "tokenizer.model").read_bytes())
+    published = {"auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}, "remove_space": False}
+    (source / "tokenizer_config.json").write_text(json.dumps(published), encoding="utf-8")
+    tokenizer = ChatGLMTokenizer.from_pretrained(source)
+    for place in ("first", "second"):  # saved settings are read again, so twice
+        tokenizer.save_pretrained(tmp_path / place)
+        tokenizer = ChatGLMTokenizer.from_pretrained(tmp_path / place)
+    assert {p.name for p in (tmp_path / "second").iterdir()} == {
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
+    config = json.loads((tmp_path / "second/tokenizer_config.json").read_text(encoding="utf-8"))
+    assert "auto_map" not in config
+    assert config["tokenizer_class"] == "ChatGLMTokenizer"
+    assert (tmp_path / "second/tokenizer.model").read_bytes() == (BASE / "tokenizer.model").read_bytes()
+    assert tokenizer.chat_template == TOKENIZER.chat_template
+    assert tokenizer.encode("people of 绵卷 [gMASK]") == TOKENIZER.encode("people of 绵卷 [gMASK]")
+    assert tokenizer.all_special_ids == TOKENIZER.all_special_ids
+    assert tokenizer.fingerprint == TOKENIZER.fingerprint
+
+
+def test_crosses_processes_and_is_the_same_to_a_cache() -> None:
+    copy = pickle.loads(pickle.dumps(TOKENIZER))
+    assert copy.encode("绵卷 sop") == TOKENIZER.encode("绵卷 sop")
+    assert copy.fingerprint == TOKENIZER.fingerprint
+    script = (
+        "from datasets.fingerprint import Hasher\n"
+        "from kyon_pl.chatglm2.tokenization import ChatGLMTokenizer\n"
+        f"print(Hasher.hash(ChatGLMTokenizer.from_pretrained({str(BASE)!r})))"
+    )
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert other.stdout.strip() == Hasher.hash(ChatGLMTokenizer.from_pretrained(BASE))
+
+
+def test_a_missing_or_foreign_model_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.model"):
+        ChatGLMTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: a file that is no SentencePiece model"):
+        ChatGLMTokenizer.from_pretrained(tmp_path)
+    text = iter(["sop eop a b c d e f"] * 9)
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=text, model_writer=file, vocab_size=15, user_defined_symbols="sop", minloglevel=2
+        )
+    with pytest.raises(CheckpointError, match="a vocabulary that begins with"):
+        ChatGLMTokenizer.from_pretrained(tmp_path)
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(DataError, match="lone surrogate"):
+        TOKENIZER.encode("绵卷\ud83d")
