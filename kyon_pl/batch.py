@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -71,3 +72,19 @@ class PromptBatch:
     prompts: list[str]
     references: list[str]
     row_numbers: list[int]
+
+
+@runtime_checkable
+class Workload(Protocol):
+    """What training needs to know of the data before the first batch; `DialogueDataModule` knows it after its `setup`.
+
+    Attributes:
+        steps_per_epoch: optimizer steps of one epoch, the same in every epoch.
+        tokens_per_epoch: real tokens of one epoch, over all ranks.
+    """
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def tokens_per_epoch(self) -> int: ...

@@ -17,7 +17,7 @@ class KyonError(Exception):
     """
 
     def __init__(self, where: str, found: str, fix: str) -> None:
-        super().__init__(f"{where}: {found}. {fix}")
+        super().__init__(where, found, fix)
         self.where = where
         self.found = found
         self.fix = fix
@@ -27,7 +27,8 @@ class KyonError(Exception):
         return type(self), (self.where, self.found, self.fix)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.found}. {self.fix}"
+        end = "" if self.fix.endswith((".", "?", "!")) else "."
+        return f"{self.where}: {self.found.rstrip('.')}. {self.fix}{end}"
 
 
 class SettingError(KyonError, ValueError):

@@ -1,0 +1,81 @@
+"""The numbers of a training step: loss, rate, gradient norm, throughput, padding, memory."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kyon_pl.batch import Batch
+from kyon_pl.training.module import ChatGLM2LoRA
+
+
+class StepMetrics(Callback):
+    """Logs every `trainer.log_every_n_steps` optimizer steps, over all steps since the last time.
+
+    `train/loss` is the mean over those steps of the loss that the optimizer saw, over all ranks. Tokens are real ones; padding is
+    counted in `train/padding_share` alone. Time spent in validation and in checkpoints does not count. The device is waited
+    for once a log entry, never in between, and the ranks exchange one small tensor.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the first window."""
+        self._restart(pl_module)
+
+    def _restart(self, pl_module: LightningModule) -> None:
+        self.loss_sum = torch.zeros((), device=pl_module.device)
+        self.micro_batches = self.tokens = self.trained_tokens = self.rows = self.slots = self.steps = 0
+        self.started_s = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self.validation_started_s = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock again; the sanity check runs before the first window."""
+        if not trainer.sanity_checking and trainer.training is False and trainer.state.fn == "fit":
+            self.started_s += time.perf_counter() - self.validation_started_s
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count this micro-batch; at a due optimizer step, log."""
+        self.loss_sum += outputs["loss"]
+        self.tokens += batch.tokens
+        self.trained_tokens += batch.trained_tokens
+        self.rows += len(batch.row_numbers)
+        self.slots += batch.input_ids.numel()
+        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if not whole_step:
+            return
+        self.steps += 1
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log(trainer, pl_module)
+            self._restart(pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ChatGLM2LoRA)
+        counts = torch.tensor([self.tokens, self.trained_tokens, self.rows, self.slots], dtype=torch.float64)
+        summed = torch.cat([self.loss_sum.double().view(1), counts.to(self.loss_sum.device)])
+        summed = trainer.strategy.reduce(summed, reduce_op="sum")
+        loss, tokens, trained_tokens, rows, slots = summed.tolist()
+        elapsed_s = time.perf_counter() - self.started_s
+        values = {
+            "train/loss": loss / (self.steps * trainer.accumulate_grad_batches * trainer.world_size),
+            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/tokens_per_s": tokens / elapsed_s,
+            "train/trained_tokens_per_s": trained_tokens / elapsed_s,
+            "train/rows_per_s": rows / elapsed_s,
+            "train/padding_share": 1 - tokens / slots,
+            "train/epoch": trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches,
+        }
+        if pl_module.grad_norm is not None:
+            values["train/grad_norm"] = pl_module.grad_norm.item()
+        if pl_module.device.type == "cuda":
+            values["train/peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        shown = {"loss": values["train/loss"], "tokens/s": values["train/tokens_per_s"]}
+        pl_module.log_dict(shown, prog_bar=True, logger=False)

@@ -1,0 +1,264 @@
+"""The LightningModule: ChatGLM2 in LoRA, trained with the model's own loss."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from peft import LoraConfig, PeftModel
+from torchmetrics import MeanMetric
+
+from kyon_pl.batch import Batch, PromptBatch, Workload
+from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLMTokenizer
+from kyon_pl.chatglm2.attention import choose_attention
+from kyon_pl.chatglm2.checkpoint import load_base, random_base
+from kyon_pl.chatglm2.generation import generate_replies
+from kyon_pl.errors import CheckpointError, SettingError
+from kyon_pl.hub import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, fetch_config, fetch_model
+from kyon_pl.lora import attach_lora, frozen_dtype, load_adapter, reference_lora, trainable_names, write_adapter
+from kyon_pl.training.schedule import LinearDecay, ScheduleCallable
+
+log = logging.getLogger(__name__)
+
+
+class ChatGLM2LoRA(LightningModule):
+    """ChatGLM2 with its weights frozen in the compute precision and a float32 LoRA adapter that is trained.
+
+    Args:
+        base: Hub id or folder of a model in the published ChatGLM2 layout; or `random`: weights of the right shape and no
+            meaning, for benchmarks and tests.
+        revision: branch, tag or commit of `base` on the Hub.
+        random_config: with `base: random`, a `config.json` or its folder that gives the shape; unset, the shape of 6B.
+        lora: PEFT's own LoRA settings; unset, r=16, alpha=32, dropout 0.05 on `query_key_value`.
+        adapter: Hub id or folder of a PEFT adapter to start from; its own settings then take the place of `lora`.
+        gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: a third more
+            work, a fraction of the memory.
+        attention: `auto` takes the fastest that fits device, precision and batches, and says which and why at the start.
+        loss_normalization: `tokens`: the loss of an optimizer step is the mean over its trained tokens, however they are cut
+            into batches, accumulation and processes. `batch`: the mean of the micro-batches' means, as the original has it.
+        optimizer: made from the trained parameters.
+        schedule: made from the optimizer and the number of optimizer steps of the run; it moves once an optimizer step.
+        max_new_tokens: the longest reply that `predict` generates, in tokens.
+    """
+
+    def __init__(
+        self,
+        base: str = "THUDM/chatglm2-6b",
+        revision: str | None = None,
+        random_config: str | None = None,
+        lora: LoraConfig | None = None,
+        adapter: str | None = None,
+        gradient_checkpointing: bool = True,
+        attention: Literal["auto", "varlen", "sdpa", "eager"] = "auto",
+        loss_normalization: Literal["tokens", "batch"] = "tokens",
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0),
+        schedule: ScheduleCallable = LinearDecay,
+        max_new_tokens: int = 256,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.revision = revision
+        self.random_config = random_config
+        self.lora = lora or reference_lora()
+        self.adapter = adapter
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attention = attention
+        self.loss_normalization = loss_normalization
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        self.max_new_tokens = max_new_tokens
+        self.model: PeftModel | None = None
+        self.tokenizer: ChatGLMTokenizer | None = None
+        self.grad_norm: torch.Tensor | None = None
+        self.val_loss = MeanMetric()
+        self.test_loss = MeanMetric()
+        # a checkpoint holds the trained weights only; on_load_checkpoint compares the names itself
+        self.strict_loading = False
+
+    @property
+    def base_config(self) -> ChatGLM2Config:
+        """The shape of the base; from the Hub this fetches its config.json, one kilobyte."""
+        if self.base == "random":
+            return ChatGLM2Config.from_pretrained(self.random_config) if self.random_config else ChatGLM2Config()
+        return ChatGLM2Config.from_pretrained(fetch_config(self.base, self.revision).parent)
+
+    def prepare_data(self) -> None:
+        """Download the base once a machine."""
+        if self.base != "random":
+            fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
+
+    def configure_model(self) -> None:
+        """Load the base onto this rank's device in the compute precision and attach the adapter.
+
+        Raises:
+            SettingError: a precision or LoRA settings that do not fit (`frozen_dtype`, `attach_lora`).
+            CheckpointError: base weights that do not fit the model.
+            MissingFileError: no such base.
+        """
+        if self.model is not None:
+            return
+        device = self.trainer.strategy.root_device
+        dtype = frozen_dtype(str(self.trainer.precision))
+        attention, reason = choose_attention(self.attention, device, dtype)
+        log.info("attention: %s (%s)", attention, reason)
+        log.info("base: %s in %s on %s", self.base, str(dtype).removeprefix("torch."), device)
+        if self.base == "random":
+            base = random_base(self.base_config, dtype=dtype, device=device, attn_implementation=attention)
+        else:
+            folder = fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
+            base = load_base(folder, dtype=dtype, device=device, attn_implementation=attention)
+            if (folder / "tokenizer.model").is_file():
+                self.tokenizer = ChatGLMTokenizer.from_pretrained(folder)
+        if self.adapter:
+            folder = fetch_model(self.adapter, None, patterns=ADAPTER_FILES)
+            self.model = load_adapter(base, folder, self.base)
+        else:
+            self.model = attach_lora(base, self.lora, self.base)
+        if self.gradient_checkpointing:
+            # after attach_lora: PEFT would otherwise make the embedding's output ask for a gradient, which only the
+            # reentrant kind needs
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        log.info("LoRA: %s trained parameters, %.1f MB in float32", f"{trained:,}", trained * 4 / 1e6)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The injected optimizer over the trained parameters, and the injected schedule over the whole run.
+
+        Raises:
+            SettingError: a fused optimizer together with 16-mixed and gradient clipping, which Lightning cannot do.
+        """
+        assert self.model is not None
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        assert all(parameter.dtype == torch.float32 for parameter in parameters)
+        optimizer = self.make_optimizer(parameters)
+        if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val and optimizer.defaults.get("fused"):
+            raise SettingError(
+                where="model.optimizer.init_args.fused",
+                found="a fused optimizer unscales 16-mixed gradients itself and so cannot be combined with gradient clipping",
+                fix="Remove `fused`, or set trainer.precision to bf16-mixed, or trainer.gradient_clip_val to null",
+            )
+        schedule = self.make_schedule(optimizer, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        The data module knows them from its plan. Lightning's own estimate would start the loader's workers, before a resumed
+        run's position is known.
+        """
+        trainer = self.trainer
+        workload = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(workload, Workload):
+            return int(trainer.estimated_stepping_batches)
+        by_epochs = workload.steps_per_epoch * trainer.max_epochs if (trainer.max_epochs or -1) > 0 else math.inf
+        by_steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
+        return int(min(by_epochs, by_steps))
+
+    def loss(self, batch: Batch, num_items_in_batch: float | None) -> torch.Tensor:
+        """The model's own loss at the trained positions of a batch, float32, no dimensions."""
+        assert self.model is not None
+        output = self.model(**batch.model_inputs(), use_cache=False, skip_logits=True, num_items_in_batch=num_items_in_batch)
+        loss: torch.Tensor = output.loss
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The model's loss over this micro-batch, scaled so that accumulation and ranks sum to the mean over the step's tokens.
+
+        Lightning divides by the number of accumulated micro-batches and averages gradients over ranks; dividing the sum by
+        this share of the step's trained tokens makes both disappear.
+        """
+        if self.loss_normalization == "batch":
+            return self.loss(batch, None)
+        share = batch.step_trained_tokens / (self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        return self.loss(batch, share)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the gradient norm of the steps that are logged; it is taken before clipping, after unscaling."""
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add this batch's loss, weighted by its trained tokens."""
+        self.val_loss.update(self.loss(batch, max(1, batch.trained_tokens)), weight=batch.trained_tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over all trained tokens of all ranks, and its exponential."""
+        self._log_mean("val", self.val_loss)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As `validation_step`."""
+        self.test_loss.update(self.loss(batch, max(1, batch.trained_tokens)), weight=batch.trained_tokens)
+
+    def on_test_epoch_end(self) -> None:
+        """As `on_validation_epoch_end`."""
+        self._log_mean("test", self.test_loss)
+
+    def _log_mean(self, stage: str, metric: MeanMetric) -> None:
+        mean = metric.compute()  # torchmetrics sums over the ranks
+        metric.reset()
+        self.log_dict({f"{stage}/loss": mean, f"{stage}/perplexity": mean.exp()}, prog_bar=True, rank_zero_only=False)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Greedy replies to a batch of prompts.
+
+        Returns:
+            One object a prompt: `row` (its number), `prompt`, `reply`, `reference` (the row's target) and `stopped` (it ended by
+            itself and not at `max_new_tokens`).
+
+        Raises:
+            SettingError: no tokenizer, because the base is random.
+        """
+        if self.model is None or self.tokenizer is None:
+            raise SettingError("model.base", "a random base has no tokenizer to read replies with", "Name a real base")
+        replies = generate_replies(self.model, batch.input_ids, max_new_tokens=self.max_new_tokens)
+        texts = [self.tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in replies]
+        return [
+            {"row": row, "prompt": prompt, "reply": text, "reference": reference, "stopped": reply.stopped}
+            for row, prompt, text, reference, reply in zip(
+                batch.row_numbers, batch.prompts, texts, batch.references, replies, strict=True
+            )
+        ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained; the base is 12 GB that every user has already."""
+        trained = trainable_names(self)
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the checkpoint's trained weights with the model's, name by name.
+
+        Raises:
+            CheckpointError: a weight that one of them has and the other has not, or that has another shape.
+        """
+        saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(value.shape) for name, value in self.named_parameters() if value.requires_grad}
+        if saved == wanted:
+            return
+        name = min(set(saved.items()) ^ set(wanted.items()))[0]
+        raise CheckpointError(
+            where=f"checkpoint weight {name}",
+            found=f"the checkpoint has {saved.get(name, 'no such weight')} where this model has {wanted.get(name, 'none')}",
+            fix="Use the `model.lora` settings and the base that the checkpoint was made with; they stand in the config.yaml "
+            "of its run",
+        )
+
+    def write_adapter(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+        """Write the adapter of a checkpoint's `state_dict` as a PEFT folder, with the tokenizer's files.
+
+        Args:
+            state: the trained tensors under this module's names.
+            folder: where to.
+        """
+        assert self.model is not None
+        write_adapter(self.model, {name.removeprefix("model."): value for name, value in state.items()}, folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)

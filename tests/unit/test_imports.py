@@ -1,0 +1,77 @@
+"""Who may import whom, as data; and what answers without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "kyon_pl"
+
+# a part of the package -> what it never imports
+FORBIDDEN = {
+    "errors": ["kyon_pl.", "torch", "lightning", "transformers"],
+    "data": ["kyon_pl.chatglm2.modeling", "kyon_pl.lora", "kyon_pl.training", "kyon_pl.chat."],
+    "chatglm2": ["lightning", "kyon_pl.data", "kyon_pl.lora", "kyon_pl.training"],
+    "lora": ["lightning", "kyon_pl.data", "kyon_pl.training"],
+    "training": ["kyon_pl.data", "kyon_pl.chat."],
+    "chat": ["lightning", "kyon_pl.training"],
+}
+
+
+def imported_names(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+def violations(part: str, files: list[Path]) -> list[str]:
+    return [
+        f"{file.relative_to(PACKAGE)} imports {name}"
+        for file in files
+        for name in sorted(imported_names(file))
+        for forbidden in FORBIDDEN[part]
+        if f"{name}.".startswith(forbidden if forbidden.endswith(".") else f"{forbidden}.")
+    ]
+
+
+def files_of(part: str) -> list[Path]:
+    return [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else sorted((PACKAGE / part).rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_parts_import_only_what_they_may(part: str) -> None:
+    assert violations(part, files_of(part)) == []
+
+
+def test_the_check_sees_a_violation(tmp_path: Path) -> None:
+    file = PACKAGE / "errors.py"
+    assert "kyon_pl." in FORBIDDEN["errors"]
+    assert violations("lora", [PACKAGE / "run.py"])
+    assert not violations("errors", [file])
+
+
+@pytest.mark.parametrize("words", [["-m", "kyon_pl", "--help"], ["-c", "import kyon_pl"]])
+def test_answers_at_once(words: list[str]) -> None:
+    """Under 0.7 s, best of three, since machines are shared; and torch is the reason it would not be."""
+    seconds = []
+    for _ in range(3):
+        started_s = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started_s)
+    assert min(seconds) < 0.7
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, kyon_pl.cli as c; c.main(['--help']); print('torch' in sys.modules, 'lightning' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.splitlines()[-1] == "False False"
