@@ -2,7 +2,8 @@
 
     python benchmarks/reference_run.py --gib 14 --steps 30 -- --trainer.precision bf16-mixed
 
-Prints one row of a table: tokens/s and rows/s as medians over the logged steps after warm-up, peak memory, non-finite losses.
+Prints one row of a table: tokens/s and rows/s as medians over the logged steps after warm-up, peak memory,
+non-finite losses.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ def run(gib: float | None, steps: int, options: list[str]) -> None:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total)
         words = ["fit", "--config", str(ROOT / "configs/lora.yaml"), "--model.base", "random"]
-        words += ["--data.source", str(rows_file), "--trainer.max_steps", str(steps), "--trainer.log_every_n_steps", "1"]
+        words += [
+            "--data.source",
+            str(rows_file),
+            "--trainer.max_steps",
+            str(steps),
+            "--trainer.log_every_n_steps",
+            "1",
+        ]
         words += ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", folder]
         words += ["--trainer.limit_val_batches", "4", *options]
         main(words)

@@ -1,7 +1,7 @@
 """Fine-tune ChatGLM2-6B into a character.
 
-The public names are imported on first use, so that `import kyon_pl` costs nothing; touching one also registers ChatGLM2 with
-transformers' Auto classes.
+The public names are imported on first use, so that `import kyon_pl` costs nothing; touching one also registers
+ChatGLM2 with transformers' Auto classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from kyon_pl.training import ChatGLM2LoRA
 
 __version__ = "0.1.0"
-__all__ = ["ChatGLM2Config", "ChatGLM2ForCausalLM", "ChatGLM2LoRA", "ChatGLMTokenizer", "DialogueDataModule", "__version__"]
+__all__ = [
+    "ChatGLM2Config",
+    "ChatGLM2ForCausalLM",
+    "ChatGLM2LoRA",
+    "ChatGLMTokenizer",
+    "DialogueDataModule",
+    "__version__",
+]
 
 _HOME = {
     "ChatGLM2Config": "kyon_pl.chatglm2",

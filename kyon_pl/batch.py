@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,15 +18,16 @@ class Batch:
         labels: (R, T), the id at each trained position and -100 elsewhere, not shifted: the model shifts.
         attention_mask: (R, T), 1 at real tokens; None if packed, or where the original's collator makes none.
         position_ids: (R, T), restarting at each packed row; None if not packed.
-        row_numbers: the places of the rows in the data set, in batch order; empty in a batch that only fills a rank's turn.
+        row_numbers: the places of the rows in the data set, in batch order; empty in a batch that only fills a
+            rank's turn.
         tokens: real tokens, padding not counted.
         trained_tokens: labels other than -100.
         step_trained_tokens: trained tokens of the whole optimizer step that this batch is part of, over all ranks and
             accumulated micro-batches.
-        trained_positions: (K,), the places in the flattened (R * T) of the hidden states that predict a label, found on the CPU
+        trained_positions: (K,), the places in the flattened (R * T) of the hidden states that predict a label, found here
             so that the device need not be waited for.
         cu_seqlens: (S + 1,), int32, where each packed row begins and where the last ends; None if not packed.
-        max_seqlen: tokens of the longest packed row.
+        max_seqlen: no packed row is longer, in tokens; the same number for all batches.
     """
 
     input_ids: torch.Tensor
@@ -42,19 +44,24 @@ class Batch:
 
     def model_inputs(self) -> dict[str, torch.Tensor | int]:
         """What `ChatGLM2ForCausalLM.forward` takes of this batch."""
-        names = ("input_ids", "labels", "attention_mask", "position_ids", "trained_positions", "cu_seqlens", "max_seqlen")
+        names = (
+            "input_ids",
+            "labels",
+            "attention_mask",
+            "position_ids",
+            "trained_positions",
+            "cu_seqlens",
+            "max_seqlen",
+        )
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; torch's loader calls this."""
-        return replace(
-            self,
-            **{
-                field.name: value.pin_memory()
-                for field in fields(self)
-                if isinstance(value := getattr(self, field.name), torch.Tensor)
-            },
-        )
+        pinned = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(pinned, name, value.pin_memory())
+        return pinned
 
 
 @dataclass
@@ -84,7 +91,9 @@ class Workload(Protocol):
     """
 
     @property
-    def steps_per_epoch(self) -> int: ...
+    def steps_per_epoch(self) -> int:
+        """See the class."""
 
     @property
-    def tokens_per_epoch(self) -> int: ...
+    def tokens_per_epoch(self) -> int:
+        """See the class."""

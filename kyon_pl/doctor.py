@@ -11,7 +11,8 @@ from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.errors import MachineError
 from kyon_pl.lora import frozen_dtype
 
-# what a run needs beside the frozen weights: adapter, optimizer, activations of one short checkpointed batch, CUDA's context
+# what a run needs beside the frozen weights: adapter, optimizer, activations of one short checkpointed batch, CUDA's
+# context
 WORKING_BYTES = 1.5 * 2**30
 # above this many parameters a step on a CPU takes minutes
 CPU_PARAMETERS = 1_000_000_000

@@ -1,7 +1,7 @@
 """The errors that a person at the keyboard can cause: where, what was found, what to do.
 
-The command line prints such an error as one paragraph, without a traceback, and exits with status 2. Each kind also derives
-from the built-in exception that a caller of the Python API would expect.
+The command line prints such an error as one paragraph, without a traceback, and exits with status 2. Each kind also
+derives from the built-in exception that a caller of the Python API would expect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""fit, validate, test and predict: LightningCLI with this project's two classes, its checks before and its words after."""
+"""fit, validate, test and predict: LightningCLI with this project's two classes, its checks before and its words
+after.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
 from kyon_pl.errors import MissingFileError, SettingError
 from kyon_pl.training import ChatGLM2LoRA
-from kyon_pl.training.callbacks import ReplyWriter, RunEstimate, StepCheckpoint, StepMetrics
+from kyon_pl.training.callbacks import Progress, ReplyWriter, RunEstimate, StepCheckpoint, StepMetrics
 from kyon_pl.training.checkpoint_io import AdapterCheckpointIO
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,6 @@ class KyonCLI(LightningCLI):
             args=args,
             seed_everything_default=2023,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [RunEstimate(), StepMetrics()]},
             parser_kwargs={"exit_on_error": False},
         )
 
@@ -66,8 +67,13 @@ class KyonCLI(LightningCLI):
         writer = AdapterCheckpointIO(self.model.write_adapter, config)
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
+        callbacks = [RunEstimate(), StepMetrics(), *(self._get(self.config_init, "trainer.callbacks") or [])]
+        if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
+            callbacks.append(Progress())
         # batches are planned over ranks already; Lightning's own sampler would deal them out a second time
-        return super().instantiate_trainer(**kwargs, plugins=[*plugins, writer], use_distributed_sampler=False)
+        return super().instantiate_trainer(
+            **kwargs, callbacks=callbacks, plugins=[*plugins, writer], use_distributed_sampler=False
+        )
 
     def before_fit(self) -> None:
         """Refuse what cannot work here while nothing large has been downloaded.
@@ -84,7 +90,9 @@ class KyonCLI(LightningCLI):
                 found=f"there is no file '{settings.ckpt_path}'",
                 fix="Checkpoints lie in lightning_logs/version_N/checkpoints",
             )
-        check_run(self.model.base_config, str(settings.trainer.precision or "32-true"), self.trainer.strategy.root_device)
+        check_run(
+            self.model.base_config, str(settings.trainer.precision or "32-true"), self.trainer.strategy.root_device
+        )
 
     before_validate = before_test = before_predict = before_fit
 
@@ -94,40 +102,51 @@ class KyonCLI(LightningCLI):
             self._say_where()
 
     def _say_where(self) -> None:
-        folder = Path(str(self.trainer.log_dir or self.trainer.default_root_dir))
-        last = [path for c in self.trainer.checkpoint_callbacks if isinstance(c, StepCheckpoint) for path in c.saved]
-        best = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+        run = from_here(self.trainer.log_dir or self.trainer.default_root_dir)
+        callbacks = self.trainer.checkpoint_callbacks
+        best = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+        last = [path for c in callbacks if isinstance(c, StepCheckpoint) for path in c.saved]
         for callback in best:
-            score = callback.best_model_score
-            log.info("best adapter: %s (%s %.4f)", adapter_folder(callback.best_model_path), callback.monitor, score)
+            folder = from_here(callback.best_model_path).with_suffix("")
+            log.info("best adapter: %s (%s %.4f)", folder, callback.monitor, callback.best_model_score)
         for path in last[-1:]:
-            log.info("last adapter: %s", adapter_folder(path))
-        log.info("curves: tensorboard --logdir %s", folder.parent)
+            log.info("last adapter: %s", from_here(path).with_suffix(""))
+        log.info("curves: tensorboard --logdir %s", run.parent)
         for path in ([callback.best_model_path for callback in best] + last)[:1]:
-            shown = Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path
-            log.info("next: kyon-pl predict --config %s --ckpt_path %s", folder / "config.yaml", shown)
+            log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(path))
 
 
-def adapter_folder(checkpoint: str) -> Path:
-    """The PEFT folder beside a checkpoint file, as it is best typed from here."""
-    folder = Path(checkpoint).with_suffix("")
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+def from_here(path: str | Path) -> Path:
+    """A path as it is best typed in this folder."""
+    path = Path(path).absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def explain(error: argparse.ArgumentError) -> SettingError:
     """One paragraph out of the parser's report."""
     text = str(error)
     where = key[1] if (key := re.search(r'Parser key "([^"]+)"', text)) else "command line"
-    if unknown := re.search(r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'|unrecognized arguments: (\S+)", text):
+    if unknown := re.search(
+        r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'|unrecognized arguments: (\S+)", text
+    ):
         name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
         full = f"{where}.{name}" if key else name
         return SettingError(full, "there is no such setting", suggestion(full))
     lines = [line.strip(" -") for line in text.splitlines()]
-    boring = ("Parser key", "Does not validate", "Subtypes", "Errors:", "Given value type", "Problem with given class_path")
+    boring = (
+        "Parser key",
+        "Does not validate",
+        "Subtypes",
+        "Errors:",
+        "Given value type",
+        "Problem with given class_path",
+    )
     said = [line for line in lines if line and not line.startswith(boring) and "NoneType" not in line]
     found = "; ".join(said) if said else text
     if where == "config" or "File does not exist" in text:
-        return SettingError("--config", text.split(": ", 1)[-1].rstrip("."), "Give the path of a YAML file, such as configs/lora.yaml")
+        return SettingError(
+            "--config", text.split(": ", 1)[-1].rstrip("."), "Give the path of a YAML file, such as configs/lora.yaml"
+        )
     return SettingError(where, found.rstrip("."), "kyon-pl fit --help explains every setting")
 
 

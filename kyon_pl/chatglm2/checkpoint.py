@@ -67,13 +67,16 @@ def random_base(
     Args:
         config: the shape.
         dtype: of all weights.
-        device: where to; torch's generator of that device decides the weights.
+        device: where to.
         attn_implementation: `varlen`, `sdpa` or `eager`.
 
     Returns:
-        The model, in evaluation mode: normal weights of standard deviation 0.02, norms of one, biases of zero.
+        The model, in evaluation mode: normal weights of standard deviation 0.02, norms of one, biases of zero. They are
+        the same every time on one kind of device, so that an adapter made on them can be used again.
     """
-    with device:
+    devices = [device] if device.type == "cuda" else []
+    with device, torch.random.fork_rng(devices):
+        torch.manual_seed(0)
         model: ChatGLM2ForCausalLM = ChatGLM2ForCausalLM._from_config(
             config, dtype=dtype, attn_implementation=attn_implementation
         )

@@ -27,12 +27,13 @@ def attach_lora(base: PreTrainedModel, config: LoraConfig, base_name: str) -> Pe
         base_name: what an adapter made here names as its base (a Hub id or a folder).
 
     Raises:
-        SettingError: LoRA settings that train base weights (`bias`, `modules_to_save`) or that fit no layer of the model.
+        SettingError: LoRA settings that train base weights (`bias`, `modules_to_save`) or that fit no layer of the
+            model.
     """
     if config.bias != "none" or config.modules_to_save:
         raise SettingError(
             where="model.lora",
-            found=f"bias={config.bias!r} and modules_to_save={config.modules_to_save!r} would train frozen base weights",
+            found=f"bias={config.bias!r}, modules_to_save={config.modules_to_save!r}: that would train base weights",
             fix="Leave bias at 'none' and modules_to_save unset; target_modules may name more layers instead",
         )
     config.task_type = TaskType.CAUSAL_LM

@@ -28,8 +28,8 @@ def frozen_dtype(precision: str) -> torch.dtype:
     if precision not in _FROZEN_DTYPE:
         raise SettingError(
             where="trainer.precision",
-            found=f"'{precision}' would not keep the trained weights in float32, and their small updates would be rounded away",
-            fix="Use 16-mixed, bf16-mixed (Ampere or newer) or 32-true; the frozen weights are in half precision under the "
-            "mixed ones anyway",
+            found=f"'{precision}' would not keep the trained weights in float32, and rounds their small updates away",
+            fix="Use 16-mixed, bf16-mixed (Ampere or newer) or 32-true; under the mixed ones the frozen weights are in "
+            "half precision anyway",
         )
     return _FROZEN_DTYPE[precision]

@@ -6,17 +6,21 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from kyon_pl.errors import CheckpointError
+
 
 class AdapterCheckpointIO(TorchCheckpointIO):
-    """Writes `NAME.ckpt` and, beside it, the folder `NAME` with the PEFT adapter, the tokenizer's files and `config.yaml`.
+    """Writes `NAME.ckpt` and, beside it, the folder `NAME` with the PEFT adapter, the tokenizer's files and
+    `config.yaml`.
 
-    Lightning's own writing goes through a temporary folder that may lie on another file system, and a kill during that copy
-    leaves an empty file; here the file is written beside its place, synced and renamed.
+    Lightning's own writing goes through a temporary folder that may lie on another file system, and a kill during
+    that copy leaves an empty file; here the file is written beside its place, synced and renamed.
 
     Args:
         write_adapter: writes the adapter in a checkpoint's `state_dict` into a folder.
@@ -54,6 +58,32 @@ class AdapterCheckpointIO(TorchCheckpointIO):
             stream.flush()
             os.fsync(stream.fileno())
         beside.replace(file)
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU: tensors and plain values, never a pickled object.
+
+        Args:
+            path: of the file.
+            map_location: where tensors go; the CPU if None.
+            weights_only: whatever a caller says, nothing else is read.
+
+        Raises:
+            CheckpointError: the file is cut short, or holds something else than tensors and plain values.
+        """
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except (RuntimeError, UnpicklingError, EOFError) as error:
+            raise CheckpointError(
+                where=f"checkpoint {path}",
+                found=f"it cannot be read ({str(error).splitlines()[0]})",
+                fix="Use an older checkpoint of the run; this one may be cut short",
+            ) from error
+        return checkpoint
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a checkpoint file and its adapter folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,17 +33,19 @@ class ChatGLM2LoRA(LightningModule):
     """ChatGLM2 with its weights frozen in the compute precision and a float32 LoRA adapter that is trained.
 
     Args:
-        base: Hub id or folder of a model in the published ChatGLM2 layout; or `random`: weights of the right shape and no
-            meaning, for benchmarks and tests.
+        base: Hub id or folder of a model in the published ChatGLM2 layout; or `demo`, the embedded one; or `random`:
+            weights of the right shape and no meaning, for benchmarks and tests.
         revision: branch, tag or commit of `base` on the Hub.
         random_config: with `base: random`, a `config.json` or its folder that gives the shape; unset, the shape of 6B.
         lora: PEFT's own LoRA settings; unset, r=16, alpha=32, dropout 0.05 on `query_key_value`.
         adapter: Hub id or folder of a PEFT adapter to start from; its own settings then take the place of `lora`.
-        gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: a third more
-            work, a fraction of the memory.
-        attention: `auto` takes the fastest that fits device, precision and batches, and says which and why at the start.
-        loss_normalization: `tokens`: the loss of an optimizer step is the mean over its trained tokens, however they are cut
-            into batches, accumulation and processes. `batch`: the mean of the micro-batches' means, as the original has it.
+        gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: a
+            third more work, a fraction of the memory.
+        attention: `auto` takes the fastest that fits device, precision and batches, and says which and why at the
+            start.
+        loss_normalization: `tokens`: the loss of an optimizer step is the mean over its trained tokens, however they
+            are cut into batches, accumulation and processes. `batch`: the mean of the micro-batches' means, as the
+            original has it.
         optimizer: made from the trained parameters.
         schedule: made from the optimizer and the number of optimizer steps of the run; it moves once an optimizer step.
         max_new_tokens: the longest reply that `predict` generates, in tokens.
@@ -82,7 +85,7 @@ class ChatGLM2LoRA(LightningModule):
         # a checkpoint holds the trained weights only; on_load_checkpoint compares the names itself
         self.strict_loading = False
 
-    @property
+    @cached_property
     def base_config(self) -> ChatGLM2Config:
         """The shape of the base; from the Hub this fetches its config.json, one kilobyte."""
         if self.base == "random":
@@ -124,7 +127,9 @@ class ChatGLM2LoRA(LightningModule):
         if self.gradient_checkpointing:
             # after attach_lora: PEFT would otherwise make the embedding's output ask for a gradient, which only the
             # reentrant kind needs
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        # bases are loaded for evaluation, and Lightning leaves modes alone; layers checkpoint in training mode only
+        self.model.train()
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         log.info("LoRA: %s trained parameters, %.1f MB in float32", f"{trained:,}", trained * 4 / 1e6)
 
@@ -141,7 +146,7 @@ class ChatGLM2LoRA(LightningModule):
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val and optimizer.defaults.get("fused"):
             raise SettingError(
                 where="model.optimizer.init_args.fused",
-                found="a fused optimizer unscales 16-mixed gradients itself and so cannot be combined with gradient clipping",
+                found="a fused optimizer unscales 16-mixed gradients itself, and then they cannot be clipped before",
                 fix="Remove `fused`, or set trainer.precision to bf16-mixed, or trainer.gradient_clip_val to null",
             )
         schedule = self.make_schedule(optimizer, self.total_steps)
@@ -151,29 +156,33 @@ class ChatGLM2LoRA(LightningModule):
     def total_steps(self) -> int:
         """Optimizer steps of the whole run.
 
-        The data module knows them from its plan. Lightning's own estimate would start the loader's workers, before a resumed
-        run's position is known.
+        The data module knows them from its plan. Lightning's own estimate would start the loader's workers, before a
+        resumed run's position is known.
         """
         trainer = self.trainer
         workload = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(workload, Workload):
             return int(trainer.estimated_stepping_batches)
-        by_epochs = workload.steps_per_epoch * trainer.max_epochs if (trainer.max_epochs or -1) > 0 else math.inf
+        epochs = trainer.max_epochs or -1
+        by_epochs = workload.steps_per_epoch * epochs if epochs > 0 else math.inf
         by_steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
         return int(min(by_epochs, by_steps))
 
     def loss(self, batch: Batch, num_items_in_batch: float | None) -> torch.Tensor:
         """The model's own loss at the trained positions of a batch, float32, no dimensions."""
         assert self.model is not None
-        output = self.model(**batch.model_inputs(), use_cache=False, skip_logits=True, num_items_in_batch=num_items_in_batch)
+        output = self.model(
+            **batch.model_inputs(), use_cache=False, skip_logits=True, num_items_in_batch=num_items_in_batch
+        )
         loss: torch.Tensor = output.loss
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """The model's loss over this micro-batch, scaled so that accumulation and ranks sum to the mean over the step's tokens.
+        """The model's loss over this micro-batch, scaled so that accumulation and ranks sum to the mean over the
+        step's tokens.
 
-        Lightning divides by the number of accumulated micro-batches and averages gradients over ranks; dividing the sum by
-        this share of the step's trained tokens makes both disappear.
+        Lightning divides by the number of accumulated micro-batches and averages gradients over ranks; dividing the
+        sum by this share of the step's trained tokens makes both disappear.
         """
         if self.loss_normalization == "batch":
             return self.loss(batch, None)
@@ -182,7 +191,8 @@ class ChatGLM2LoRA(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the gradient norm of the steps that are logged; it is taken before clipping, after unscaling."""
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        every_n_steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.trainer.global_step + 1) % every_n_steps == 0:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(gradients)
 
@@ -211,8 +221,8 @@ class ChatGLM2LoRA(LightningModule):
         """Greedy replies to a batch of prompts.
 
         Returns:
-            One object a prompt: `row` (its number), `prompt`, `reply`, `reference` (the row's target) and `stopped` (it ended by
-            itself and not at `max_new_tokens`).
+            One object a prompt: `row` (its number), `prompt`, `reply`, `reference` (the row's target) and `stopped`
+            (it ended by itself and not at `max_new_tokens`).
 
         Raises:
             SettingError: no tokenizer, because the base is random.
@@ -246,9 +256,8 @@ class ChatGLM2LoRA(LightningModule):
         name = min(set(saved.items()) ^ set(wanted.items()))[0]
         raise CheckpointError(
             where=f"checkpoint weight {name}",
-            found=f"the checkpoint has {saved.get(name, 'no such weight')} where this model has {wanted.get(name, 'none')}",
-            fix="Use the `model.lora` settings and the base that the checkpoint was made with; they stand in the config.yaml "
-            "of its run",
+            found=f"shape {saved.get(name, 'unknown')} in the checkpoint, {wanted.get(name, 'unknown')} in this model",
+            fix="Use the model.lora settings and the base that the checkpoint was made with, from its config.yaml",
         )
 
     def write_adapter(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:

@@ -10,8 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from kyon_pl.errors import SettingError
 
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
-"""Makes a schedule from the optimizer and the number of optimizer steps of the whole run. torch's own schedules whose second
-argument is that number (CosineAnnealingLR, for one) fit as they are."""
+"""Makes a schedule from the optimizer and the number of optimizer steps of the whole run. torch's own schedules
+whose second argument is that number (CosineAnnealingLR, for one) fit as they are."""
 
 
 class LinearDecay(LambdaLR):
@@ -22,8 +22,8 @@ class LinearDecay(LambdaLR):
     Args:
         optimizer: whose learning rate it is.
         total_steps: optimizer steps of the whole run; step `total_steps` would run at rate 0.
-        warmup_steps: optimizer steps before the full rate is reached; step s of them runs at (s + 1) / (warmup_steps + 1) of it, so
-            that no step is spent at rate 0.
+        warmup_steps: optimizer steps before the full rate is reached; step s of them runs at (s + 1) / (warmup_steps
+            + 1) of it, so that no step is spent at rate 0.
 
     Raises:
         SettingError: a negative number of warm-up steps.

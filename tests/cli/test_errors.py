@@ -1,4 +1,6 @@
-"""What a person reads when something is wrong: one paragraph that names place, finding and cure; status 2; no traceback."""
+"""What a person reads when something is wrong: one paragraph that names place, finding and cure; status 2; no
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ BROKEN_ROWS = '{"context": "a###b", "target": "c"}\n{"context": "a###b", "target
 CASES = {
     "no such command": (["fitt"], ["command 'fitt'", "there is no such command", "'fit'"]),
     "misspelt key": ([*DEMO, "--data.sorce", "x"], ["data.sorce", "no such setting", "'data.source'"]),
-    "misspelt key in a file": (["fit", "--config", "{folder}/misspelt.yaml"], ["model.bas", "no such setting", "'model.base'"]),
+    "misspelt key in a file": (
+        ["fit", "--config", "{folder}/misspelt.yaml"],
+        ["model.bas", "no such setting", "'model.base'"],
+    ),
     "misspelt LoRA key": ([*DEMO, "--model.lora.rank", "8"], ["model.lora.rank", "no such setting"]),
     "wrong kind of value": ([*DEMO, "--trainer.max_epochs", "two"], ["trainer.max_epochs", "two", "int"]),
     "word that is no choice": ([*DEMO, "--data.over_length", "cut"], ["data.over_length", "cut", "shrink_context"]),
@@ -34,7 +39,10 @@ CASES = {
     "unknown base": ([*DEMO, "--model.base", "{folder}/nowhere"], ["nowhere", "no such folder"]),
     "folder without a model": ([*DEMO, "--model.base", "{folder}"], ["config.json"]),
     "missing checkpoint": ([*DEMO, "--ckpt_path", "{folder}/none.ckpt"], ["--ckpt_path", "none.ckpt"]),
-    "16-mixed on a CPU": ([*DEMO, "--trainer.precision", "16-mixed"], ["trainer.precision", "16-mixed needs a GPU", "32-true"]),
+    "16-mixed on a CPU": (
+        [*DEMO, "--trainer.precision", "16-mixed"],
+        ["trainer.precision", "16-mixed needs a GPU", "32-true"],
+    ),
     "trained weights in half": ([*DEMO, "--trainer.precision", "16-true"], ["trainer.precision", "16-true", "float32"]),
     "6B on a CPU": ([*DEMO, "--model.base", "random"], ["6.2 billion parameters", "no GPU", "configs/demo.yaml"]),
     "rows longer than a pack": ([*DEMO, "--data.max_tokens", "4096"], ["max_tokens", "4096", "tokens_per_batch"]),

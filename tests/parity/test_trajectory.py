@@ -33,7 +33,13 @@ def golden_run(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> tuple[
     tensors = load_file(tiny / "lora.safetensors")
     init = {name.removeprefix("init."): value for name, value in tensors.items() if name.startswith("init.")}
     save_file(init, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": ["query_key_value"]}
+    settings = {
+        "peft_type": "LORA",
+        "r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.0,
+        "target_modules": ["query_key_value"],
+    }
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in trajectory["rows"]))

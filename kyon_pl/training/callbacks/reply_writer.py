@@ -18,8 +18,8 @@ class ReplyWriter(BasePredictionWriter):
     """Writes one line a prompt, batch by batch, so that an interrupted run keeps what it has generated.
 
     Args:
-        path: the JSONL file; unset, `replies.jsonl` in the run folder. With several processes each writes its own, the rank
-            in its name.
+        path: the JSONL file; unset, `replies.jsonl` in the run folder. With several processes each writes its own,
+            the rank in its name.
     """
 
     def __init__(self, path: str | None = None) -> None:

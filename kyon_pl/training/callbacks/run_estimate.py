@@ -33,21 +33,23 @@ class RunEstimate(Callback):
         # LoRA: forward 2, input gradients 2, and 2 more for the recomputed forward; the frozen weights need no gradient
         flop = (6 if pl_module.gradient_checkpointing else 4) * config.parameter_count * tokens
         flop_per_s = matrix_rate(trainer.strategy.root_device, frozen_dtype(str(trainer.precision)))
+        each = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
         log.info(
-            "estimate: %s optimizer steps, %s tokens on each of %d devices, about %s (at %.0f %% of the %.1f TFLOP/s measured here)",
+            "estimate: %s optimizer steps, %s tokens%s, about %s (%.0f %% of the matrix products measured here, %s)",
             f"{steps:,}",
             f"{tokens:,.0f}",
-            trainer.world_size,
+            each,
             duration(flop / (flop_per_s * USUAL_SHARE)),
             USUAL_SHARE * 100,
-            flop_per_s / 1e12,
+            f"{flop_per_s / 1e12:,.0f} TFLOP/s" if flop_per_s > 1e13 else f"{flop_per_s / 1e9:,.0f} GFLOP/s",
         )
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a square matrix product on this device, measured in a fraction of a second."""
     size = 4096 if device.type == "cuda" else 512
-    a = torch.randn(size, size, device=device, dtype=dtype)
+    own = torch.Generator(device).manual_seed(0)  # the run's random numbers are not to depend on this
+    a = torch.randn(size, size, device=device, dtype=dtype, generator=own)
     for _ in range(2):
         a @ a
     if device.type == "cuda":

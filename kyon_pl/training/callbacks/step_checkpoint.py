@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint
 class StepCheckpoint(Checkpoint):
     """Saves every N optimizer steps and at the end of training, always at a whole optimizer step, and keeps the newest.
 
-    Lightning's ModelCheckpoint with `every_n_train_steps` may save inside an accumulation window after a resume, and does not
-    save at the end; for the best checkpoints by a metric, it is the one to use.
+    Lightning's ModelCheckpoint with `every_n_train_steps` may save inside an accumulation window after a resume, and
+    does not save at the end; for the best checkpoints by a metric, it is the one to use.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
@@ -32,7 +32,11 @@ class StepCheckpoint(Checkpoint):
     ) -> None:
         """Save where a step is due. The epoch's last batch is left to `on_train_epoch_end`, after its validation."""
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole_step and not trainer.is_last_batch and trainer.global_step >= self.last_saved_step + self.every_n_steps:
+        if (
+            whole_step
+            and not trainer.is_last_batch
+            and trainer.global_step >= self.last_saved_step + self.every_n_steps
+        ):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,10 +15,16 @@ from kyon_pl.training.module import ChatGLM2LoRA
 class StepMetrics(Callback):
     """Logs every `trainer.log_every_n_steps` optimizer steps, over all steps since the last time.
 
-    `train/loss` is the mean over those steps of the loss that the optimizer saw, over all ranks. Tokens are real ones; padding is
-    counted in `train/padding_share` alone. Time spent in validation and in checkpoints does not count. The device is waited
-    for once a log entry, never in between, and the ranks exchange one small tensor.
+    `train/loss` is the mean over those steps of the loss that the optimizer saw, over all ranks. Tokens are real
+    ones; padding is counted in `train/padding_share` alone. Time spent in validation and in checkpoints does not
+    count. The device is waited for once a log entry, never in between, and the ranks exchange one small tensor.
+
+    Attributes:
+        shown: what the progress bar shows of the last entry.
     """
+
+    def __init__(self) -> None:
+        self.shown: dict[str, str] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the first window."""
@@ -42,7 +48,7 @@ class StepMetrics(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count this micro-batch; at a due optimizer step, log."""
-        self.loss_sum += outputs["loss"]
+        self.loss_sum += outputs["loss"]  # divided by the accumulation already
         self.tokens += batch.tokens
         self.trained_tokens += batch.trained_tokens
         self.rows += len(batch.row_numbers)
@@ -51,7 +57,8 @@ class StepMetrics(Callback):
         if not whole_step:
             return
         self.steps += 1
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % every_n_steps == 0:
             self._log(trainer, pl_module)
             self._restart(pl_module)
 
@@ -63,7 +70,7 @@ class StepMetrics(Callback):
         loss, tokens, trained_tokens, rows, slots = summed.tolist()
         elapsed_s = time.perf_counter() - self.started_s
         values = {
-            "train/loss": loss / (self.steps * trainer.accumulate_grad_batches * trainer.world_size),
+            "train/loss": loss / (self.steps * trainer.world_size),
             "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "train/tokens_per_s": tokens / elapsed_s,
             "train/trained_tokens_per_s": trained_tokens / elapsed_s,
@@ -77,5 +84,4 @@ class StepMetrics(Callback):
             values["train/peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        shown = {"loss": values["train/loss"], "tokens/s": values["train/tokens_per_s"]}
-        pl_module.log_dict(shown, prog_bar=True, logger=False)
+        self.shown = {"loss": f"{values['train/loss']:.3f}", "tokens/s": f"{values['train/tokens_per_s']:,.0f}"}

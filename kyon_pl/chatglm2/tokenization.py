@@ -1,0 +1,203 @@
+"""ChatGLM2's tokenizer on SentencePiece: the published ids and text for any string, without the published code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+from transformers import AddedToken
+from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+from transformers.utils.generic import PaddingStrategy, TensorType
+
+from kyon_pl.errors import CheckpointError, DataError
+
+# Numbered after the pieces of tokenizer.model, in this order: 64789...64793 in the 6B's.
+SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+
+# The published `build_prompt`: rounds counted from 1 with an empty line between them, and no system role.
+CHAT_TEMPLATE = r"""
+{%- set count = namespace(round=0) -%}
+{%- for message in messages -%}
+{%- if message['role'] != ('assistant' if loop.index0 % 2 else 'user') -%}
+{{- raise_exception('ChatGLM2 has no other roles than user and assistant, in turn, the user first') -}}
+{%- elif message['role'] == 'user' -%}
+{%- set count.round = count.round + 1 -%}
+{{- ('' if loop.first else '\n\n') ~ '[Round ' ~ count.round ~ ']\n\n问：' ~ message['content'] -}}
+{%- else -%}
+{{- '\n\n答：' ~ message['content'] -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '\n\n答：' -}}{%- endif -%}
+""".strip()
+
+
+class ChatGLMTokenizer(SentencePieceBackend):
+    """SentencePiece BPE, and five special tokens that no text can spell.
+
+    Encoding puts `[gMASK] sop` in front. Decoding drops special ids, and ids that only the padded embedding has,
+    whatever `skip_special_tokens` says. Both as published (`tokenization_chatglm.py` of THUDM/chatglm2-6b). A token
+    given to `add_tokens` gets an id, but is not looked for in text either.
+
+    Args:
+        vocab_file: path of `tokenizer.model`.
+        padding_side: `left` suits generation; training pads on the right by itself.
+        chat_template: Jinja text; the published `build_prompt` if None.
+        **kwargs: whatever else stands in `tokenizer_config.json`. `auto_map`, which names the remote code, is dropped.
+
+    Raises:
+        CheckpointError: `tokenizer.model` is missing, is no SentencePiece model, or has another layout.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (transformers' type); position_ids: the model's
+    padding_side = "left"
+
+    def __init__(
+        self,
+        vocab_file: str | None = None,
+        padding_side: str = "left",
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        pieces = _checked_piece_count(vocab_file, where=str(kwargs.get("name_or_path") or vocab_file))
+        self._special_ids = {token: pieces + place for place, token in enumerate(SPECIAL_TOKENS)}
+        kwargs.pop("auto_map", None)
+        kwargs |= {
+            "unk_token": "<unk>",
+            "pad_token": "<unk>",
+            "eos_token": "</s>",
+            "bos_token": None,  # <s> exists, and the published tokenizer never uses it
+            "extra_special_tokens": list(SPECIAL_TOKENS),
+            # by number, because transformers would number them in an order of its own
+            "added_tokens_decoder": {i: AddedToken(token, special=True) for token, i in self._special_ids.items()},
+            "legacy": True,  # keeps the dummy prefix
+        }
+        super().__init__(  # type: ignore[no-untyped-call]
+            vocab_file=vocab_file,
+            padding_side=padding_side,
+            chat_template=CHAT_TEMPLATE if chat_template is None else chat_template,
+            **kwargs,
+        )
+        if {token: self.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS} != self._special_ids:
+            raise AssertionError(f"the special tokens should be {self._special_ids}, not {self.added_tokens_decoder}")
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces and special tokens, as published: 64,794 in the 6B's."""
+        return int(self.sp_model.get_piece_size()) + len(SPECIAL_TOKENS)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `tokenizer.model`: what the ids of any text depend on, wherever the file lies."""
+        return hashlib.sha256(self.sp_model.serialized_model_proto()).hexdigest()
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Pieces of a text. Nothing in it is taken for a special token.
+
+        Raises:
+            DataError: the text holds half of a surrogate pair, which no UTF-8 file can.
+        """
+        try:
+            return list(self.sp_model.encode(text, out_type=str))
+        except (RuntimeError, TypeError, UnicodeEncodeError):  # which one depends on SentencePiece's version
+            raise DataError(
+                where="text to encode", found=f"a lone surrogate in {text!r:.80}", fix="Save the source again as UTF-8."
+            ) from None
+
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
+        """Ids of the pieces. One call into SentencePiece for all of them: twice as fast as transformers' loop."""
+        ids = self.sp_model.piece_to_id(tokens)
+        unknown = ids == 0 if isinstance(ids, int) else 0 in ids
+        return super().convert_tokens_to_ids(tokens) if unknown else ids
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """`[gMASK] sop A`, or for a pair `[gMASK] sop A B </s>`."""
+        prefix = [self._special_ids["[gMASK]"], self._special_ids["sop"]]
+        if token_ids_1 is None:
+            return prefix + token_ids_0
+        return [*prefix, *token_ids_0, *token_ids_1, self.eos_token_id]
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 at each special id, 0 elsewhere."""
+        if not already_has_special_tokens:
+            token_ids_0 = self.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
+        special_ids = set(self.all_special_ids)
+        return [int(i in special_ids) for i in token_ids_0]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Text of the pieces, by SentencePiece itself, special tokens left out."""
+        # an empty piece in their place, as published, so that they still part a run of bytes
+        return str(self.sp_model.decode_pieces(["" if token in _SILENT else token for token in tokens]))
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, str]] | list[list[dict[str, str]]],
+        tools: list[dict[Any, Any] | Callable[..., Any]] | None = None,
+        documents: list[dict[str, str]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        sanitize_control_tokens: bool = False,  # makes no difference: all text is plain text here
+        padding: bool | str | PaddingStrategy = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | TensorType | None = None,
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers', except that the ids begin with `[gMASK] sop`, which no template's text can produce."""
+        text = super().apply_chat_template(
+            conversation,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tokenize=False,
+            return_assistant_tokens_mask=return_assistant_tokens_mask,  # refused there
+            **kwargs,
+        )
+        if not tokenize:
+            return text
+        encoded = self(
+            text,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+            **(tokenizer_kwargs or {}),
+        )
+        return encoded if return_dict else encoded["input_ids"]
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return str(self.sp_model.id_to_piece(index)) if 0 <= index < self.sp_model.get_piece_size() else ""
+
+
+_SILENT = frozenset({"<unk>", "<s>", "</s>", *SPECIAL_TOKENS})
+
+
+def _checked_piece_count(vocab_file: str | None, where: str) -> int:
+    """Number of pieces in the model file, once it is known to be laid out like ChatGLM2's."""
+    fix = "Give a folder or repository that holds ChatGLM2's tokenizer.model."
+    if vocab_file is None or not Path(vocab_file).is_file():
+        raise CheckpointError(where=where, found="no tokenizer.model", fix=fix)
+    try:
+        model = SentencePieceProcessor(model_file=vocab_file)
+    except (RuntimeError, OSError):
+        raise CheckpointError(where=vocab_file, found="a file that is no SentencePiece model", fix=fix) from None
+    layout = [model.id_to_piece(i) for i in range(3)]
+    if layout != ["<unk>", "<s>", "</s>"] or any(model.piece_to_id(token) != 0 for token in SPECIAL_TOKENS):
+        found = f"a vocabulary that begins with {layout}, or holds one of {', '.join(SPECIAL_TOKENS)} as a piece"
+        raise CheckpointError(where=vocab_file, found=found, fix=fix)
+    return int(model.get_piece_size())

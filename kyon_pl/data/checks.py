@@ -1,0 +1,108 @@
+"""What a row must hold to be trained on; why it cannot be, if it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kyon_pl.data.readers import Unreadable
+from kyon_pl.errors import DataError
+
+_QUOTES = re.compile(r"(?:[^:：\n]{0,40}[:：])?[\s「」『』“”‘’\"']*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """The columns that are read.
+
+    Attributes:
+        context: of the prompt.
+        target: of the reply.
+        target_required: False for prompts only, where a target is a reference to compare with.
+    """
+
+    context: str = "context"
+    target: str = "target"
+    target_required: bool = True
+
+
+def check_columns(where: str, names: ColumnNames, found: set[str]) -> None:
+    """Complain at once about a column that is nowhere: a wrong name would otherwise make every row a bad one.
+
+    Args:
+        where: the file or data set.
+        names: the columns that are read.
+        found: all columns that turned up in the first rows; if there are none, the rows themselves are to blame.
+
+    Raises:
+        DataError: a column is missing, and the rows carry no ids either.
+    """
+    missing = {names.context, names.target} - found if names.target_required else {names.context} - found
+    if found and missing and not found >= {"input_ids", "seq_len"}:
+        raise DataError(
+            where,
+            f"no column {min(missing)!r}; the columns are {', '.join(sorted(found))}",
+            "Set data.context_column and data.target_column to the names of the prompt's and the reply's column.",
+        )
+
+
+def check_row(row: Any, names: ColumnNames) -> dict[str, Any]:
+    """A row as it came, reduced to what is used of it.
+
+    Args:
+        row: anything that may stand in the place of a row.
+        names: the columns that are read.
+
+    Returns:
+        `context`, `target`, `input_ids`, `seq_len`; and `problem`: why the row cannot be used, the kind, then `: ` and
+        details, empty if it can. A row that carries ids and their `seq_len` is taken as it is.
+    """
+    checked: dict[str, Any] = {"context": "", "target": None, "input_ids": [], "seq_len": 0, "problem": ""}
+    if isinstance(row, Unreadable):
+        return checked | {"problem": row.problem}
+    if not isinstance(row, Mapping):
+        return checked | {"problem": f"not a row: {_excerpt(row)}"}
+    if row.get("input_ids") is not None and row.get("seq_len") is not None:
+        problem = _ids_problem(row["input_ids"], row["seq_len"])
+        return checked | ({"problem": problem} if problem else {name: row[name] for name in ("input_ids", "seq_len")})
+    problem = _text_problem(row, names.context) or _target_problem(row, names)
+    if problem:
+        return checked | {"problem": problem}
+    return checked | {"context": row[names.context], "target": row.get(names.target)}
+
+
+def _target_problem(row: Mapping[str, Any], names: ColumnNames) -> str:
+    if not names.target_required and row.get(names.target) is None:
+        return ""
+    problem = _text_problem(row, names.target)
+    if not problem and names.target_required and _QUOTES.fullmatch(row[names.target]):
+        return f"nothing said in {names.target!r}: {_excerpt(row[names.target])}"
+    return problem
+
+
+def _text_problem(row: Mapping[str, Any], column: str) -> str:
+    if column not in row:
+        return f"no {column!r}"
+    text = row[column]
+    if text is None:
+        return f"null in {column!r}"
+    if not isinstance(text, str):
+        return f"no text in {column!r}: {_excerpt(text)}"
+    if not text.strip():
+        return f"empty {column!r}"
+    return f"half a character in {column!r}: a lone surrogate" if _SURROGATE.search(text) else ""
+
+
+def _ids_problem(ids: Any, seq_len: Any) -> str:
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+        return f"no list of token ids in 'input_ids': {_excerpt(ids)}"
+    if type(seq_len) is not int or not 0 < seq_len < len(ids):
+        return f"'seq_len' leaves nothing to train: {_excerpt(seq_len)} of {len(ids)} ids"
+    return ""
+
+
+def _excerpt(value: Any) -> str:
+    return f"{str(value)[:40]!r} ({type(value).__name__})"

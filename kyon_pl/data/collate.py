@@ -1,0 +1,177 @@
+"""Rows of ids to the tensors of a batch. Labels go by position; ids are never compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from kyon_pl.batch import Batch
+from kyon_pl.data.batching import MicroBatch
+from kyon_pl.errors import SettingError
+
+LabelBoundary = Literal["target", "seed"]
+Row = Mapping[str, Any]
+"""`input_ids`: ids of context, target and end of sequence; `seq_len`: how many of them are context."""
+
+IGNORED = -100
+_DUMMY_TOKENS = 8
+
+
+def first_label(seq_len: ArrayLike, boundary: LabelBoundary) -> NDArray[np.int64]:
+    """The place in a row of the first label that can be learned; never 0, where nothing stands before it to predict it.
+
+    Args:
+        seq_len: number of context ids, of one row or of many.
+        boundary: `target`: the first id of the target; `seed`: the last of the context, as in the original.
+    """
+    place: NDArray[np.int64] = np.maximum(1, np.asarray(seq_len) - (boundary == "seed"))
+    return place
+
+
+class DialogueCollator:
+    """Pads rows to the longest; the original's `data_collator`.
+
+    Rows come out by length, the longest first, equal ones in their order.
+
+    Args:
+        pad_token_id: fills up on the right.
+        label_boundary: `target` trains the target and makes an `attention_mask`. `seed` is the original's collator
+            exactly: it trains the last token of the context as well, and gives the keys `input_ids` and `labels` only.
+
+    Raises:
+        SettingError: there is no such boundary.
+    """
+
+    def __init__(self, pad_token_id: int = 0, label_boundary: LabelBoundary = "target") -> None:
+        if label_boundary not in get_args(LabelBoundary):
+            found = f"there is no {label_boundary!r}"
+            raise SettingError("data.label_boundary", found, f"Choose one of: {', '.join(get_args(LabelBoundary))}.")
+        self.pad_token_id = pad_token_id
+        self.label_boundary = label_boundary
+
+    def __call__(self, features: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Collate rows.
+
+        Args:
+            features: one or more rows.
+
+        Returns:
+            `input_ids`, `labels` and, unless the boundary is `seed`, `attention_mask`; (rows, longest row) int64.
+        """
+        rows = [features[i] for i in longest_first(features)]
+        shape = len(rows), len(rows[0]["input_ids"])
+        ids, labels = np.full(shape, self.pad_token_id), np.full(shape, IGNORED)
+        for place, row in enumerate(rows):
+            length = len(row["input_ids"])
+            # not `first_label`: the original labels even the very first token, and its model then drops that label
+            start = row["seq_len"] - (self.label_boundary == "seed")
+            ids[place, :length] = row["input_ids"]
+            labels[place, start:length] = row["input_ids"][start:]
+        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        if self.label_boundary == "target":
+            lengths = np.array([len(row["input_ids"]) for row in rows])
+            batch["attention_mask"] = torch.from_numpy((np.arange(shape[1]) < lengths[:, None]).astype(np.int64))
+        return batch
+
+
+def longest_first(rows: Sequence[Row]) -> list[int]:
+    """The places of rows by length, the longest first, equal ones in their order."""
+    return sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
+
+
+@dataclass(frozen=True)
+class PlannedCollator:
+    """Makes the batch of a planned micro-batch; the `collate_fn` of the loaders.
+
+    Attributes:
+        collator: pads, and knows pad id and boundary.
+        tokens_per_batch: T of a packed batch, the same for all, so that compiled kernels fit them all; None pads.
+        longest_row: no packed row is longer than this; None: than `tokens_per_batch`.
+    """
+
+    collator: DialogueCollator
+    tokens_per_batch: int | None = None
+    longest_row: int | None = None
+
+    def __call__(self, planned: tuple[MicroBatch, list[Row]]) -> Batch:
+        """Collate.
+
+        Args:
+            planned: a micro-batch of the plan, with its rows in that order. One without rows only fills a rank's turn:
+                it becomes a batch of pad tokens without a label.
+        """
+        micro_batch, rows = planned
+        if self.tokens_per_batch is not None:
+            return self._pack(micro_batch, rows, self.tokens_per_batch)
+        return self._pad(micro_batch, rows) if rows else self._dummy(micro_batch)
+
+    def _pad(self, micro_batch: MicroBatch, rows: list[Row]) -> Batch:
+        tensors = self.collator(rows)
+        order = longest_first(rows)
+        width = tensors["input_ids"].shape[1]
+        predicting = [self._predicting(rows[place], turn * width) for turn, place in enumerate(order)]
+        return Batch(
+            input_ids=tensors["input_ids"],
+            labels=tensors["labels"],
+            attention_mask=tensors.get("attention_mask"),
+            position_ids=None,
+            row_numbers=tuple(micro_batch.row_numbers[place] for place in order),
+            **self._counts(micro_batch, rows, predicting),
+        )
+
+    def _pack(self, micro_batch: MicroBatch, rows: list[Row], total: int) -> Batch:
+        """Rows one behind the other. What is left over is cut into rows of pads, so that no real row sees one."""
+        longest = min(self.longest_row or total, total)
+        lengths = [len(row["input_ids"]) for row in rows]
+        left = total - sum(lengths)
+        pads = [longest] * (left // longest) + ([left % longest] if left % longest else [])
+        ends = np.cumsum([0, *lengths, *pads])
+        ids, labels = np.full(total, self.collator.pad_token_id), np.full(total, IGNORED)
+        for row, start, end in zip(rows, ends, ends[1:], strict=False):
+            first = int(first_label(row["seq_len"], self.collator.label_boundary))
+            ids[start:end] = row["input_ids"]
+            labels[start + first : end] = row["input_ids"][first:]
+        positions = np.concatenate([np.arange(length) for length in (*lengths, *pads)])
+        predicting = [self._predicting(row, int(start)) for row, start in zip(rows, ends, strict=False)]
+        return Batch(
+            input_ids=torch.from_numpy(ids)[None],
+            labels=torch.from_numpy(labels)[None],
+            attention_mask=None,
+            position_ids=torch.from_numpy(positions)[None],
+            row_numbers=micro_batch.row_numbers,
+            cu_seqlens=torch.from_numpy(ends.astype(np.int32)),
+            max_seqlen=longest,
+            **self._counts(micro_batch, rows, predicting),
+        )
+
+    def _dummy(self, micro_batch: MicroBatch) -> Batch:
+        ids = torch.full((1, _DUMMY_TOKENS), self.collator.pad_token_id)
+        # a mask of zeros would make softmax divide by nothing
+        mask = torch.ones_like(ids) if self.collator.label_boundary == "target" else None
+        return Batch(
+            input_ids=ids,
+            labels=torch.full_like(ids, IGNORED),
+            attention_mask=mask,
+            position_ids=None,
+            row_numbers=(),
+            **self._counts(micro_batch, [], []),
+        )
+
+    def _predicting(self, row: Row, offset: int) -> NDArray[np.int64]:
+        """The places of the hidden states that predict a label of the row, whose first token stands at `offset`."""
+        first = int(first_label(row["seq_len"], self.collator.label_boundary))
+        return offset + np.arange(first - 1, len(row["input_ids"]) - 1)
+
+    def _counts(self, micro_batch: MicroBatch, rows: list[Row], predicting: list[NDArray[np.int64]]) -> dict[str, Any]:
+        positions = np.concatenate([np.arange(0), *predicting])
+        return {
+            "tokens": sum(len(row["input_ids"]) for row in rows),
+            "trained_tokens": len(positions),
+            "step_trained_tokens": micro_batch.step_trained_tokens,
+            "trained_positions": torch.from_numpy(positions),
+        }

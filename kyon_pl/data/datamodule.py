@@ -1,0 +1,333 @@
+"""The DataModule: rows from the Hub or from files, as the batches of fit, validate, test and predict."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from kyon_pl.batch import Batch
+from kyon_pl.data.batching import Batching, BatchPlanner, PlannedBatchSampler
+from kyon_pl.data.checks import ColumnNames
+from kyon_pl.data.collate import DialogueCollator, LabelBoundary, PlannedCollator
+from kyon_pl.data.encode import EncodeSettings, OverLength
+from kyon_pl.data.report import report
+from kyon_pl.data.rows import Prompt, PromptRows, TokenRows, Use, collate_prompts
+from kyon_pl.data.sources import SourceSettings, load_rows
+from kyon_pl.data.split import split_by_question
+from kyon_pl.data.table import BadRows, EncodedTable, encode_rows
+from kyon_pl.errors import DataError, SettingError
+from kyon_pl.hub import TOKENIZER_FILES, fetch_model
+
+if TYPE_CHECKING:
+    from kyon_pl.chatglm2 import ChatGLMTokenizer
+
+PAD_TOKEN_ID = 0
+_USES: dict[str | None, tuple[Use, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("predict",),
+    None: ("train", "validation", "test", "predict"),
+}
+_FALLBACK: dict[Use, Use] = {"predict": "test", "test": "validation", "validation": "train"}
+_MOST_PROCESSES = 16
+
+
+class PlannedLoader(DataLoader[Batch]):
+    """A loader whose position is its batch sampler's: Lightning saves and restores it with a checkpoint."""
+
+    batch_sampler: PlannedBatchSampler  # type: ignore[assignment]  # torch types what it yields as lists
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position; see `PlannedBatchSampler`."""
+        return self.batch_sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position; see `PlannedBatchSampler`."""
+        self.batch_sampler.load_state_dict(state)
+
+
+class DialogueDataModule(LightningDataModule):
+    """Dialogue rows, each a context and the reply to learn.
+
+    Where a source is asked for, it is a Hub data set id; or a JSONL, JSON, CSV or Parquet file, a folder of such files,
+    a glob, or a list of these; or `demo`, the embedded rows. Rows that carry `input_ids` and `seq_len` instead of text
+    are taken as they are.
+
+    Args:
+        source: the rows to train on.
+        name: configuration of `source` on the Hub; of other sources too where they name the same id.
+        revision: branch, tag or commit of `source` on the Hub; of other sources too where they name the same id.
+        split: split of `source` on the Hub, or in a folder whose file names tell splits apart.
+        context_column: name of the column with the prompt: system prompt, memories, history, question, joined by `###`.
+        target_column: name of the column with the reply.
+        validation_source: the rows to validate on; unset, `validation_share` of the rows to train on.
+        validation_split: split of `validation_source`.
+        validation_share: share of the rows, 0 to 1, that is kept from training to validate on, by whole questions, so
+            that none is ever on both sides. 0: no validation.
+        test_source: the rows of `test`; unset, the validation rows.
+        test_split: split of `test_source`, and of `predict_source`.
+        predict_source: the prompts of `predict`, which need no target; unset, the rows of `test`.
+        bad_rows: rows that cannot be used are always counted and the first few shown; `drop` goes on without them,
+            `error` stops.
+        tokenizer: Hub id or folder of ChatGLM2's tokenizer; the command line takes it from `model.base`. Not needed if
+            all rows carry ids.
+        tokenizer_revision: branch, tag or commit of `tokenizer` on the Hub.
+        template: how a context becomes a prompt; `raw`: as it stands.
+        max_tokens: the longest row, in tokens, end of sequence included; null: no limit.
+        over_length: what becomes of longer rows. `shrink_context`: memories and turns go, the oldest first; system
+            prompt, question and target stay whole, and a row where these alone are too long is a bad one. `drop`: a
+            longer row is a bad one. `error`: stop.
+        append_eos: end each target with the end-of-sequence token, so that the model learns to stop.
+        label_boundary: `target` trains target and end of sequence; `seed` trains the last token of the context too, as
+            the original does.
+        batching: `packed`: rows one behind the other up to `tokens_per_batch`, none sees another; `grouped`:
+            `rows_per_batch` rows of like length, padded; `padded`: `rows_per_batch` rows as they come, padded.
+        rows_per_batch: rows of a padded training batch on one device.
+        tokens_per_batch: tokens of a packed training batch on one device.
+        validation_rows_per_batch: rows of a batch on one device in validate, test and predict; padded, by length.
+        shuffle: draw the order of the training rows anew in every epoch; false: as they come.
+        seed: of that order; the command line takes it from `seed_everything`.
+        workers: processes that read batches ahead; 0: the training process reads them.
+        processes: processes that encode rows; unset, one a core, 16 at most.
+        cache_dir: where encoded rows are kept; unset, the cache of `datasets` (HF_DATASETS_CACHE).
+
+    Raises:
+        SettingError: a setting with an impossible value.
+    """
+
+    def __init__(
+        self,
+        source: str | list[str] = "silk-road/Chat_Suzumiya_Fusion",
+        name: str | None = None,
+        revision: str | None = None,
+        split: str = "train",
+        context_column: str = "context",
+        target_column: str = "target",
+        validation_source: str | list[str] | None = None,
+        validation_split: str = "validation",
+        validation_share: float = 0.02,
+        test_source: str | list[str] | None = None,
+        test_split: str = "test",
+        predict_source: str | list[str] | None = None,
+        bad_rows: BadRows = "drop",
+        tokenizer: str | None = None,
+        tokenizer_revision: str | None = None,
+        template: str = "raw",
+        max_tokens: int | None = 2048,
+        over_length: OverLength = "shrink_context",
+        append_eos: bool = True,
+        label_boundary: LabelBoundary = "target",
+        batching: Batching = "packed",
+        rows_per_batch: int = 8,
+        tokens_per_batch: int = 4096,
+        validation_rows_per_batch: int = 8,
+        shuffle: bool = True,
+        seed: int = 2023,
+        workers: int = 2,
+        processes: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        if batching == "packed" and (max_tokens is None or max_tokens > tokens_per_batch):
+            found = f"{max_tokens or 'null'}, but a packed batch has {tokens_per_batch} tokens"
+            raise SettingError("data.max_tokens", found, "Lower it to data.tokens_per_batch or less, or raise that.")
+        if not 0 <= validation_share < 1:
+            raise SettingError("data.validation_share", f"{validation_share} is no share", "Set 0, or up to 1.")
+        self.source = source
+        self.name = name
+        self.revision = revision
+        self.split = split
+        self.context_column = context_column
+        self.target_column = target_column
+        self.validation_source = validation_source
+        self.validation_split = validation_split
+        self.validation_share = validation_share
+        self.test_source = test_source
+        self.test_split = test_split
+        self.predict_source = predict_source
+        self.bad_rows: BadRows = bad_rows
+        self.tokenizer = tokenizer
+        self.tokenizer_revision = tokenizer_revision
+        self.encoding = EncodeSettings(max_tokens, over_length, append_eos, template)
+        self.label_boundary: LabelBoundary = label_boundary
+        self.batching: Batching = batching
+        self.rows_per_batch = rows_per_batch
+        self.tokens_per_batch = tokens_per_batch
+        self.validation_rows_per_batch = validation_rows_per_batch
+        self.shuffle = shuffle
+        self.seed = seed
+        self.workers = workers
+        self.processes = processes or min(os.cpu_count() or 1, _MOST_PROCESSES)
+        self.cache_dir = cache_dir
+        self.collator = DialogueCollator(PAD_TOKEN_ID, label_boundary)
+        self.rows: dict[Use, TokenRows] = {}
+        self.train_sampler: PlannedBatchSampler | None = None
+
+    def prepare_data(self) -> None:
+        """Download and encode, once a machine. Everything ends up in the cache; nothing is kept here.
+
+        Raises:
+            MissingFileError: rows or tokenizer that are not there.
+            DataError: rows that cannot be used and are not to be dropped.
+            SettingError: a setting that does not fit the rows.
+        """
+        for origin in sorted({self._origin(use) for use in self._uses()}):
+            self._table(origin)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Take the rows from the cache, on every rank, plan the training batches and say what there is.
+
+        Args:
+            stage: fit, validate, test or predict; None: all.
+
+        Raises:
+            DataError: no rows to train on, or none for what was asked.
+            KyonError: as `prepare_data`.
+        """
+        uses = _USES[stage]
+        tables = {origin: self._table(origin) for origin in sorted({self._origin(use) for use in uses})}
+        self.rows = {use: self._share(use, tables[self._origin(use)]) for use in uses}
+        for use, rows in self.rows.items():
+            if not len(rows) and use == _USES[stage][0]:
+                fix = f"Set data.{use}_source, or give more rows and a data.validation_share above 0."
+                raise DataError(f"rows to {use}", "there are none", fix)
+        if "train" in self.rows:
+            self.train_sampler = self._make_train_sampler()
+        if self.trainer is None or self.trainer.is_global_zero:
+            report(list(tables.values()), self.rows, self.label_boundary)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of every epoch; known after `setup`, before any loader or model is there."""
+        assert self.train_sampler is not None
+        return self.train_sampler.steps_per_epoch
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Real tokens of an epoch, over all ranks; where `limit_train_batches` cuts it short, as many on average."""
+        assert self.train_sampler is not None
+        return int(self.rows["train"].tokens.sum()) * self.train_sampler.batches_used // len(self.train_sampler)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """This rank's share of the planned batches, from the optimizer step that the trainer has reached."""
+        packed = (self.tokens_per_batch, self.encoding.max_tokens) if self.batching == "packed" else (None, None)
+        collate = PlannedCollator(self.collator, *packed)
+        assert self.train_sampler is not None
+        return self._loader(self.rows["train"], self.train_sampler, collate)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """This rank's share of the validation rows, each row on one rank only; an empty list if there are none."""
+        return self._evaluation_loader(self.rows["validation"])
+
+    def test_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """This rank's share of the test rows, as in validation."""
+        return self._evaluation_loader(self.rows["test"])
+
+    def predict_dataloader(self) -> DataLoader[Prompt]:
+        """This rank's share of the prompts, in their order."""
+        prompts = PromptRows(self.rows["predict"], start=self._rank, step=self._world_size)
+        return DataLoader(
+            prompts, batch_size=self.validation_rows_per_batch, collate_fn=collate_prompts, num_workers=self.workers
+        )
+
+    # where rows come from
+
+    def _uses(self) -> tuple[Use, ...]:
+        return _USES[self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else None]
+
+    def _own_source(self, use: Use) -> str | list[str] | None:
+        sources = {"train": self.source, "validation": self.validation_source, "test": self.test_source}
+        return self.predict_source if use == "predict" else sources[use]
+
+    def _origin(self, use: Use) -> Use:
+        """The use that names the source of these rows: test rows may be validation rows, and these a share of train."""
+        return use if self._own_source(use) is not None else self._origin(_FALLBACK[use])
+
+    def _table(self, origin: Use) -> EncodedTable:
+        source = self._own_source(origin)
+        assert source is not None
+        columns = ColumnNames(self.context_column, self.target_column, target_required=origin != "predict")
+        name, revision = (self.name, self.revision) if source == self.source else (None, None)
+        split = {"train": self.split, "validation": self.validation_split}.get(origin, self.test_split)
+        settings = SourceSettings(source, name, revision, split, columns)
+        rows = load_rows(settings, self.cache_dir, self.processes)
+        tokenizer = load_tokenizer(self.tokenizer, self.tokenizer_revision) if rows.have_text else None
+        table = encode_rows(rows, tokenizer, self.encoding, self.processes)
+        table.check(self.bad_rows)
+        return table
+
+    def _share(self, use: Use, table: EncodedTable) -> TokenRows:
+        if self._origin(use) != "train":
+            return TokenRows(table, table.good)
+        share = 0.0 if self.validation_source else self.validation_share
+        train, validation = split_by_question(table.questions[table.good], share)
+        return TokenRows(table, table.good[train if use == "train" else validation])
+
+    # how they become batches
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def _make_train_sampler(self) -> PlannedBatchSampler:
+        trainer, rows = self.trainer, self.rows["train"]
+        planner = BatchPlanner(
+            row_tokens=rows.tokens,
+            row_trained_tokens=rows.trained_tokens(self.label_boundary),
+            batching=self.batching,
+            rows_per_batch=self.rows_per_batch,
+            tokens_per_batch=self.tokens_per_batch,
+            shuffle=self.shuffle and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
+            seed=self.seed,
+        )
+        return PlannedBatchSampler(
+            planner,
+            rank=self._rank,
+            world_size=self._world_size,
+            accumulate_grad_batches=trainer.accumulate_grad_batches if trainer else 1,
+            limit_batches=trainer.limit_train_batches if trainer else None,
+            position=(lambda: trainer.global_step) if trainer else None,
+        )
+
+    def _evaluation_loader(self, rows: TokenRows) -> DataLoader[Batch] | list[Any]:
+        if not len(rows):
+            return []
+        planner = BatchPlanner(
+            row_tokens=rows.tokens,
+            row_trained_tokens=rows.trained_tokens(self.label_boundary),
+            batching="grouped",
+            rows_per_batch=self.validation_rows_per_batch,
+            shuffle=False,
+        )
+        sampler = PlannedBatchSampler(planner, rank=self._rank, world_size=self._world_size)
+        return self._loader(rows, sampler, PlannedCollator(self.collator))
+
+    def _loader(self, rows: TokenRows, sampler: PlannedBatchSampler, collate: PlannedCollator) -> DataLoader[Batch]:
+        return PlannedLoader(
+            rows,
+            batch_sampler=sampler,  # type: ignore[arg-type]
+            collate_fn=collate,  # type: ignore[arg-type]
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+
+def load_tokenizer(repo_or_folder: str | None, revision: str | None) -> ChatGLMTokenizer | None:
+    """ChatGLM2's tokenizer, of which nothing but its files is downloaded; None for None and for the base `random`."""
+    if repo_or_folder in (None, "random"):
+        return None
+    from kyon_pl.chatglm2 import ChatGLMTokenizer
+
+    folder = fetch_model(str(repo_or_folder), revision, patterns=[*TOKENIZER_FILES])
+    tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
+    assert tokenizer.pad_token_id == PAD_TOKEN_ID != tokenizer.eos_token_id
+    return tokenizer

@@ -1,0 +1,76 @@
+"""Which files a source names."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+
+from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
+
+from kyon_pl.data.readers import READERS
+from kyon_pl.demo import ASSETS
+from kyon_pl.errors import DataError, MissingFileError, SettingError
+
+_ALL_FILES = {"train": ["**"]}  # what `datasets` finds where no name tells splits apart
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
+
+
+def local_files(source: str | list[str], split: str = "train") -> list[Path] | None:
+    """The files that a source names, in order; None if it is a Hub id. `demo` names the embedded rows.
+
+    Raises:
+        MissingFileError: a path or glob that names nothing.
+        DataError: files of kinds that are not read here.
+        SettingError: a folder whose file names tell splits apart, and `split` is not one of them.
+    """
+    if source == "demo":
+        return [ASSETS / ("train.jsonl" if split == "train" else "validation.jsonl")]
+    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not _is_local(source):
+        return None
+    files = [file for path in ([source] if isinstance(source, str) else source) for file in _expand(path, split)]
+    for file in files:
+        if file.suffix.lower() not in READERS:
+            fix = f"Give files that end in {', '.join(READERS)}."
+            raise DataError(str(file), f"files of kind {file.suffix or '(no suffix)'} are not read here", fix)
+    return files
+
+
+def _is_local(source: str) -> bool:
+    """Whether a text that could be a Hub id is a path, or was meant to be one."""
+    return Path(source).exists() or Path(source).suffix.lower() in READERS
+
+
+def _expand(source: str, split: str) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder_files(path, split)
+    if path.exists():
+        return [path]
+    if not glob.has_magic(source):
+        fix = "Check the path, which is relative to the current folder, or give a Hub id (owner/name)."
+        raise MissingFileError(source, "there is no such file or folder", fix)
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (Path's takes no / in front)
+    if not (files := [file for file in found if file.is_file()]):
+        raise MissingFileError(source, "no file matches this pattern", "Check the pattern; ** goes into subfolders.")
+    return files
+
+
+def _folder_files(folder: Path, split: str) -> list[Path]:
+    """All data files, unless names such as train and test tell them apart, by the conventions of `datasets`."""
+    base = str(folder.resolve())
+    try:
+        patterns = sanitize_patterns(get_data_patterns(base))
+    except EmptyDatasetError:
+        patterns = {}
+    splits = DataFilesDict.from_patterns(patterns, base_path=base, allowed_extensions=[*READERS])
+    found = {str(name): [Path(str(file)) for file in files] for name, files in splits.items() if files}
+    if not found:
+        fix = f"Put files there that end in {', '.join(READERS)}."
+        raise MissingFileError(str(folder), "no data file in this folder", fix)
+    if patterns == _ALL_FILES:
+        return found["train"]
+    if split not in found:
+        found_splits = f"{folder} has files of split {', '.join(found)}, and none of {split!r}"
+        raise SettingError("data.split", found_splits, f"Set the split, or name the files: {folder}/*.jsonl.")
+    return found[split]

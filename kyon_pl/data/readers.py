@@ -1,0 +1,141 @@
+"""Local files as numbered rows. What cannot be read is reported in its place, never skipped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import ArrowInvalid
+from pyarrow.parquet import ParquetFile
+
+from kyon_pl.errors import DataError, MissingFileError
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands in the place of a row that could not be read.
+
+    Attributes:
+        problem: the kind of problem, then `: ` and its details.
+    """
+
+    problem: str
+
+
+_SPACE = re.compile(r"\s*")
+
+NumberedRows = Iterator[tuple[int, Any]]
+"""The number of a row, counted from 1, with the row: a dict if all is well. Formats made of lines count lines."""
+
+
+def read_rows(path: Path) -> NumberedRows:
+    """The rows of a file, one after the other, whatever they hold.
+
+    Args:
+        path: a file whose suffix is one of `READERS`.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: the file as a whole cannot be read.
+    """
+    if not path.is_file():
+        raise MissingFileError(
+            str(path), "there is no such file", "Check the path; it is relative to the current folder."
+        )
+    must_exist(path)
+    return READERS[path.suffix.lower()](path)
+
+
+def must_exist(path: Path) -> None:
+    """Complain of a file that is not there.
+
+    Raises:
+        MissingFileError: it is not.
+    """
+    if not path.is_file():
+        fix = "Check the path; it is relative to the current folder."
+        raise MissingFileError(str(path), "there is no such file", fix)
+
+
+def json_lines(path: Path) -> NumberedRows:
+    """The values in a file of JSON lines, whatever they are; `Unreadable` where a line holds none."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                for value in _json_values(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line):
+                    yield number, value
+
+
+def _json_values(line: bytes) -> Iterator[Any]:
+    """The JSON values of a line: one, or several in a row, as a writer without newlines leaves them."""
+    try:
+        text = line.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        yield Unreadable(f"not UTF-8: {error.reason} at byte {error.start + 1}")
+        return
+    decoder, start = json.JSONDecoder(), 0
+    while start < len(text):
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            yield Unreadable(f"broken JSON: {error.msg} at character {error.pos + 1}")
+            return
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
+            yield Unreadable(f"broken JSON: {error}")
+            return
+        yield value
+        start = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+
+
+def _json(path: Path) -> NumberedRows:
+    """An array of rows, or JSON lines under another name."""
+    with path.open("rb") as file:
+        if not file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            yield from json_lines(path)
+            return
+    try:
+        yield from enumerate(json.loads(path.read_bytes()), start=1)
+    except ValueError as error:
+        raise DataError(
+            str(path), f"broken JSON: {error}", "Correct the file, or write one row a line (.jsonl)."
+        ) from None
+
+
+def _csv(path: Path) -> NumberedRows:
+    """All cells as text: a reply of `42` or `NA` stays what it is."""
+    start = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            start = rows.line_num if rows.fieldnames else 0
+            for row in rows:
+                yield start + 1, Unreadable("more cells than columns") if None in row else row
+                start = rows.line_num
+    except UnicodeDecodeError as error:
+        raise DataError(str(path), f"not UTF-8: {error.reason}", "Save it as UTF-8 (`CSV UTF-8` in Excel).") from None
+    except csv.Error as error:
+        fix = "Correct the quotes there: a cell with a line break, a comma or a quote stands in quotes."
+        raise DataError(f"{path}, after line {start}", f"broken CSV: {error}", fix) from None
+
+
+def _parquet(path: Path) -> NumberedRows:
+    try:
+        with ParquetFile(path) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
+            yield from enumerate((row for rows in batches for row in rows), start=1)
+    except (ArrowInvalid, OSError) as error:
+        raise DataError(str(path), f"no readable Parquet file: {error}", "Download or write the file again.") from None
+
+
+READERS: dict[str, Callable[[Path], NumberedRows]] = {
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

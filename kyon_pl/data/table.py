@@ -1,0 +1,161 @@
+"""The rows of a source as ids, in the cache: encoded once, then only read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
+from numpy.typing import NDArray
+
+from kyon_pl.data import encode, prompt
+from kyon_pl.data.encode import EncodeSettings, Tokenizer, encode_columns
+from kyon_pl.data.sources import Rows, code_digest, digest
+from kyon_pl.errors import DataError, SettingError
+
+BadRows = Literal["drop", "error"]
+
+ENCODED_FEATURES = Features(
+    {
+        "input_ids": List(Value("int32")),
+        "seq_len": Value("int32"),
+        "cut_tokens": Value("int32"),
+        "problem": Value("string"),
+        "question": Value("int64"),
+    }
+)
+_SHOWN_BAD_ROWS = 5
+_ROWS_PER_PROCESS = 2000  # fewer are encoded sooner than another process starts
+
+
+class CacheableTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose vocabulary can be told from another's."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what the ids of a text depend on."""
+
+
+@dataclass(frozen=True)
+class EncodedTable:
+    """The rows of a source and, at the same place in `encoded`, their ids. Bad rows are in both, with their problem.
+
+    Attributes:
+        rows: as they came.
+        encoded: with the columns of `ENCODED_FEATURES`.
+        settings: how they were encoded.
+    """
+
+    rows: Rows
+    encoded: Dataset
+    settings: EncodeSettings
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int64]:
+        """(rows,) tokens of each row; 0 in bad ones."""
+        return _numpy(pc.list_value_length(self.encoded.data.column("input_ids")))
+
+    @cached_property
+    def seq_len(self) -> NDArray[np.int64]:
+        """(rows,) tokens of each row's context."""
+        return _numpy(self.encoded.data.column("seq_len"))
+
+    @cached_property
+    def cut_tokens(self) -> NDArray[np.int64]:
+        """(rows,) tokens of each row's context that were left out."""
+        return _numpy(self.encoded.data.column("cut_tokens"))
+
+    @cached_property
+    def questions(self) -> NDArray[np.int64]:
+        """(rows,) a number for each question, the same for the same question."""
+        return _numpy(self.encoded.data.column("question"))
+
+    @cached_property
+    def good(self) -> NDArray[np.int64]:
+        """The numbers of the rows that can be used."""
+        return np.flatnonzero(self.tokens)
+
+    @cached_property
+    def problems(self) -> dict[int, str]:
+        """The problem of each bad row, by its number."""
+        bad = np.flatnonzero(self.tokens == 0)
+        problems = self.encoded.select(bad)["problem"]
+        return dict(zip(bad.tolist(), problems, strict=True))
+
+    def kinds(self, numbers: list[int] | None = None) -> str:
+        """How many bad rows there are of each kind, in words; of some rows, or of all."""
+        chosen = self.problems.values() if numbers is None else [self.problems[number] for number in numbers]
+        counts = Counter(problem.split(":")[0] for problem in chosen)
+        return ", ".join(f"{count:,} × {kind}" for kind, count in counts.most_common())
+
+    def examples(self) -> list[str]:
+        """Place and problem of the first few bad rows."""
+        return [f"{self.rows.place(number)}: {self.problems[number]}" for number in [*self.problems][:_SHOWN_BAD_ROWS]]
+
+    def check(self, bad_rows: BadRows) -> None:
+        """Stop a run that would train on other rows than its user thinks.
+
+        Args:
+            bad_rows: `error` refuses any bad row, `drop` those only that `over_length: error` is about.
+
+        Raises:
+            DataError: there are bad rows and they are not to be dropped, or a file has no other rows.
+        """
+        files = np.array(self.rows.dataset.data.column("file"))
+        for index in sorted({*range(len(self.rows.files))} - {*files[self.good].tolist()}):
+            bad = np.flatnonzero(files == index).tolist()
+            found = f"not one of its {len(bad):,} rows can be used ({self.kinds(bad)})"
+            fix = f"Correct the file or leave it out. {self.rows.place(bad[0])}: {self.problems[bad[0]]}."
+            raise DataError(self.rows.files[index], found, fix)
+        if self.problems and bad_rows == "error":
+            fix = "Correct them, or set data.bad_rows to drop."
+            raise DataError("; ".join(self.examples()), f"bad rows: {self.kinds()}", fix)
+        too_long = [number for number, problem in self.problems.items() if problem.startswith("too long")]
+        if too_long and self.settings.over_length == "error":
+            fix = "Raise data.max_tokens, or set data.over_length to shrink_context or drop."
+            found = f"{self.problems[too_long[0]]}; too long are {len(too_long):,} of {len(self):,} rows"
+            raise DataError(self.rows.place(too_long[0]), found, fix)
+
+
+def encode_rows(
+    rows: Rows, tokenizer: CacheableTokenizer | None, settings: EncodeSettings, processes: int
+) -> EncodedTable:
+    """Encode all rows of a source, or take them from the cache if neither rows, tokenizer nor settings changed.
+
+    Args:
+        rows: the checked rows.
+        tokenizer: not needed if all rows carry ids.
+        settings: how to encode.
+        processes: the most to work with; few rows take fewer.
+
+    Raises:
+        SettingError: rows of text, and no tokenizer.
+    """
+    if tokenizer is None and rows.have_text:
+        found = "null, and there are rows of text to encode"
+        raise SettingError("data.tokenizer", found, "Name the folder or Hub id of a tokenizer, or give rows of ids.")
+    vocabulary = tokenizer.fingerprint if tokenizer else ""
+    code = code_digest(encode.__file__, prompt.__file__)
+    workers = min(processes, len(rows.dataset) // _ROWS_PER_PROCESS)
+    encoded = rows.dataset.map(
+        encode_columns,
+        batched=True,
+        remove_columns=rows.dataset.column_names,
+        features=ENCODED_FEATURES,
+        fn_kwargs={"tokenizer": tokenizer, "settings": settings},
+        num_proc=workers if workers > 1 else None,
+        new_fingerprint=digest("encoded", rows.fingerprint, vocabulary, settings, code),
+        desc="encoding rows",
+    )
+    return EncodedTable(rows, encoded, settings)
+
+
+def _numpy(column: object) -> NDArray[np.int64]:
+    return np.asarray(column).astype(np.int64)
