@@ -8,12 +8,13 @@ import argparse
 import difflib
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
@@ -38,7 +39,7 @@ def run_trainer(args: list[str] | None) -> None:
     try:
         KyonCLI(args=args)
     except argparse.ArgumentError as error:
-        raise explain(error) from error
+        raise explain(error, args) from error
 
 
 class KyonCLI(LightningCLI):
@@ -50,6 +51,8 @@ class KyonCLI(LightningCLI):
             DialogueDataModule,
             args=args,
             seed_everything_default=2023,
+            save_config_callback=SaveConfigCallback if (args or sys.argv[1:])[0] == "fit" else None,
+            save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False},
         )
@@ -98,11 +101,11 @@ class KyonCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say what was written where, and what to type next."""
+        run = from_here(self.trainer.log_dir or self.trainer.default_root_dir)  # all ranks: it is broadcast
         if self.trainer.is_global_zero:
-            self._say_where()
+            self._say_where(run)
 
-    def _say_where(self) -> None:
-        run = from_here(self.trainer.log_dir or self.trainer.default_root_dir)
+    def _say_where(self, run: Path) -> None:
         callbacks = self.trainer.checkpoint_callbacks
         best = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
         last = [path for c in callbacks if isinstance(c, StepCheckpoint) for path in c.saved]
@@ -122,9 +125,14 @@ def from_here(path: str | Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def explain(error: argparse.ArgumentError) -> SettingError:
-    """One paragraph out of the parser's report."""
-    text = str(error)
+def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingError:
+    """One paragraph out of the parser's report.
+
+    Args:
+        error: what it raised.
+        args: what it was given; unset, the words of this process.
+    """
+    text, words = str(error), sys.argv[1:] if args is None else args
     where = key[1] if (key := re.search(r'Parser key "([^"]+)"', text)) else "command line"
     if unknown := re.search(
         r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'|unrecognized arguments: (\S+)", text
@@ -143,6 +151,9 @@ def explain(error: argparse.ArgumentError) -> SettingError:
     )
     said = [line for line in lines if line and not line.startswith(boring) and "NoneType" not in line]
     found = "; ".join(said) if said else text
+    if "Problems parsing config" in text:
+        files = ", ".join(words[place + 1] for place, word in enumerate(words[:-1]) if word in ("--config", "-c"))
+        return SettingError(files, f"not YAML: {found.split(': ', 1)[-1]}", "Correct the file at that line")
     if where == "config" or "File does not exist" in text:
         return SettingError(
             "--config", text.split(": ", 1)[-1].rstrip("."), "Give the path of a YAML file, such as configs/lora.yaml"
@@ -152,9 +163,14 @@ def explain(error: argparse.ArgumentError) -> SettingError:
 
 def suggestion(name: str) -> str:
     """The setting that was probably meant."""
+    close = difflib.get_close_matches(name, known_settings(), n=1)
+    return f"Did you mean '{close[0]}'?" if close else "kyon-pl fit --print_config lists all settings"
+
+
+def known_settings() -> list[str]:
+    """The names of all settings, as they are typed behind `--`."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(ChatGLM2LoRA, "model")
     parser.add_lightning_class_args(DialogueDataModule, "data")
-    close = difflib.get_close_matches(name, list(parser.get_defaults().keys()), n=1)
-    return f"Did you mean '{close[0]}'?" if close else "kyon-pl fit --print_config lists all settings"
+    return list(parser.get_defaults().keys())

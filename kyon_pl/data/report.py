@@ -46,7 +46,7 @@ def report(tables: list[EncodedTable], shares: Mapping[Use, TokenRows], boundary
 
 def _report_table(table: EncodedTable) -> None:
     files = table.rows.files
-    names = ", ".join(Path(file).name for file in files[:3]) + (
+    names = ", ".join(Path(file).name if Path(file).is_file() else file for file in files[:3]) + (
         f" and {len(files) - 3:,} more files" if files[3:] else ""
     )
     log.info("data: %s rows in %s", f"{len(table):,}", names)

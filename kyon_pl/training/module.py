@@ -29,6 +29,17 @@ from kyon_pl.training.schedule import LinearDecay, ScheduleCallable
 log = logging.getLogger(__name__)
 
 
+class Perplexity(MeanMetric):
+    """The exponential of the mean loss a token.
+
+    torchmetrics' own takes the logits of every position, which are never all there at once here.
+    """
+
+    def compute(self) -> torch.Tensor:
+        """No dimensions, float32."""
+        return super().compute().exp()
+
+
 class ChatGLM2LoRA(LightningModule):
     """ChatGLM2 with its weights frozen in the compute precision and a float32 LoRA adapter that is trained.
 
@@ -80,8 +91,9 @@ class ChatGLM2LoRA(LightningModule):
         self.model: PeftModel | None = None
         self.tokenizer: ChatGLMTokenizer | None = None
         self.grad_norm: torch.Tensor | None = None
-        self.val_loss = MeanMetric()
-        self.test_loss = MeanMetric()
+        self.learning_rate = 0.0
+        self.val_loss, self.val_perplexity = MeanMetric(), Perplexity()
+        self.test_loss, self.test_perplexity = MeanMetric(), Perplexity()
         # a checkpoint holds the trained weights only; on_load_checkpoint compares the names itself
         self.strict_loading = False
 
@@ -190,32 +202,27 @@ class ChatGLM2LoRA(LightningModule):
         return self.loss(batch, share)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the gradient norm of the steps that are logged; it is taken before clipping, after unscaling."""
+        """Keep the rate and the gradient norm of the steps that are logged; the norm is that before clipping."""
         every_n_steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.trainer.global_step + 1) % every_n_steps == 0:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+            self.learning_rate = optimizer.param_groups[0]["lr"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add this batch's loss, weighted by its trained tokens."""
-        self.val_loss.update(self.loss(batch, max(1, batch.trained_tokens)), weight=batch.trained_tokens)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean over all trained tokens of all ranks, and its exponential."""
-        self._log_mean("val", self.val_loss)
+        """Add this batch to the mean over all trained tokens of all ranks, and to its exponential."""
+        self._add("val", self.val_loss, self.val_perplexity, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`."""
-        self.test_loss.update(self.loss(batch, max(1, batch.trained_tokens)), weight=batch.trained_tokens)
+        self._add("test", self.test_loss, self.test_perplexity, batch)
 
-    def on_test_epoch_end(self) -> None:
-        """As `on_validation_epoch_end`."""
-        self._log_mean("test", self.test_loss)
-
-    def _log_mean(self, stage: str, metric: MeanMetric) -> None:
-        mean = metric.compute()  # torchmetrics sums over the ranks
-        metric.reset()
-        self.log_dict({f"{stage}/loss": mean, f"{stage}/perplexity": mean.exp()}, prog_bar=True, rank_zero_only=False)
+    def _add(self, stage: str, mean: MeanMetric, perplexity: Perplexity, batch: Batch) -> None:
+        loss = self.loss(batch, max(1, batch.trained_tokens))
+        for name, metric in (("loss", mean), ("perplexity", perplexity)):
+            metric.update(loss, weight=batch.trained_tokens)
+            # Lightning computes and resets a metric that it is given, over all ranks
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Greedy replies to a batch of prompts.

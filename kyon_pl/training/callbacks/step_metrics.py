@@ -71,7 +71,7 @@ class StepMetrics(Callback):
         elapsed_s = time.perf_counter() - self.started_s
         values = {
             "train/loss": loss / (self.steps * trainer.world_size),
-            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/learning_rate": pl_module.learning_rate,
             "train/tokens_per_s": tokens / elapsed_s,
             "train/trained_tokens_per_s": trained_tokens / elapsed_s,
             "train/rows_per_s": rows / elapsed_s,

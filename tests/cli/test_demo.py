@@ -1,0 +1,136 @@
+"""One short demo run through the command line, and everything that a person does with its result."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kyon_pl import ChatGLM2ForCausalLM, ChatGLM2LoRA, ChatGLMTokenizer
+from kyon_pl.cli import main
+from kyon_pl.demo import BASE
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    "--trainer.limit_train_batches",
+    "7",
+    "--trainer.log_every_n_steps",
+    "2",
+    "--trainer.enable_progress_bar",
+    "false",
+]
+STEPS = 8  # two epochs of seven batches, accumulated by two: the last step of each is a partial one
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config", str(ROOT / "configs/demo.yaml"), *SHORT])
+    return folder / "lightning_logs/version_0"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_curves_are_there_and_finite(curves: dict[str, list[tuple[int, float]]]) -> None:
+    names = (
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_s",
+        "trained_tokens_per_s",
+        "rows_per_s",
+        "padding_share",
+    )
+    for name in names:
+        assert [step for step, _ in curves[f"train/{name}"]] == [2, 4, 6, 8], name
+        assert all(math.isfinite(value) for _, value in curves[f"train/{name}"]), name
+    losses = [value for _, value in curves["val/loss"]]
+    assert losses[-1] < losses[0]
+    assert curves["val/perplexity"][-1][1] == pytest.approx(math.exp(losses[-1]), rel=1e-4)
+
+
+def test_schedule_ends_exactly_at_its_last_value(run: Path, curves: dict[str, list[tuple[int, float]]]) -> None:
+    warmup_steps, rate = 5, 3e-3  # configs/demo.yaml
+    shares = [2 / 6, 4 / 6, 1.0, (STEPS - 7) / (STEPS - warmup_steps)]  # steps 1, 3, 5 and 7, counted from 0
+    assert [value for _, value in curves["train/learning_rate"]] == pytest.approx([rate * share for share in shares])
+    checkpoint = torch.load(run / f"checkpoints/step={STEPS}.ckpt", weights_only=True)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.0
+
+
+def test_checkpoint_is_small_and_the_adapter_is_plain_peft(run: Path) -> None:
+    file, folder = run / f"checkpoints/step={STEPS}.ckpt", run / f"checkpoints/step={STEPS}"
+    state = torch.load(file, weights_only=True)["state_dict"]
+    assert all("lora_" in name for name in state)
+    assert file.stat().st_size < 4 * sum(value.numel() * 4 for value in state.values())
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (16, 32, ["query_key_value"])
+
+    tokenizer = ChatGLMTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer.encode("阿砚平时忙什么呀？")])
+    theirs = PeftModel.from_pretrained(ChatGLM2ForCausalLM.from_pretrained(BASE, dtype=torch.float32), folder).eval()
+    ours = ChatGLM2LoRA(base="demo")
+    ours.model = PeftModel.from_pretrained(ChatGLM2ForCausalLM.from_pretrained(BASE, dtype=torch.float32), folder)
+    with torch.no_grad():  # other weights first, so that what is compared came out of the checkpoint
+        for name, value in ours.named_parameters():
+            if name in state:
+                value.zero_()
+    assert not ours.load_state_dict(state, strict=False).unexpected_keys
+    with torch.no_grad():
+        assert torch.equal(ours.model.eval()(ids).logits, theirs(ids).logits)
+        assert not torch.equal(theirs.get_base_model()(ids).logits * 0, theirs(ids).logits)
+
+
+def test_validate_gives_the_loss_that_fit_logged(
+    run: Path, curves: dict[str, list[tuple[int, float]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the saved config of the run, which so round-trips too."""
+    checkpoint = run / f"checkpoints/step={STEPS}.ckpt"
+    main(
+        ["validate", "--config", str(run / "config.yaml"), "--ckpt_path", str(checkpoint), "--trainer.logger", "false"]
+    )
+    assert f"{curves['val/loss'][-1][1]:.5f}" in capsys.readouterr().out
+
+
+def test_predict_writes_replies(run: Path, tmp_path: Path) -> None:
+    replies = tmp_path / "replies.jsonl"
+    words = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / f"checkpoints/step={STEPS}.ckpt")]
+    words += ["--replies.path", str(replies), "--trainer.limit_predict_batches", "2", "--model.max_new_tokens", "8"]
+    main(["predict", *words, "--trainer.logger", "false"])
+    rows = [json.loads(line) for line in replies.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 16
+    assert rows[0].keys() == {"row", "prompt", "reply", "reference", "stopped"}
+    assert all(row["prompt"].count("###") and row["reference"] for row in rows)
+    assert any(row["reply"] for row in rows)
+
+
+def test_saved_config_is_the_resolved_one(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert config["data"]["tokens_per_batch"] == 1024
+    assert config["seed_everything"] == 2023
+    inside = torch.load(run / f"checkpoints/step={STEPS}.ckpt", weights_only=True)["config"]
+    assert yaml.safe_load(inside) == yaml.safe_load((run / f"checkpoints/step={STEPS}/config.yaml").read_text())
+
+
+def test_checkpoint_of_another_shape_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = run / f"checkpoints/step={STEPS}.ckpt"
+    words = ["--config", str(ROOT / "configs/demo.yaml"), "--ckpt_path", str(checkpoint), "--model.lora.r", "4"]
+    with pytest.raises(SystemExit):
+        main(["validate", *words, "--trainer.logger", "false"])
+    assert "lora_A" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""Every command in the README is run, with the substitutions that are named here and no others."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from kyon_pl.cli import main
+from kyon_pl.demo import ASSETS
+from kyon_pl.run import known_settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\$ (.+)$", README, re.MULTILINE)
+SNIPPETS = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+
+# the reference run in small: another base, other rows (tests/cli/test_hub_run.py has the real ids), a few steps, a CPU
+SMALL_LORA = "--model.base demo --data.source demo --trainer.max_steps 2 --trainer.limit_train_batches 4"
+SMALL_LORA += " --trainer.accelerator cpu --trainer.accumulate_grad_batches 2"
+SUBSTITUTIONS = [
+    # make sets up another environment: its recipes are run here by hand, and whole by continuous integration
+    (r"^make demo$", "kyon-pl fit --config configs/demo.yaml --trainer.limit_train_batches 2"),
+    (r"^make test$", f"{sys.executable} -m pytest --collect-only -q tests/unit/test_errors.py"),
+    # several GPUs: two processes are tests/cli/test_ddp.py's
+    (r" --trainer.devices 4 --trainer.accumulate_grad_batches 4", ""),
+    (r"(kyon-pl fit --config configs/lora.yaml)", rf"\1 {SMALL_LORA}"),
+    (
+        r"--model.base demo --data.source demo (.*)--data.source rows.jsonl",
+        r"--model.base demo \1--data.source rows.jsonl",
+    ),
+    (r"(configs/lora.yaml)(?!.*--trainer.precision)(.*)$", r"\1\2 --trainer.precision 32-true"),
+    # the server would not end
+    (r"^tensorboard --logdir", "tensorboard --inspect --logdir"),
+    (r"^kyon-pl (validate|predict)(.*)$", r"kyon-pl \1\2 --trainer.limit_\1_batches 1 --trainer.logger false"),
+    (r"trainer.limit_validate_batches", "trainer.limit_val_batches"),
+]
+
+
+def substituted(command: str) -> str:
+    for pattern, replacement in SUBSTITUTIONS:
+        command = re.sub(pattern, replacement, command)
+    return command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README's reader has: the configs and rows of their own."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    (folder / "tests").symlink_to(ROOT / "tests")
+    (folder / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
+    with (ASSETS / "train.jsonl").open(encoding="utf-8") as rows:
+        (folder / "rows.jsonl").write_text("".join(islice(rows, 100)), encoding="utf-8")
+    return folder
+
+
+def test_commands_are_found() -> None:
+    assert len(COMMANDS) == 9
+    assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
+
+
+def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the README's order: what one writes, the next one reads."""
+    monkeypatch.chdir(folder)
+    for command in COMMANDS:
+        words = shlex.split(substituted(command))
+        if words[0] == "kyon-pl":
+            main(words[1:])
+            name_last_checkpoint(folder)
+        else:
+            program = Path(sys.executable).parent / words[0]  # an absolute path stays as it is
+            run = subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=120)
+            assert run.returncode == 0, f"{command}\n{run.stdout[-1000:]}{run.stderr[-2000:]}"
+
+
+def name_last_checkpoint(folder: Path) -> None:
+    """The README writes LAST where a number stands; so that its commands run as they are, here LAST is a name too."""
+    checkpoints = folder / "lightning_logs/version_0/checkpoints"
+    if not (checkpoints / "LAST").exists():
+        newest = max(checkpoints.glob("step=*.ckpt"))
+        (checkpoints / "LAST.ckpt").symlink_to(newest)
+        (checkpoints / "LAST").symlink_to(newest.with_suffix(""))
+
+
+def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert len(SNIPPETS) == 1
+    for snippet in SNIPPETS:
+        exec(snippet.replace('"THUDM/chatglm2-6b"', f'"{ASSETS / "base"}"'), {})
+
+
+def test_tree_names_what_is_there() -> None:
+    tree = re.search(r"## What is where\n\n```\n(.+?)```", README, re.DOTALL)
+    assert tree
+    for line in tree[1].splitlines():
+        assert (ROOT / line.split()[0]).exists(), line
+
+
+def test_named_settings_exist() -> None:
+    """In the README's own text; the first column of its last table speaks of the original."""
+    ours = re.sub(r"^\| [^|]+\|", "", README, flags=re.MULTILINE)
+    named = set(re.findall(r"(?:`|--)((?:data|model|trainer)\.\w+)", ours))
+    assert len(named) > 20
+    assert named <= set(known_settings())
