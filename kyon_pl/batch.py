@@ -13,10 +13,12 @@ import torch
 class Batch:
     """One micro-batch. R rows (1 if packed), T tokens a row, all tensors int64.
 
+    There is no attention mask: pads stand on the right, where causal attention never looks, and packed rows are told
+    apart by their positions. Without a mask the fast kernels can be used.
+
     Attributes:
         input_ids: (R, T), right-padded with the pad id.
         labels: (R, T), the id at each trained position and -100 elsewhere, not shifted: the model shifts.
-        attention_mask: (R, T), 1 at real tokens; None if packed, or where the original's collator makes none.
         position_ids: (R, T), restarting at each packed row; None if not packed.
         row_numbers: the places of the rows in the data set, in batch order; empty in a batch that only fills a
             rank's turn.
@@ -32,7 +34,6 @@ class Batch:
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    attention_mask: torch.Tensor | None
     position_ids: torch.Tensor | None
     row_numbers: tuple[int, ...]
     tokens: int
@@ -47,7 +48,6 @@ class Batch:
         names = (
             "input_ids",
             "labels",
-            "attention_mask",
             "position_ids",
             "trained_positions",
             "cu_seqlens",

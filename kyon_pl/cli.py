@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import sys
 from typing import TYPE_CHECKING
 
 from kyon_pl import __version__
 from kyon_pl.errors import KyonError
+from kyon_pl.logs import set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": "loss and perplexity of a checkpoint on the validation rows",
     "test": "the same on the test rows",
     "predict": "write the replies of a checkpoint as JSONL",
+    "preview": "show rows as the model sees them:  kyon-pl preview --config configs/lora.yaml",
 }
 HELP = f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
 
@@ -65,8 +66,9 @@ def command(name: str) -> Callable[[list[str] | None], None]:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         fix = f"Did you mean '{close[0]}'?" if close else f"Use one of: {', '.join(COMMANDS)}."
         raise KyonError(where=f"command '{name}'", found="there is no such command", fix=fix)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("kyon_pl").setLevel(logging.INFO)
     from kyon_pl.run import run_trainer
+    from kyon_pl.tools import run_preview
 
-    return run_trainer
+    set_up_logging()  # after the imports: Lightning sets the level of its own log when it is imported
+
+    return run_preview if name == "preview" else run_trainer

@@ -173,4 +173,4 @@ def known_settings() -> list[str]:
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(ChatGLM2LoRA, "model")
     parser.add_lightning_class_args(DialogueDataModule, "data")
-    return list(parser.get_defaults().keys())
+    return list(parser.get_defaults().keys(branches=True))

@@ -118,7 +118,6 @@ class PlannedCollator:
         return Batch(
             input_ids=tensors["input_ids"],
             labels=tensors["labels"],
-            attention_mask=tensors.get("attention_mask"),
             position_ids=None,
             row_numbers=tuple(micro_batch.row_numbers[place] for place in order),
             **self._counts(micro_batch, rows, predicting),
@@ -141,7 +140,6 @@ class PlannedCollator:
         return Batch(
             input_ids=torch.from_numpy(ids)[None],
             labels=torch.from_numpy(labels)[None],
-            attention_mask=None,
             position_ids=torch.from_numpy(positions)[None],
             row_numbers=micro_batch.row_numbers,
             cu_seqlens=torch.from_numpy(ends.astype(np.int32)),
@@ -151,12 +149,9 @@ class PlannedCollator:
 
     def _dummy(self, micro_batch: MicroBatch) -> Batch:
         ids = torch.full((1, _DUMMY_TOKENS), self.collator.pad_token_id)
-        # a mask of zeros would make softmax divide by nothing
-        mask = torch.ones_like(ids) if self.collator.label_boundary == "target" else None
         return Batch(
             input_ids=ids,
             labels=torch.full_like(ids, IGNORED),
-            attention_mask=mask,
             position_ids=None,
             row_numbers=(),
             **self._counts(micro_batch, [], []),

@@ -101,13 +101,14 @@ def _name(token_id: int, piece: str, special: bool) -> Token:
 def spans(tokens: Sequence[Token], trained: Sequence[bool]) -> Iterator[Span]:
     """Runs of text of one kind. Bytes that make up characters are shown as these, others by their numbers.
 
-    A space is shown as a space, except at the start of a run, where it is `▁`: SentencePiece's dummy prefix stands there.
+    Spaces are shown as spaces, but for the `▁` that SentencePiece puts in front of each segment.
 
     Args:
         tokens: of a row.
         trained: for each whether it carries a label.
     """
     marked = zip(tokens, trained, strict=True)
+    inside: bool | None = None  # a segment, and whether it is trained
     for (special, byte, learned), group in groupby(marked, key=lambda item: (item[0].special, item[0].byte, item[1])):
         texts = [token.text for token, _ in group]
         if special:
@@ -115,8 +116,9 @@ def spans(tokens: Sequence[Token], trained: Sequence[bool]) -> Iterator[Span]:
         elif byte:
             yield from _printable(_joined_bytes(texts), learned)
         else:
-            text = "".join(texts)
-            yield from _printable(text[:1] + text[1:].replace(_SPACE, " "), learned)
+            text, prefix = "".join(texts), 0 if inside is learned else 1
+            yield from _printable(text[:prefix] + text[prefix:].replace(_SPACE, " "), learned)
+        inside = None if special else learned
 
 
 def _joined_bytes(texts: Sequence[str]) -> str:

@@ -56,10 +56,10 @@ def line_of(file: Path, number: str) -> dict[str, Any]:
 
 def test_demo_rows_are_shown_as_they_stand_in_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     """Context masked, reply and end of sequence trained, nothing else; packs without gaps; counts that add up."""
-    main([*DEMO, "--rows", "12"])
+    main([*DEMO, "--rows", "40"])
     text = capsys.readouterr().out
     rows = shown_rows(text)
-    assert len(rows) == 12
+    assert len(rows) == 40
     start = 0
     for heading, body in rows:
         first, last, masked, trained = (number(heading[group]) for group in range(1, 5))
@@ -71,15 +71,18 @@ def test_demo_rows_are_shown_as_they_stand_in_the_file(capsys: pytest.CaptureFix
         if "‹pad" in body:
             assert body.endswith(f"‹pad × {1024 - start}›")
     assert "‹pad" in text
-    total, masked, trained, padding = (
+    slots, masked, trained, padding = (
         number(re.search(rf"^ +{name} +([\d,]+)", text, re.MULTILINE)[1])
         for name in ("tokens of an epoch", "context, masked", "trained", "padding")
     )
-    assert masked + trained + padding == total
-    assert total % 1024 == 0
+    assert masked + trained + padding == slots
+    assert slots % 1024 == 0
     bars = re.findall(r"^ +[\d,–]+  [█▏▎▍▌▋▊▉]* ([\d,]+)$", text, re.MULTILINE)
-    assert sum(map(number, bars)) == 800
-    assert text.splitlines()[-1] == "preview: 12 of 800 rows shown; nothing written (--png FILE writes the histograms)"
+    total = len((ASSETS / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    assert sum(map(number, bars)) == total
+    assert text.splitlines()[-1] == (
+        f"preview: 40 of {total} rows shown; nothing written (--png FILE writes the histograms)"
+    )
 
 
 def module(**settings: Any) -> DialogueDataModule:
@@ -151,7 +154,7 @@ def test_every_key_of_a_saved_config_is_taken(capsys: pytest.CaptureFixture[str]
         main(["fit", *DEMO[1:], "--print_config"])
     Path("config.yaml").write_text(capsys.readouterr().out)
     main(["preview", "--config", "config.yaml", "--rows", "0", "--data.source", str(ASSETS / "validation.jsonl")])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("preview: 0 of 92 rows shown")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("preview: 0 of ")
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,11 @@ def test_padded_rows_become_a_batch_that_knows_itself() -> None:
     assert batch.row_numbers == (101, 100, 102)
     assert (batch.tokens, batch.trained_tokens, batch.step_trained_tokens) == (11, 5, 77)
     assert predicted(batch) == shifted_labels(batch) == [24, 2, 12, 13, 33]
-    assert batch.attention_mask is not None
     assert batch.position_ids is batch.cu_seqlens is None
 
 
 def test_seed_counts_only_labels_that_can_be_predicted() -> None:
     batch = collate([SHORT, LONG], "seed")
-    assert batch.attention_mask is None
     assert batch.labels[1, 0] == 11  # as in the original, and as there the shift drops it
     assert predicted(batch) == shifted_labels(batch) == [0, 24, 2, 12, 13]
     assert batch.trained_tokens == 5
@@ -89,7 +87,6 @@ def test_packed_rows_stand_side_by_side_and_padding_for_itself() -> None:
     assert batch.cu_seqlens.dtype == torch.int32
     assert batch.cu_seqlens.tolist() == [0, 3, 8, 13, 14]
     assert batch.max_seqlen == 5
-    assert batch.attention_mask is None
     assert (batch.row_numbers, batch.tokens, batch.trained_tokens) == ((100, 101), 8, 4)
     assert predicted(batch) == shifted_labels(batch) == [12, 13, 24, 2]
 
@@ -113,6 +110,3 @@ def test_a_batch_without_rows_only_fills_a_turn(settings: dict[str, Any]) -> Non
     assert batch.trained_positions.shape == (0,)
     if "tokens_per_batch" in settings:  # the same shapes as any other batch, for compiled kernels
         assert batch.input_ids.shape == (1, 16)
-    elif "boundary" not in settings:
-        assert batch.attention_mask is not None
-        assert batch.attention_mask.all()
