@@ -39,6 +39,7 @@ SUBSTITUTIONS = [
     # the server would not end
     (r"^tensorboard --logdir", "tensorboard --inspect --logdir"),
     (r"^kyon-pl (validate|predict)(.*)$", r"kyon-pl \1\2 --trainer.limit_\1_batches 1 --trainer.logger false"),
+    (r"^(kyon-pl predict.*)$", r"\1 --model.max_new_tokens 8"),
     (r"trainer.limit_validate_batches", "trainer.limit_val_batches"),
 ]
 
@@ -62,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 10
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 
