@@ -9,10 +9,11 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from kyon_pl.batch import Batch
-from kyon_pl.data.batching import Batching, BatchPlanner, PlannedBatchSampler
+from kyon_pl.data.batching import PlannedBatchSampler
 from kyon_pl.data.checks import ColumnNames
 from kyon_pl.data.collate import DialogueCollator, LabelBoundary, PlannedCollator
 from kyon_pl.data.encode import EncodeSettings, OverLength
+from kyon_pl.data.plan import Batching, BatchPlanner
 from kyon_pl.data.report import report
 from kyon_pl.data.rows import Prompt, PromptRows, TokenRows, Use, collate_prompts
 from kyon_pl.data.sources import SourceSettings, load_rows

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from kyon_pl.data import batching
-from kyon_pl.data.batching import BatchPlanner, EpochPlan, MicroBatch, PlannedBatchSampler
+from kyon_pl.data import plan as plan_module
+from kyon_pl.data.batching import MicroBatch, PlannedBatchSampler
+from kyon_pl.data.plan import Batching, BatchPlanner, EpochPlan
 from kyon_pl.errors import CheckpointError, SettingError
 
 LENGTHS = Path(__file__).parents[3] / "benchmarks" / "token_lengths.json"
@@ -88,7 +89,7 @@ def test_no_batch_is_above_its_size(planner: BatchPlanner, epoch: int) -> None:
 def test_all_epochs_have_the_same_count(planner: BatchPlanner, window_packs: int) -> None:
     # windows this narrow and lengths this blurred need more packs than the whole, so that the later tries have to help
     tries = ((window_packs, 0.9), (4 * window_packs, 0.5), (None, 0.0))
-    with mock.patch.object(batching, "_WINDOW_PACKS_AND_BLUR", tries):
+    with mock.patch.object(plan_module, "_WINDOW_PACKS_AND_BLUR", tries):
         assert {len(planner.plan_epoch(epoch)) for epoch in range(8)} == {planner.batches_per_epoch}
 
 
@@ -108,7 +109,7 @@ def test_an_epoch_with_fewer_packs_splits_some() -> None:
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_the_order_is_a_pure_function_of_seed_and_epoch(batching: batching.Batching) -> None:
+def test_the_order_is_a_pure_function_of_seed_and_epoch(batching: Batching) -> None:
     tokens = np.random.default_rng(0).permutation(np.arange(5, 305))
 
     def plan(epoch: int, **changes: Any) -> list[tuple[int, ...]]:
@@ -276,7 +277,8 @@ def test_waste_on_real_lengths(settings: dict[str, Any], share: float) -> None:
 MILLION = """
 import resource, time
 import numpy as np
-from kyon_pl.data.batching import BatchPlanner, PlannedBatchSampler
+from kyon_pl.data.batching import PlannedBatchSampler
+from kyon_pl.data.plan import BatchPlanner
 from tests.unit.data.test_batching import real_lengths
 
 tokens, trained = (numbers[np.random.default_rng(0).integers(0, len(numbers), 1_000_000)] for numbers in real_lengths())

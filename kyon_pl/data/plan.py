@@ -1,0 +1,205 @@
+"""The plan of an epoch: which rows go into which micro-batch, and in which order.
+
+It is one list for all ranks and a pure function of the row lengths, the settings, the seed and the epoch, and it is as
+long in every epoch, so the length of a learning-rate schedule is known before the first step.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kyon_pl.errors import SettingError
+
+Batching = Literal["packed", "grouped", "padded"]
+
+# Rows are sorted by length within a window only, and by a length that is blurred a little, so that a row meets other
+# rows in every epoch. Wider windows and less blur fill the packs better; the last try is plain best fit decreasing.
+_WINDOW_PACKS_AND_BLUR = ((2048, 0.05), (16384, 0.02), (None, 0.0))
+_WINDOW_BATCHES, _BLUR = 64, 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """The micro-batches of an epoch over all ranks, in order: number i holds `rows[bounds[i]:bounds[i + 1]]`.
+
+    Attributes:
+        rows: (rows,) int64, every row number once.
+        bounds: (micro-batches + 1,) int64, rising from 0 to the number of rows.
+    """
+
+    rows: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def row_numbers(self, index: int) -> tuple[int, ...]:
+        """The rows of micro-batch `index`; none behind the last one."""
+        if index >= len(self):
+            return ()
+        return tuple(self.rows[self.bounds[index] : self.bounds[index + 1]].tolist())
+
+    def sums(self, of_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(micro-batches,) int64, the sum over each micro-batch of a number that every row has."""
+        running = np.concatenate([[0], np.cumsum(of_rows[self.rows], dtype=np.int64)])
+        return np.diff(running[self.bounds])
+
+    def split_to(self, count: int, rng: np.random.Generator) -> EpochPlan:
+        """The same rows in `count` micro-batches: halves some that hold more than one row."""
+        bounds = self.bounds
+        while (missing := count - (len(bounds) - 1)) > 0:
+            sizes = np.diff(bounds)
+            halved = rng.permutation(np.flatnonzero(sizes > 1))[:missing]
+            bounds = np.sort(np.append(bounds, bounds[halved] + sizes[halved] // 2))
+        return EpochPlan(self.rows, bounds)
+
+    def reordered(self, order: NDArray[np.int64]) -> EpochPlan:
+        """The same micro-batches, number `order[0]` first."""
+        sizes = np.diff(self.bounds)
+        places = np.repeat(np.argsort(order), sizes)
+        return EpochPlan(self.rows[np.argsort(places, kind="stable")], _bounds(sizes[order]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchPlanner:
+    """Plans the micro-batches of any epoch.
+
+    Attributes:
+        row_tokens: (rows,) integers, tokens of each row as the model sees it: cut, and with its end token.
+        row_trained_tokens: (rows,) integers, labels other than -100 of each row.
+        batching: `packed`: rows one behind the other, up to `tokens_per_batch`; `grouped`: padded batches of
+            `rows_per_batch` rows of like length; `padded`: `rows_per_batch` rows as the shuffle brings them.
+        rows_per_batch: rows of a micro-batch, if not packed.
+        tokens_per_batch: most tokens of a micro-batch, if packed.
+        shuffle: False takes the rows in their order, the same in every epoch.
+        seed: of the order, 0 or more.
+
+    Raises:
+        SettingError: `batching` is unknown, a size is below 1, or a row is longer than `tokens_per_batch`.
+    """
+
+    row_tokens: NDArray[np.int64]
+    row_trained_tokens: NDArray[np.int64]
+    batching: Batching = "packed"
+    rows_per_batch: int = 32
+    tokens_per_batch: int = 8192
+    shuffle: bool = True
+    seed: int = 2023
+
+    def __post_init__(self) -> None:
+        if self.batching not in get_args(Batching):
+            raise SettingError("batching", repr(self.batching), f"Use one of {', '.join(get_args(Batching))}.")
+        if self.batch_size < 1:
+            raise SettingError(self.size_name, str(self.batch_size), "Use 1 or more.")
+        longest = int(self.row_tokens.max(initial=0))
+        if self.batching == "packed" and longest > self.tokens_per_batch:
+            raise SettingError(
+                "tokens_per_batch",
+                f"{self.tokens_per_batch}, but row {int(self.row_tokens.argmax())} has {longest} tokens",
+                f"Raise tokens_per_batch to {longest} or more, or lower max_tokens.",
+            )
+
+    @property
+    def size_name(self) -> str:
+        """The setting that bounds a micro-batch."""
+        return "tokens_per_batch" if self.batching == "packed" else "rows_per_batch"
+
+    @property
+    def batch_size(self) -> int:
+        """Its value."""
+        return self.tokens_per_batch if self.batching == "packed" else self.rows_per_batch
+
+    @cached_property
+    def batches_per_epoch(self) -> int:
+        """Micro-batches of every epoch, over all ranks and without dummies.
+
+        Packed: what best fit decreasing needs over all rows, plus 0.1 % so that windows can do with it too. It depends
+        on the lengths alone, an epoch's last try always reaches it, and an epoch that needs fewer splits some packs.
+        """
+        rows = len(self.row_tokens)
+        if self.batching != "packed":
+            return math.ceil(rows / self.rows_per_batch)
+        packs = max(_best_fit(np.sort(self.row_tokens)[::-1].tolist(), self.tokens_per_batch), default=-1) + 1
+        return min(rows, packs + packs // 1000)
+
+    def plan_epoch(self, epoch: int) -> EpochPlan:
+        """The micro-batches of an epoch, over all ranks."""
+        rng = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
+        rows = np.arange(len(self.row_tokens))
+        rows = rng.permutation(rows) if self.shuffle else rows
+        plan = self._packed(rows, rng) if self.batching == "packed" else self._padded(rows, rng)
+        plan = plan.split_to(self.batches_per_epoch, rng)
+        return plan.reordered(rng.permutation(len(plan)) if self.shuffle else _by_lowest_row(plan))
+
+    def _padded(self, rows: NDArray[np.int64], rng: np.random.Generator) -> EpochPlan:
+        bounds = np.append(np.arange(0, len(rows), self.rows_per_batch), len(rows))
+        if self.batching == "grouped":
+            window = _WINDOW_BATCHES * self.rows_per_batch
+            starts = range(window, len(rows), window)
+            rows = np.concatenate([self._longest_first(part, _BLUR, rng) for part in np.split(rows, starts)])
+        return EpochPlan(rows, bounds)
+
+    def _packed(self, rows: NDArray[np.int64], rng: np.random.Generator) -> EpochPlan:
+        budget, tokens = self.tokens_per_batch, int(self.row_tokens.sum())
+        for window_packs, blur in _WINDOW_PACKS_AND_BLUR:
+            windows = max(1, tokens // (window_packs * budget)) if window_packs else 1
+            parts = [self._longest_first(part, blur, rng) for part in np.array_split(rows, windows)]
+            plans = [_pack(part, self.row_tokens, budget) for part in parts]
+            plan = EpochPlan(
+                np.concatenate([part.rows for part in plans]),
+                _bounds(np.concatenate([np.diff(part.bounds) for part in plans])),
+            )
+            if len(plan) <= self.batches_per_epoch:
+                break
+        return plan
+
+    def _longest_first(self, rows: NDArray[np.int64], blur: float, rng: np.random.Generator) -> NDArray[np.int64]:
+        blurred = self.row_tokens[rows] * (1 - blur * rng.random(len(rows)) if self.shuffle else 1.0)
+        return rows[np.argsort(-blurred, kind="stable")]
+
+
+def _best_fit(lengths: list[int], capacity: int) -> list[int]:
+    """The bin of each item: the fullest that still takes it, or a new one (best fit; decreasing if the lengths are).
+
+    O(items × log of the bins' distinct rooms). How many bins it takes depends on the lengths alone, not on ties.
+    """
+    bins_by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []  # the keys of bins_by_room, sorted
+    chosen, opened = [], 0
+    for length in lengths:
+        at = bisect_left(rooms, length)
+        if at == len(rooms):
+            bin_number, room = opened, capacity
+            opened += 1
+        else:
+            room = rooms[at]
+            bin_number = bins_by_room[room].pop()
+            if not bins_by_room[room]:
+                del bins_by_room[room], rooms[at]
+        chosen.append(bin_number)
+        room -= length
+        if room not in bins_by_room:
+            bins_by_room[room] = []
+            insort(rooms, room)
+        bins_by_room[room].append(bin_number)
+    return chosen
+
+
+def _pack(rows: NDArray[np.int64], row_tokens: NDArray[np.int64], budget: int) -> EpochPlan:
+    packs = np.array(_best_fit(row_tokens[rows].tolist(), budget), dtype=np.int64)
+    return EpochPlan(rows[np.argsort(packs, kind="stable")], _bounds(np.bincount(packs)))
+
+
+def _bounds(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _by_lowest_row(plan: EpochPlan) -> NDArray[np.int64]:
+    return np.argsort(np.minimum.reduceat(plan.rows, plan.bounds[:-1]))
