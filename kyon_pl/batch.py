@@ -26,7 +26,7 @@ class Batch:
         trained_tokens: labels other than -100.
         step_trained_tokens: trained tokens of the whole optimizer step that this batch is part of, over all ranks and
             accumulated micro-batches.
-        trained_positions: (K,), the places in the flattened (R * T) of the hidden states that predict a label, found here
+        trained_positions: (K,), places in the flattened (R * T) of the hidden states that predict a label, found here
             so that the device need not be waited for.
         cu_seqlens: (S + 1,), int32, where each packed row begins and where the last ends; None if not packed.
         max_seqlen: no packed row is longer, in tokens; the same number for all batches.
@@ -97,3 +97,17 @@ class Workload(Protocol):
     @property
     def tokens_per_epoch(self) -> int:
         """See the class."""
+
+
+@runtime_checkable
+class BatchSource(Workload, Protocol):
+    """What training asks of the data before the first batch, or when something goes wrong."""
+
+    def heaviest_batches(self, epochs: int) -> list[Batch]:
+        """The training batches of that many epochs that need the most memory, on the CPU; none if none is used."""
+
+    def place(self, row_number: int) -> str:
+        """Where a person finds the row of that number in a batch: file and line."""
+
+    def lighter_settings(self) -> str:
+        """The settings to change for training batches of half the size, in words."""

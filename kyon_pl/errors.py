@@ -49,3 +49,7 @@ class CheckpointError(KyonError, RuntimeError):
 
 class MachineError(KyonError, RuntimeError):
     """Something that this machine cannot do: no GPU, too little memory, a full disk."""
+
+
+class TrainingError(KyonError, RuntimeError):
+    """Training that cannot come to any good: numbers that are not finite, an adapter that learns nothing."""

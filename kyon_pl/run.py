@@ -7,21 +7,47 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from kyon_pl.continuation import Start, find_checkpoint, folder_of_runs, start_by_itself, start_from
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
-from kyon_pl.errors import MissingFileError, SettingError
+from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.training import ChatGLM2LoRA
-from kyon_pl.training.callbacks import Progress, ReplyWriter, RunEstimate, StepCheckpoint, StepMetrics
-from kyon_pl.training.checkpoint_io import AdapterCheckpointIO
+from kyon_pl.training.callbacks import (
+    AdapterGuard,
+    FiniteGuard,
+    FirstValidation,
+    MemoryGuard,
+    Progress,
+    Randomness,
+    ReplyWriter,
+    RunEstimate,
+    RunRecord,
+    StepCheckpoint,
+    StepMetrics,
+    StopSignals,
+)
+from kyon_pl.training.callbacks.stop_signals import LAUNCHER
+from kyon_pl.training.checkpoint_io import (
+    DISK_ERRORS,
+    AdapterCheckpointIO,
+    check_writable,
+    explain_disk_error,
+    read_checkpoint,
+)
+from kyon_pl.training.fingerprint import FINGERPRINT, check_fingerprint, fingerprint_of_settings
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +64,23 @@ def run_trainer(args: list[str] | None) -> None:
     """
     try:
         KyonCLI(args=args)
+    except RunFinished as finished:
+        log.info("%s", finished)
     except argparse.ArgumentError as error:
         raise explain(error, args) from error
+    except OSError as error:
+        if isinstance(error, KyonError) or error.errno not in DISK_ERRORS:
+            raise
+        name = os.fsdecode(error.filename) if error.filename else os.getcwd()  # noqa: PTH109 (as a text)
+        raise explain_disk_error(error, Path(name)) from error
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error.__cause__, MachineError):  # MemoryGuard has explained it
+            raise error.__cause__ from None
+        raise
+
+
+class RunFinished(Exception):  # noqa: N818 (it is no error)
+    """The run that this command would go on with has ended; the text says so, and how to train more."""
 
 
 class KyonCLI(LightningCLI):
@@ -63,41 +104,117 @@ class KyonCLI(LightningCLI):
         parser.link_arguments("model.revision", "data.tokenizer_revision")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_lightning_class_args(ReplyWriter, "replies")
+        add_resume_arguments(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and read a checkpoint that is named before Lightning does, whose error would be a traceback.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].ckpt_path
+        if path and Path(path).is_file():
+            read_checkpoint(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with the writer that puts a PEFT folder beside every checkpoint."""
-        config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
-        writer = AdapterCheckpointIO(self.model.write_adapter, config)
+        """The trainer, with this project's callbacks and its way of writing checkpoints."""
+        writer = AdapterCheckpointIO(self.model.write_adapter, self._config_text())
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        callbacks = [RunEstimate(), StepMetrics(), *(self._get(self.config_init, "trainer.callbacks") or [])]
-        if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
-            callbacks.append(Progress())
+        callbacks = self._get(self.config_init, "trainer.callbacks") or []
+        callbacks = self._callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
         # batches are planned over ranks already; Lightning's own sampler would deal them out a second time
         return super().instantiate_trainer(
             **kwargs, callbacks=callbacks, plugins=[*plugins, writer], use_distributed_sampler=False
         )
 
+    def _config_text(self) -> str:
+        return str(self._parser(self.subcommand).dump(self.config[str(self.subcommand)], skip_none=False))
+
+    def _callbacks(self, chosen: list[Callback]) -> list[Callback]:
+        settings = self.config[str(self.subcommand)]
+        callbacks = [FiniteGuard(), AdapterGuard(), MemoryGuard(), RunEstimate(), FirstValidation(), StepMetrics()]
+        callbacks.append(Randomness(int(settings.seed_everything)))
+        callbacks.append(RunRecord(self.fingerprint, settings.allow_changed_settings))
+        if settings.trainer.enable_progress_bar is not False:
+            callbacks.append(Progress())
+        if self.subcommand != "fit" or settings.trainer.enable_checkpointing is False or settings.trainer.fast_dev_run:
+            return [*callbacks, *chosen]
+        return [*callbacks, *best_before_newest(chosen), StopSignals()]
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the result depends on: settings, base, data; these two are fetched where they are not there yet."""
+        found: dict[str, str] = self.model.fingerprint() | self.datamodule.fingerprint()
+        return self._settings() | found
+
+    def _settings(self) -> dict[str, str]:
+        found = fingerprint_of_settings(yaml.safe_load(self._config_text()))
+        strategy = self.trainer.strategy
+        return found | {"devices": str(self.trainer.world_size), "kind of device": strategy.root_device.type}
+
     def before_fit(self) -> None:
-        """Refuse what cannot work here while nothing large has been downloaded.
+        """Find the run to go on with, and refuse what cannot work here while nothing large has been downloaded.
 
         Raises:
+            RunFinished: there is nothing to do.
             MissingFileError: no such checkpoint, or no such base.
-            MachineError: the base does not fit this machine.
+            CheckpointError: the checkpoint is not one of a run with these settings.
+            MachineError: the base does not fit this machine, or nothing may be written into the run folder.
             SettingError: a precision that this model was not made for.
         """
+        self._check_run()
+        start = self._start()
+        if start.finished:
+            raise RunFinished(finished(start))
+        check_writable(start.folder or folder_of_runs(self.trainer) or Path(self.trainer.default_root_dir))
+        if start.folder:
+            self._go_on_in(start.folder)
+            beginning = start.checkpoint.name if start.checkpoint else "its beginning"
+            log.info("going on with %s from %s", from_here(start.folder), beginning)
+        self.config_init["fit"]["ckpt_path"] = start.checkpoint
+        if self.trainer.local_rank == 0:
+            os.environ[LAUNCHER] = str(os.getpid())
+
+    def _start(self) -> Start:
+        settings = self.config["fit"]
+        if settings.ckpt_path:
+            start = start_from(settings.ckpt_path, self.trainer)
+            if not settings.allow_changed_settings:
+                saved = read_checkpoint(str(start.checkpoint)).get(FINGERPRINT, {})
+                known = {key: text for key, text in saved.items() if key in self._settings()}
+                check_fingerprint({FINGERPRINT: known}, self._settings())
+            return start
+        requeued = SLURMEnvironment.detect() and any(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+        if not settings.auto_resume or settings.trainer.fast_dev_run or requeued:  # Lightning finds its own then
+            return Start()
+        return start_by_itself(self.trainer, self._settings(), self.fingerprint)
+
+    def _go_on_in(self, folder: Path) -> None:
+        """Have the logger write into a run folder that exists."""
+        chosen = self.config["fit"].trainer.logger
+        chosen = chosen[0] if isinstance(chosen, list) else chosen
+        given = {} if chosen in (None, True) else {**chosen.get("init_args", {}), **chosen.get("dict_kwargs", {})}
+        given |= {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
+        self.trainer.logger = TensorBoardLogger(**given)
+
+    def _check_run(self) -> None:
         settings = self.config[str(self.subcommand)]
-        if settings.ckpt_path and not Path(settings.ckpt_path).is_file():
-            raise MissingFileError(
-                where="--ckpt_path",
-                found=f"there is no file '{settings.ckpt_path}'",
-                fix="Checkpoints lie in lightning_logs/version_N/checkpoints",
-            )
         check_run(
             self.model.base_config, str(settings.trainer.precision or "32-true"), self.trainer.strategy.root_device
         )
 
-    before_validate = before_test = before_predict = before_fit
+    def before_predict(self) -> None:
+        """Find the checkpoint, and refuse what cannot work here while nothing large has been downloaded.
+
+        Raises:
+            KyonError: as `before_fit`.
+        """
+        self._check_run()
+        if path := self.config[str(self.subcommand)].ckpt_path:
+            self.config_init[str(self.subcommand)]["ckpt_path"] = find_checkpoint(path, self.trainer)
+
+    before_validate = before_test = before_predict
 
     def after_fit(self) -> None:
         """Say what was written where, and what to type next."""
@@ -108,15 +225,54 @@ class KyonCLI(LightningCLI):
     def _say_where(self, run: Path) -> None:
         callbacks = self.trainer.checkpoint_callbacks
         best = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
-        last = [path for c in callbacks if isinstance(c, StepCheckpoint) for path in c.saved]
+        last = [file for c in callbacks if isinstance(c, StepCheckpoint) and (file := c.newest(self.trainer))]
         for callback in best:
             folder = from_here(callback.best_model_path).with_suffix("")
             log.info("best adapter: %s (%s %.4f)", folder, callback.monitor, callback.best_model_score)
-        for path in last[-1:]:
-            log.info("last adapter: %s", from_here(path).with_suffix(""))
+        for file in last[-1:]:
+            log.info("last adapter: %s", from_here(file).with_suffix(""))
         log.info("curves: tensorboard --logdir %s", run.parent)
-        for path in ([callback.best_model_path for callback in best] + last)[:1]:
-            log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(path))
+        for file in ([Path(callback.best_model_path) for callback in best] + last)[:1]:
+            log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(file))
+
+
+def add_resume_arguments(parser: LightningArgumentParser) -> None:
+    """The settings of how a run goes on."""
+    parser.add_argument(
+        "--auto_resume",
+        type=bool,
+        default=False,
+        help="go on with the newest run in the log folder that was killed and that was started with these settings; "
+        "false: start a new run",
+    )
+    parser.add_argument(
+        "--allow_changed_settings",
+        type=bool,
+        default=False,
+        help="with --ckpt_path: go on from a checkpoint of a run with other settings, for more epochs for one",
+    )
+
+
+def best_before_newest(callbacks: list[Callback]) -> list[Callback]:
+    """A StepCheckpoint saves the state of a ModelCheckpoint of the same step, and so has to come after it.
+
+    Args:
+        callbacks: as chosen; without a StepCheckpoint they get one.
+    """
+    steps = [callback for callback in callbacks if isinstance(callback, StepCheckpoint)] or [StepCheckpoint()]
+    others = [callback for callback in callbacks if not isinstance(callback, StepCheckpoint)]
+    last_best = max((i for i, callback in enumerate(others) if isinstance(callback, ModelCheckpoint)), default=-1)
+    return [*others[: last_best + 1], *steps, *others[last_best + 1 :]]
+
+
+def finished(start: Start) -> str:
+    """What to say of a run that has ended, and what to type to train more."""
+    assert start.folder is not None
+    adapter = f", adapter {from_here(start.checkpoint.with_suffix(''))}" if start.checkpoint else ""
+    return (
+        f"finished already: {from_here(start.folder)}{adapter}. To train it further, add --ckpt_path last "
+        "--allow_changed_settings true --trainer.max_epochs N; to train anew, add --auto_resume false"
+    )
 
 
 def from_here(path: str | Path) -> Path:

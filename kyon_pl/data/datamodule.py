@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
@@ -13,6 +14,7 @@ from kyon_pl.data.batching import PlannedBatchSampler
 from kyon_pl.data.checks import ColumnNames
 from kyon_pl.data.collate import DialogueCollator, LabelBoundary, PlannedCollator
 from kyon_pl.data.encode import EncodeSettings, OverLength
+from kyon_pl.data.heaviest import heaviest, lighter_settings
 from kyon_pl.data.plan import Batching, BatchPlanner
 from kyon_pl.data.report import report
 from kyon_pl.data.rows import Prompt, PromptRows, TokenRows, Use, collate_prompts
@@ -201,6 +203,17 @@ class DialogueDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.is_global_zero:
             report(list(tables.values()), self.rows, self.label_boundary)
 
+    def fingerprint(self) -> dict[str, str]:
+        """What tells the rows of `fit` from others, whatever they are called; before `setup` it prepares them.
+
+        Raises:
+            KyonError: as `prepare_data`.
+        """
+        known = {self._origin(use): rows.table for use, rows in self.rows.items()}
+        origins = sorted({self._origin(use) for use in _USES["fit"]})
+        tables = {origin: known.get(origin) or self._table(origin) for origin in origins}
+        return {f"data: {origin} rows": f"{len(table)}, CRC {table.crc32:08x}" for origin, table in tables.items()}
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of every epoch; known after `setup`, before any loader or model is there."""
@@ -215,10 +228,28 @@ class DialogueDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """This rank's share of the planned batches, from the optimizer step that the trainer has reached."""
-        packed = (self.tokens_per_batch, self.encoding.max_tokens) if self.batching == "packed" else (None, None)
-        collate = PlannedCollator(self.collator, *packed)
         assert self.train_sampler is not None
-        return self._loader(self.rows["train"], self.train_sampler, collate)
+        return self._loader(self.rows["train"], self.train_sampler, self._train_collator())
+
+    def heaviest_batches(self, epochs: int) -> list[Batch]:
+        """The training batches of that many epochs that need the most memory, one or two; none if none is used."""
+        sampler, rows, collate = self.train_sampler, self.rows["train"], self._train_collator()
+        assert sampler is not None
+        used = sampler.batches_used * sampler.world_size
+        return (
+            [collate(rows.__getitems__(planned)) for planned in heaviest(sampler.planner, used, epochs)] if used else []
+        )
+
+    def place(self, row_number: int) -> str:
+        """File and line of a training row, given its number in a batch."""
+        rows = self.rows["train"]
+        return rows.table.rows.place(int(rows.numbers[row_number]))
+
+    def lighter_settings(self) -> str:
+        """The settings to change for training batches of half the size, in words."""
+        longest_row = self.encoding.max_tokens or int(self.rows["train"].tokens.max())
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return lighter_settings(self.batching, self.rows_per_batch, self.tokens_per_batch, longest_row, accumulate)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """This rank's share of the validation rows, each row on one rank only; an empty list if there are none."""
@@ -298,6 +329,10 @@ class DialogueDataModule(LightningDataModule):
             position=(lambda: trainer.global_step) if trainer else None,
         )
 
+    def _train_collator(self) -> PlannedCollator:
+        packed = (self.tokens_per_batch, self.encoding.max_tokens) if self.batching == "packed" else (None, None)
+        return PlannedCollator(self.collator, *packed)
+
     def _evaluation_loader(self, rows: TokenRows) -> DataLoader[Batch] | list[Any]:
         if not len(rows):
             return []
@@ -317,9 +352,23 @@ class DialogueDataModule(LightningDataModule):
             batch_sampler=sampler,  # type: ignore[arg-type]
             collate_fn=collate,  # type: ignore[arg-type]
             num_workers=self.workers,
+            worker_init_fn=let_signals_pass,
             persistent_workers=self.workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+
+
+def let_signals_pass(worker: int) -> None:
+    """Keep a loader worker alive when a terminal or a scheduler signals all processes of a run to stop.
+
+    The training process still needs batches for the step that it finishes. It ends its workers itself, with a second
+    SIGTERM where it has to.
+
+    Args:
+        worker: its number, which torch gives to such a function.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def load_tokenizer(repo_or_folder: str | None, revision: str | None) -> ChatGLMTokenizer | None:

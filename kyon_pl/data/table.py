@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,6 +77,16 @@ class EncodedTable:
     def questions(self) -> NDArray[np.int64]:
         """(rows,) a number for each question, the same for the same question."""
         return _numpy(self.encoded.data.column("question"))
+
+    @cached_property
+    def crc32(self) -> int:
+        """Of all that training sees of the rows, wherever they came from: ids, boundaries and questions, in order."""
+        crc = 0
+        for name in ("input_ids", "seq_len", "question"):
+            for chunk in self.encoded.data.column(name).chunks:
+                values = chunk.flatten() if name == "input_ids" else chunk
+                crc = zlib.crc32(values.to_numpy(zero_copy_only=False).tobytes(), crc)
+        return zlib.crc32(self.tokens.tobytes(), crc)
 
     @cached_property
     def good(self) -> NDArray[np.int64]:

@@ -1,7 +1,15 @@
-"""How a checkpoint reaches the disk: whole or not at all, with the adapter as a PEFT folder beside it."""
+"""How a checkpoint reaches the disk: whole or not at all, with the adapter as a PEFT folder beside it.
+
+A checkpoint is the file `NAME.ckpt`, the folder `NAME`, and in it the marker `COMPLETE`, which records the optimizer
+step, and size and SHA-256 of the file and of the adapter. All of it is written beside its place and synced; then the
+folder gets its name, and last the file. So there is never a `NAME.ckpt` that a kill left half written.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,8 +19,14 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from safetensors import SafetensorError
 
-from kyon_pl.errors import CheckpointError
+from kyon_pl.errors import CheckpointError, MachineError
+from kyon_pl.training.contents import CONTENTS, check_contents, contents_of
+
+MARKER = "COMPLETE"
+ADAPTER = "adapter_model.safetensors"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class AdapterCheckpointIO(TorchCheckpointIO):
@@ -20,7 +34,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
     `config.yaml`.
 
     Lightning's own writing goes through a temporary folder that may lie on another file system, and a kill during
-    that copy leaves an empty file; here the file is written beside its place, synced and renamed.
+    that copy leaves an empty file; here all is written beside its place, synced and renamed.
 
     Args:
         write_adapter: writes the adapter in a checkpoint's `state_dict` into a folder.
@@ -35,7 +49,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write the checkpoint file and the adapter folder; Lightning calls this on one rank.
+        """Write file, folder and marker; Lightning calls this on one rank.
 
         Args:
             checkpoint: model and trainer state.
@@ -44,20 +58,41 @@ class AdapterCheckpointIO(TorchCheckpointIO):
 
         Raises:
             TypeError: `storage_options` were given.
+            MachineError: the disk is full, or nothing may be written there. Older checkpoints are still whole.
         """
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} takes no storage_options")
         file = Path(path)
+        beside, folder_beside = _beside(file), _beside(file.with_suffix(""))
+        whole = {**checkpoint, "config": self.config}
+        whole[CONTENTS] = contents_of(whole)
+        try:
+            self._write(whole, file, beside, folder_beside)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            beside.unlink(missing_ok=True)
+            shutil.rmtree(folder_beside, ignore_errors=True)
+            raise explain_disk_error(error, file) from error
+
+    def _write(self, checkpoint: dict[str, Any], file: Path, beside: Path, folder_beside: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         folder = file.with_suffix("")
-        self.write_adapter(checkpoint["state_dict"], folder)
-        (folder / "config.yaml").write_text(self.config, encoding="utf-8")
-        beside = file.with_name(f".{file.name}.writing")
-        with beside.open("wb") as stream:
-            torch.save({**checkpoint, "config": self.config}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(file)
+        shutil.rmtree(folder_beside, ignore_errors=True)
+        self.write_adapter(checkpoint["state_dict"], folder_beside)
+        (folder_beside / "config.yaml").write_text(self.config, encoding="utf-8")
+        torch.save(checkpoint, beside)
+        marker = {
+            "step": checkpoint["global_step"],
+            "resumable": "optimizer_states" in checkpoint,
+            "checkpoint": _size_and_hash(beside),
+            "adapter": _size_and_hash(folder_beside / ADAPTER),
+        }
+        (folder_beside / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+        for written in (beside, *folder_beside.iterdir(), folder_beside):
+            sync(written)
+        self.remove_checkpoint(file)  # an older one of this name
+        folder_beside.rename(folder)
+        beside.rename(file)
+        sync(file.parent)
 
     def load_checkpoint(
         self,
@@ -65,28 +100,130 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         map_location: Any = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU: tensors and plain values, never a pickled object.
+        """Read a checkpoint; see `read_checkpoint`.
 
         Args:
             path: of the file.
             map_location: where tensors go; the CPU if None.
-            weights_only: whatever a caller says, nothing else is read.
+            weights_only: whatever a caller says, no pickled object is read.
 
         Raises:
-            CheckpointError: the file is cut short, or holds something else than tensors and plain values.
+            CheckpointError: as `read_checkpoint`.
         """
-        try:
-            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except (RuntimeError, UnpicklingError, EOFError) as error:
-            raise CheckpointError(
-                where=f"checkpoint {path}",
-                found=f"it cannot be read ({str(error).splitlines()[0]})",
-                fix="Use an older checkpoint of the run; this one may be cut short",
-            ) from error
-        return checkpoint
+        return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint file and its adapter folder."""
+        """Remove a checkpoint: the file first, without which there is none."""
         file = Path(path)
         file.unlink(missing_ok=True)
         shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+
+
+def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, or elsewhere: tensors and plain values, never a pickled object.
+
+    Raises:
+        CheckpointError: the file is cut short, holds something else than tensors and plain values, or is not what was
+            saved; what is missing, unexpected or altered is named.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            where=f"checkpoint {path}",
+            found=f"it cannot be read ({said})",
+            fix="Use an older checkpoint of the run; this one may be cut short",
+        ) from error
+    check_contents(checkpoint)
+    return checkpoint
+
+
+def fault_of(file: Path) -> str | None:
+    """Why a checkpoint is not whole, in words; None if it is.
+
+    Args:
+        file: its `NAME.ckpt`.
+    """
+    marker = file.with_suffix("") / MARKER
+    if not marker.is_file():
+        return f"{marker} is missing: it was not written to its end"
+    try:
+        recorded = read_marker(file)
+    except (ValueError, KeyError, TypeError):
+        return f"{marker} cannot be read"
+    wanted = {file: recorded["checkpoint"], file.with_suffix("") / ADAPTER: recorded["adapter"]}
+    for part, size_and_hash in wanted.items():
+        if not part.is_file():
+            return f"{part} is missing"
+        if _size_and_hash(part) != size_and_hash:
+            return f"{part} is not what was written ({part.stat().st_size:,} bytes)"
+    return None
+
+
+def read_marker(file: Path) -> dict[str, Any]:
+    """What the marker of a checkpoint records: step, resumable, checkpoint, adapter.
+
+    Raises:
+        ValueError: it is not JSON.
+        KeyError: something is missing in it.
+    """
+    recorded = json.loads((file.with_suffix("") / MARKER).read_text(encoding="utf-8"))
+    return {key: recorded[key] for key in ("step", "resumable", "checkpoint", "adapter")}
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file so that no kill and no power loss leaves a part of it."""
+    beside = _beside(file)
+    beside.write_text(text, encoding="utf-8")
+    sync(beside)
+    beside.replace(file)
+    sync(file.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.writing")
+
+
+def _size_and_hash(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def explain_disk_error(error: Exception, file: Path) -> MachineError:
+    """The error of ours for one that came of writing a file; not every writer passes on what the system said."""
+    folder = _existing(file.absolute().parent)
+    free_bytes = shutil.disk_usage(folder).free
+    number, said = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+    last = "the same command then goes on from the last checkpoint, which is still whole"
+    if number in (errno.ENOSPC, errno.EDQUOT) or free_bytes < 1 << 20:
+        found = f"the disk is full ({free_bytes / 2**20:,.1f} MiB are free)"
+        return MachineError(str(file), found, f"Make room there; {last}")
+    found = f"it cannot be written ({said or str(error).splitlines()[0]})"
+    return MachineError(str(file), found, f"Check the disk and the rights of {folder}; {last}")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder where nothing may be written; TensorBoard's writer would fail later, in a thread of its own.
+
+    Raises:
+        MachineError: it is, or it would have to be made, in such a place.
+    """
+    if not os.access(_existing(folder.absolute()), os.W_OK):
+        raise explain_disk_error(PermissionError(errno.EACCES, "nothing may be written there"), folder / "checkpoints")
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)

@@ -24,6 +24,8 @@ from kyon_pl.chatglm2.generation import generate_replies
 from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.hub import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, fetch_config, fetch_model
 from kyon_pl.lora import attach_lora, frozen_dtype, load_adapter, reference_lora, trainable_names, write_adapter
+from kyon_pl.training.contents import check_state_to_train_on
+from kyon_pl.training.fingerprint import fingerprint_of_adapter, fingerprint_of_base
 from kyon_pl.training.schedule import LinearDecay, ScheduleCallable
 
 log = logging.getLogger(__name__)
@@ -222,7 +224,16 @@ class ChatGLM2LoRA(LightningModule):
         for name, metric in (("loss", mean), ("perplexity", perplexity)):
             metric.update(loss, weight=batch.trained_tokens)
             # Lightning computes and resets a metric that it is given, over all ranks
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
+            in_fit = self.trainer.state.fn == "fit"  # then on_validation_epoch_end logs it
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, logger=not in_fit)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log at the optimizer step that the training curves have; Lightning counts one less here."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            metrics = {"val/loss": self.val_loss, "val/perplexity": self.val_perplexity}
+            values = {name: metric.compute().item() for name, metric in metrics.items()}
+            for logger in self.loggers:
+                logger.log_metrics(values, step=self.trainer.global_step)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Greedy replies to a batch of prompts.
@@ -251,11 +262,14 @@ class ChatGLM2LoRA(LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare the checkpoint's trained weights with the model's, name by name.
+        """Compare the checkpoint's trained weights with the model's, name by name; to train on, ask for all the rest.
 
         Raises:
-            CheckpointError: a weight that one of them has and the other has not, or that has another shape.
+            CheckpointError: a weight that one of them has and the other has not, or that has another shape; other
+                state that is missing.
         """
+        if self.trainer.state.fn == "fit":
+            check_state_to_train_on(checkpoint)
         saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         wanted = {name: tuple(value.shape) for name, value in self.named_parameters() if value.requires_grad}
         if saved == wanted:
@@ -266,6 +280,17 @@ class ChatGLM2LoRA(LightningModule):
             found=f"shape {saved.get(name, 'unknown')} in the checkpoint, {wanted.get(name, 'unknown')} in this model",
             fix="Use the model.lora settings and the base that the checkpoint was made with, from its config.yaml",
         )
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells base and first adapter from others; both are on this machine by now."""
+        if self.base == "random":
+            found = {"base: config.json": str(self.base_config.to_json_string())}
+        else:
+            patterns = [*MODEL_FILES, *TOKENIZER_FILES]
+            found = fingerprint_of_base(fetch_model(self.base, self.revision, patterns=patterns))
+        if self.adapter:
+            found |= fingerprint_of_adapter(fetch_model(self.adapter, None, patterns=ADAPTER_FILES))
+        return found
 
     def write_adapter(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
         """Write the adapter of a checkpoint's `state_dict` as a PEFT folder, with the tokenizer's files.

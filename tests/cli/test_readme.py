@@ -23,8 +23,9 @@ SNIPPETS = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 
 # the reference run in small: another base, other rows (tests/cli/test_hub_run.py has the real ids), a few steps, a CPU
 SMALL_LORA = "--model.base demo --data.source demo --trainer.max_steps 2 --trainer.limit_train_batches 4"
-SMALL_LORA += " --trainer.limit_val_batches 2 --trainer.accelerator cpu --trainer.accumulate_grad_batches 2
---data.workers 0" SUBSTITUTIONS = [
+SMALL_LORA += " --trainer.limit_val_batches 2 --trainer.accelerator cpu --trainer.accumulate_grad_batches 2"
+SMALL_LORA += " --data.workers 0"
+SUBSTITUTIONS = [
     # make sets up another environment: its recipes are run here by hand, and whole by continuous integration
     (r"^make demo$", "kyon-pl fit --config configs/demo.yaml --trainer.limit_train_batches 2"),
     (r"^make test$", f"{sys.executable} -m pytest --collect-only -q tests/unit/test_errors.py"),
@@ -63,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 11
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 

@@ -4,7 +4,15 @@ import pickle
 
 import pytest
 
-from kyon_pl.errors import CheckpointError, DataError, KyonError, MachineError, MissingFileError, SettingError
+from kyon_pl.errors import (
+    CheckpointError,
+    DataError,
+    KyonError,
+    MachineError,
+    MissingFileError,
+    SettingError,
+    TrainingError,
+)
 
 KINDS = {
     SettingError: ValueError,
@@ -12,6 +20,7 @@ KINDS = {
     MissingFileError: FileNotFoundError,
     CheckpointError: RuntimeError,
     MachineError: RuntimeError,
+    TrainingError: RuntimeError,
 }
 
 

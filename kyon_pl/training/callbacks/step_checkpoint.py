@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+
+from kyon_pl.training.resume import CHECKPOINTS
 
 
 class StepCheckpoint(Checkpoint):
@@ -15,54 +18,111 @@ class StepCheckpoint(Checkpoint):
     Lightning's ModelCheckpoint with `every_n_train_steps` may save inside an accumulation window after a resume, and
     does not save at the end; for the best checkpoints by a metric, it is the one to use.
 
+    A checkpoint can be gone on from exactly where nothing of its step is left to do. So one that is due where a
+    validation is due too waits for it, at an epoch's end for the epoch's end, and with `max_steps` and without
+    validation there for the next step, since Lightning would begin that epoch's end anew.
+
+    There is no state to keep: the disk tells what was saved.
+
     Args:
-        every_n_steps: optimizer steps between two checkpoints.
+        every_n_steps: optimizer steps between two checkpoints: they are made at its multiples.
         keep: how many to keep, the newest ones.
+
+    Attributes:
+        save_next: ask for a checkpoint at the next place that is fit for one.
+        last_saved_step: the optimizer steps behind the newest one.
     """
 
     def __init__(self, every_n_steps: int = 500, keep: int = 1) -> None:
         super().__init__()
         self.every_n_steps = every_n_steps
         self.keep = keep
-        self.saved: list[str] = []
+        self.save_next = False
         self.last_saved_step = 0
+        self.folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Learn the folder, which the ranks tell each other."""
+        self.folder = Path(str(trainer.log_dir or trainer.default_root_dir)) / CHECKPOINTS
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See what an interrupted run has left."""
+        self._look(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where a step is due. The epoch's last batch is left to `on_train_epoch_end`, after its validation."""
+        """Save where a step is due and nothing follows it."""
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if (
-            whole_step
-            and not trainer.is_last_batch
-            and trainer.global_step >= self.last_saved_step + self.every_n_steps
-        ):
-            self._save(trainer)
+        ends = trainer.is_last_batch or trainer.should_stop
+        if whole_step and not ends and not validates_after(trainer, batch_idx):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save in the middle of an epoch where a step was due before the validation."""
+        if trainer.state.fn == "fit" and not (trainer.sanity_checking or trainer.is_last_batch or trainer.should_stop):
+            self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where a step was due at the epoch's last batch."""
-        if trainer.global_step >= self.last_saved_step + self.every_n_steps:
-            self._save(trainer)
+        if trainer.max_steps == -1 or validates_after(trainer, trainer.fit_loop.batch_idx):
+            self._save_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the result."""
+        self._save_last(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the result of a run that was killed between its last step and its end: nothing else is called then."""
+        self._look(trainer)
+        self._save_last(trainer)
+
+    def newest(self, trainer: Trainer) -> Path | None:
+        """The file of the newest one."""
+        saved = self._saved(trainer)
+        return saved[-1][1] if saved else None
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        step, last = trainer.global_step, self.last_saved_step
+        if step > last and (self.save_next or step // self.every_n_steps > last // self.every_n_steps):
+            self._save(trainer)
+        self.save_next = False
+
+    def _save_last(self, trainer: Trainer) -> None:
         if trainer.global_step > self.last_saved_step:
             self._save(trainer)
+        self._remove_old(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        folder = Path(str(trainer.log_dir or trainer.default_root_dir)) / "checkpoints"
-        path = str(folder / f"step={trainer.global_step}.ckpt")
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
         self.last_saved_step = trainer.global_step
-        trainer.save_checkpoint(path)
-        self.saved.append(path)
-        for old in self.saved[: -self.keep]:
-            trainer.strategy.remove_checkpoint(old)
-        self.saved = self.saved[-self.keep :]
+        self._remove_old(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The step of the newest checkpoint, so that a resumed run goes on in the same rhythm."""
-        return {"last_saved_step": self.last_saved_step}
+    def _look(self, trainer: Trainer) -> None:
+        saved = self._saved(trainer)
+        self.last_saved_step = trainer.strategy.broadcast(saved[-1][0] if saved else 0)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The reverse of `state_dict`."""
-        self.last_saved_step = state_dict["last_saved_step"]
+    def _remove_old(self, trainer: Trainer) -> None:
+        for _, file in self._saved(trainer)[: -self.keep]:
+            trainer.strategy.remove_checkpoint(file)
+
+    def _saved(self, trainer: Trainer) -> list[tuple[int, Path]]:
+        """Step and file of those up to this step, the oldest first."""
+        files = self.folder.glob("step=*.ckpt")
+        numbered = [(int(match[1]), file) for file in files if (match := re.fullmatch(r"step=(\d+)", file.stem))]
+        return sorted(pair for pair in numbered if pair[0] <= trainer.global_step)
+
+
+def validates_after(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this micro-batch of the epoch, and before anything else."""
+    if not trainer.enable_validation:
+        return False
+    every_n_epochs = trainer.check_val_every_n_epoch
+    if every_n_epochs is None:
+        batch_idx = trainer.fit_loop.total_batch_idx
+    elif (trainer.current_epoch + 1) % every_n_epochs:
+        return False
+    every_n_batches: int | float | None = trainer.val_check_batch
+    return every_n_batches is not None and (batch_idx + 1) % every_n_batches == 0

@@ -15,6 +15,9 @@ from kyon_pl.training.module import ChatGLM2LoRA
 class StepMetrics(Callback):
     """Logs every `trainer.log_every_n_steps` optimizer steps, over all steps since the last time.
 
+    Steps that a run has done since its last entry go into its checkpoints, so that a resumed run draws the same curves;
+    of rates, that is numbers a second, only its own steps count.
+
     `train/loss` is the mean over those steps of the loss that the optimizer saw, over all ranks. Tokens are real
     ones; padding is counted in `train/padding_share` alone. Time spent in validation and in checkpoints does not
     count. The device is waited for once a log entry, never in between, and the ranks exchange one small tensor.
@@ -26,14 +29,39 @@ class StepMetrics(Callback):
     def __init__(self) -> None:
         self.shown: dict[str, str] = {}
 
+        self.saved: list[float] = []
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the first window."""
+        """Start the first window, or go on with the one that a checkpoint holds."""
         self._restart(pl_module)
+        if self.saved:
+            loss, *counts = self.saved
+            self.loss_sum += loss
+            self.tokens, self.trained_tokens, self.rows, self.slots, self.steps = map(int, counts)
+            self.before = self._counts()
 
     def _restart(self, pl_module: LightningModule) -> None:
         self.loss_sum = torch.zeros((), device=pl_module.device)
-        self.micro_batches = self.tokens = self.trained_tokens = self.rows = self.slots = self.steps = 0
+        self.tokens = self.trained_tokens = self.rows = self.slots = self.steps = 0
+        self.before = self._counts()
         self.started_s = time.perf_counter()
+
+    def _counts(self) -> torch.Tensor:
+        return torch.tensor([self.tokens, self.trained_tokens, self.rows, self.slots], dtype=torch.float64)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the open window of every rank: (ranks, 6) float64, the loss first and the steps last."""
+        loss = self.loss_sum.detach().double().view(1)
+        counts = torch.cat([self._counts(), torch.tensor([self.steps])])
+        windows = loss.new_zeros(trainer.world_size, 6)
+        windows[trainer.global_rank] = torch.cat([loss, counts.to(loss)])
+        windows = trainer.strategy.reduce(windows, reduce_op="sum")
+        checkpoint["callbacks"][self.state_key] = {"open_windows": windows.cpu()}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take this rank's open window; of a run on another number of devices there is none."""
+        windows = checkpoint["callbacks"].get(self.state_key, {}).get("open_windows", [])
+        self.saved = windows[trainer.global_rank].tolist() if len(windows) == trainer.world_size else []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -64,17 +92,17 @@ class StepMetrics(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ChatGLM2LoRA)
-        counts = torch.tensor([self.tokens, self.trained_tokens, self.rows, self.slots], dtype=torch.float64)
+        counts = torch.cat([self._counts(), self._counts() - self.before])
         summed = torch.cat([self.loss_sum.double().view(1), counts.to(self.loss_sum.device)])
         summed = trainer.strategy.reduce(summed, reduce_op="sum")
-        loss, tokens, trained_tokens, rows, slots = summed.tolist()
+        loss, tokens, _, _, slots, timed_tokens, timed_trained_tokens, timed_rows, _ = summed.tolist()
         elapsed_s = time.perf_counter() - self.started_s
         values = {
             "train/loss": loss / (self.steps * trainer.world_size),
             "train/learning_rate": pl_module.learning_rate,
-            "train/tokens_per_s": tokens / elapsed_s,
-            "train/trained_tokens_per_s": trained_tokens / elapsed_s,
-            "train/rows_per_s": rows / elapsed_s,
+            "train/tokens_per_s": timed_tokens / elapsed_s,
+            "train/trained_tokens_per_s": timed_trained_tokens / elapsed_s,
+            "train/rows_per_s": timed_rows / elapsed_s,
             "train/padding_share": 1 - tokens / slots,
             "train/epoch": trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches,
         }
