@@ -61,7 +61,7 @@ def find_checkpoint(path: str, trainer: Trainer) -> Path:
         MissingFileError: there is no such checkpoint.
     """
     if path == "last":
-        folder = folder_of_runs(trainer) or Path(trainer.default_root_dir)
+        folder = folder_of_runs(trainer) or Path(trainer.default_root_dir) / "lightning_logs"
         return last_checkpoint(runs_in(folder), folder)
     if not Path(path).is_file():
         raise MissingFileError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,16 +75,10 @@ def trainable_names(model: torch.nn.Module) -> set[str]:
 def write_adapter(model: PeftModel, state: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that plain PEFT loads.
 
-    The folder is made beside its place and then renamed, so that a half-written one never stands there.
-
     Args:
         model: the wrapped model, for its settings.
         state: the trained tensors under the model's parameter names.
-        folder: where to; an older folder there is replaced.
+        folder: where to.
     """
-    beside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
     # 'auto' would ask the Hub for the base's vocabulary; the embedding is never trained here
-    model.save_pretrained(str(beside), state_dict=dict(state), save_embedding_layers=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    model.save_pretrained(str(folder), state_dict=dict(state), save_embedding_layers=False)

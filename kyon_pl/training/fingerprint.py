@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from kyon_pl.errors import CheckpointError
-from kyon_pl.hub import ADAPTER_FILES, MODEL_FILES
+from kyon_pl.hub import ADAPTER_FILES
 
 FINGERPRINT = "fingerprint"
 SHOWN_KEYS = 5
+SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 
 # settings of where a run takes place and what is seen of it; how many devices there really are is compared instead of
 # what was asked for, and what the tokenizer made of the rows instead of the tokenizer
@@ -37,14 +38,14 @@ def fingerprint_of_settings(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fingerprint_of_base(folder: Path) -> dict[str, str]:
-    """Config and tokenizer by their hash, weights by names and sizes: 12 GB are not read again for this.
+    """Config, tokenizer and weights by their hash.
 
     Args:
         folder: of a base; a snapshot of the Hub's cache tells its commit by its name.
     """
-    weights = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)} - {folder / "config.json"})
-    found = {"weights": ", ".join(f"{file.name} {file.stat().st_size}" for file in weights)}
-    found |= {name: hash_of(folder / name) for name in ("config.json", "tokenizer.model") if (folder / name).is_file()}
+    weights = sorted({*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")})
+    others = [file for name in ("config.json", "tokenizer.model") if (file := folder / name).is_file()]
+    found = {file.name: hash_of(file) for file in (*others, *weights)}
     if folder.parent.name == "snapshots":
         found["commit"] = folder.name
     return {f"base: {name}": text for name, text in found.items()}
@@ -56,8 +57,15 @@ def fingerprint_of_adapter(folder: Path) -> dict[str, str]:
 
 
 def hash_of(file: Path) -> str:
-    """SHA-256 of a file, the beginning of it."""
-    return f"sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    """Size and SHA-256 of a file, shortened; of a large one samples all over it are hashed, since a base has 12 GB."""
+    size = file.stat().st_size
+    starts = range(0, size, max(SAMPLE_BYTES, size // SAMPLES))
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for start in starts:
+            stream.seek(start)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return f"{size:,} bytes, SHA-256 {digest.hexdigest()[:16]}"
 
 
 def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

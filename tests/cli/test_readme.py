@@ -28,7 +28,7 @@ SMALL_LORA += " --data.workers 0"
 SUBSTITUTIONS = [
     # make sets up another environment: its recipes are run here by hand, and whole by continuous integration
     (r"^make demo$", "kyon-pl fit --config configs/demo.yaml --trainer.limit_train_batches 2"),
-    (r"^make test$", f"{sys.executable} -m pytest --collect-only -q tests/unit/test_errors.py"),
+    (r"^make test$", f"{sys.executable} -m pytest --collect-only -q tests/unit/test_error_kinds.py"),
     # several GPUs: two processes are tests/cli/test_ddp.py's
     (r" --trainer.devices 4 --trainer.accumulate_grad_batches 4", ""),
     (r"(kyon-pl fit --config configs/lora.yaml)", rf"\1 {SMALL_LORA}"),

@@ -14,6 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore
 
 from kyon_pl.errors import SettingError
 from kyon_pl.training.callbacks.step_checkpoint import validates_after
+from kyon_pl.training.checkpoint_io import fault_of, read_checkpoint
 from kyon_pl.training.fingerprint import FINGERPRINT, check_fingerprint
 from kyon_pl.training.resume import write_record
 
@@ -46,6 +47,11 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             write_record(self.folder, self.fingerprint, finished_at_step=None)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where a run goes on from its beginning, take back all of its curves, before they begin anew."""
+        if trainer.ckpt_path is None:
+            cut_curves(trainer, from_step=0)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the curves off behind this step.
 
@@ -57,7 +63,8 @@ class RunRecord(Callback):
         trainer.ckpt_path = None
         for callback in model_checkpoints(trainer):
             callback.current_score = self.current_scores.get(callback.state_key, callback.current_score)
-        cut_curves(trainer)
+        if trainer.global_step:
+            cut_curves(trainer, from_step=trainer.global_step + 1)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what is asked of a checkpoint when it is loaded."""
@@ -83,6 +90,8 @@ class RunRecord(Callback):
             make_absolute(state, str(callback.dirpath))
             if all(Path(file).is_file() for file in state["best_k_models"]):
                 self.current_scores[callback.state_key] = state["current_score"]
+                for file in outdated(callback, state) if trainer.state.fn == "fit" else []:
+                    trainer.strategy.remove_checkpoint(file)
             else:  # the run goes on in another folder, or from an older checkpoint
                 del checkpoint["callbacks"][callback.state_key]
 
@@ -120,6 +129,24 @@ def make_absolute(state: dict[str, Any], folder: str) -> None:
     state["dirpath"] = folder
 
 
+def outdated(callback: ModelCheckpoint, state: dict[str, Any]) -> list[Path]:
+    """What a ModelCheckpoint had saved and would have removed next when the run was killed.
+
+    Args:
+        callback: that saved it. A file that does not name itself among this callback's own was put there by a person.
+        state: of the callback, in the checkpoint that the run goes on from; with absolute paths.
+    """
+    folder = Path(str(callback.dirpath))
+    kept = {*state["best_k_models"], *(state[key] for key in _PATHS)}
+    others = [file for file in folder.glob("*.ckpt") if str(file) not in kept and fault_of(file) is None]
+    found = []
+    for file in others:
+        own = read_checkpoint(file).get("callbacks", {}).get(callback.state_key, {})
+        if file.name in {*own.get("best_k_models", {}), *(own.get(key) for key in _PATHS)}:
+            found.append(file)
+    return found
+
+
 def step_back_before_epoch_end(trainer: Trainer, fit_loop: dict[str, Any]) -> None:
     """Make a checkpoint of an epoch's end one from right after that epoch's last validation.
 
@@ -140,12 +167,11 @@ def step_back_before_epoch_end(trainer: Trainer, fit_loop: dict[str, Any]) -> No
         fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
-def cut_curves(trainer: Trainer) -> None:
-    """Tell TensorBoard that what was drawn behind this step counts no more."""
-    step = trainer.global_step + 1 if trainer.global_step else 0
+def cut_curves(trainer: Trainer, from_step: int) -> None:
+    """Tell TensorBoard that what was drawn from this step on counts no more."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+            start = Event(step=from_step, session_log=SessionLog(status=SessionLog.START))
             logger.experiment.file_writer.add_event(start)
 
 

@@ -24,7 +24,7 @@ from rigged import Rigged, fit, poison, rigged_module, write_inputs
 from kyon_pl import ChatGLM2LoRA
 from kyon_pl.batch import Batch
 from kyon_pl.cli import main
-from kyon_pl.data.heaviest import heaviest
+from kyon_pl.data.heaviest import heaviest, lighter_settings
 from kyon_pl.data.plan import Batching, BatchPlanner
 from kyon_pl.errors import MachineError, TrainingError
 from kyon_pl.training.callbacks import AdapterGuard, FiniteGuard, MemoryGuard
@@ -262,6 +262,26 @@ def test_out_of_memory_is_a_paragraph_before_the_first_step(
     assert "tokens" in said
 
 
+@pytest.mark.parametrize(
+    ("batching", "rows", "longest_row", "words"),
+    [
+        (
+            "packed",
+            8,
+            2048,
+            "data.tokens_per_batch from 2048 to 1024 and data.max_tokens from 2048 to 1024, and raise ",
+        ),
+        ("packed", 8, 1024, "data.tokens_per_batch from 2048 to 1024, and raise "),
+        ("padded", 1, 3000, "data.max_tokens from 3000 to 1500"),
+    ],
+)
+def test_what_to_lower_is_a_setting_that_the_run_takes(
+    batching: Batching, rows: int, longest_row: int, words: str
+) -> None:
+    """A packed batch may not be smaller than `max_tokens`."""
+    assert lighter_settings(batching, rows, 2048, longest_row, 16).startswith(words)
+
+
 def test_out_of_memory_does_not_keep_the_batch_alive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever catches the error can go on with a smaller batch."""
     alive.clear()
@@ -315,7 +335,7 @@ def test_a_full_disk_is_a_paragraph_and_the_older_checkpoint_stays(
     with pytest.raises(MachineError, match=r"step=2.ckpt: the disk is full .*Make room"):
         trainer.save_checkpoint(second)
     assert fault_of(first) is None
-    assert {path.name for path in small_disk.glob("[!.]*")} == {"filler", "step=1", "step=1.ckpt"}
+    assert {path.name for path in small_disk.iterdir()} == {"filler", "step=1", "step=1.ckpt"}
 
 
 # waiting for the device
