@@ -82,7 +82,7 @@ NOTES: dict[str, tuple[str, ...]] = {
 ANECDOTES: dict[str, tuple[str, ...]] = {
     "zh": ("{asker}来了，{name}说：{opening}", "{asker}问：{question}{name}答：{body}。", "{name}走开时说：{closing}"),
     "en": (
-        "{asker} comes and {name} says: {opening}",
+        "{asker} comes and {name} says 「{opening}」",
         "{asker} asks: {question} {name} answers: {body}.",
         "{name} leaves and says: {closing}",
     ),

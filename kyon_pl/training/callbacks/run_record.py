@@ -90,8 +90,9 @@ class RunRecord(Callback):
             make_absolute(state, str(callback.dirpath))
             if all(Path(file).is_file() for file in state["best_k_models"]):
                 self.current_scores[callback.state_key] = state["current_score"]
-                for file in outdated(callback, state) if trainer.state.fn == "fit" else []:
-                    trainer.strategy.remove_checkpoint(file)
+                if trainer.state.fn == "fit" and trainer.is_global_zero:
+                    for file in outdated(callback, state):
+                        trainer.strategy.remove_checkpoint(file)
             else:  # the run goes on in another folder, or from an older checkpoint
                 del checkpoint["callbacks"][callback.state_key]
 

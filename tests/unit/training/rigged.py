@@ -85,9 +85,10 @@ def fit(
         callbacks: all there are.
         scaler: train in float16 with a gradient scaler, on a CPU.
         epochs: how long.
-        more: other settings of the trainer, and of the data `batching`, `tokens_per_batch` and
-            `validation_rows_per_batch`.
+        more: other settings of the trainer, of the data `batching`, `tokens_per_batch` and
+            `validation_rows_per_batch`, and `ckpt_path`.
     """
+    ckpt_path = more.pop("ckpt_path", None)
     torch.manual_seed(0)
     rows = DialogueDataModule(
         source=str(folder / "rows.jsonl"),
@@ -107,21 +108,21 @@ def fit(
         "devices": 1,
         # Lightning would make bf16-mixed out of 16-mixed on a CPU; given as a plugin, it is what it is
         "plugins": [MixedPrecision("16-mixed", "cpu")] if scaler else [],
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
     }
     trainer = Trainer(
         max_epochs=epochs,
-        num_sanity_val_steps=0,
         accumulate_grad_batches=2,
         callbacks=callbacks,
         default_root_dir=folder / "run",
         use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **settings | more,
     )
-    trainer.fit(module, datamodule=rows)
+    trainer.fit(module, datamodule=rows, ckpt_path=ckpt_path)
     return trainer
 
 
