@@ -69,14 +69,13 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         try:
             self._write(whole, file, beside, folder_beside)
         except (OSError, RuntimeError, SafetensorError) as error:
-            beside.unlink(missing_ok=True)
-            shutil.rmtree(folder_beside, ignore_errors=True)
+            remove_unfinished(file.parent)
             raise explain_disk_error(error, file) from error
 
     def _write(self, checkpoint: dict[str, Any], file: Path, beside: Path, folder_beside: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         folder = file.with_suffix("")
-        shutil.rmtree(folder_beside, ignore_errors=True)
+        remove_unfinished(file.parent)
         self.write_adapter(checkpoint["state_dict"], folder_beside)
         (folder_beside / "config.yaml").write_text(self.config, encoding="utf-8")
         torch.save(checkpoint, beside)
@@ -170,6 +169,12 @@ def read_marker(file: Path) -> dict[str, Any]:
     """
     recorded = json.loads((file.with_suffix("") / MARKER).read_text(encoding="utf-8"))
     return {key: recorded[key] for key in ("step", "resumable", "checkpoint", "adapter")}
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed or failed save has left beside its place."""
+    for path in folder.glob(_beside(Path("*")).name):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_whole(file: Path, text: str) -> None:

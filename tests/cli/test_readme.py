@@ -37,6 +37,8 @@ SUBSTITUTIONS = [
         r"--model.base demo \1--data.source rows.jsonl",
     ),
     (r"(configs/lora.yaml)(?!.*--trainer.precision)(.*)$", r"\1\2 --trainer.precision 32-true"),
+    # the newest run is that of the reader's own rows
+    (r"(--ckpt_path last .*)$", r"\1 --data.source rows.jsonl"),
     # the server would not end
     (r"^tensorboard --logdir", "tensorboard --inspect --logdir"),
     (r"^kyon-pl (validate|predict)(.*)$", r"kyon-pl \1\2 --trainer.limit_\1_batches 1 --trainer.logger false"),

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from random import Random
 
 import pytest
 import yaml
 from compare import load, run_differences
-from runs import ForkServers, Run, only_run
+from runs import ForkServers, only_run
 from safetensors.torch import load_file
 from torch import equal
 
 KILLS = 30
-COMMAND = ["fit", "--config", "run.yaml"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,21 +38,47 @@ def write_demo(folder: Path) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
-def moments(rng: Random, seconds: float) -> Iterator[tuple[str, float]]:
-    """Endless places to kill at: one inside a save, two at any moment of a run that takes so many seconds."""
-    while True:
-        yield f"{rng.randint(1, 60)} {rng.choice((0, 0, rng.randint(1, 3000)))}", 0.0
-        for _ in range(2):
-            yield "", rng.uniform(0.1, 1.0) * seconds
+@dataclass(frozen=True)
+class Moment:
+    """When to kill a run; unset, never.
+
+    Attributes:
+        in_save: a file operation inside a save, and how long after it; see kill_at.py.
+        cpu_s: processor time, which does not depend on what else the machine does.
+    """
+
+    in_save: str = ""
+    cpu_s: float = math.inf
 
 
-def fit(servers: ForkServers, folder: Path, in_save: str, after_s: float) -> Run:
-    """Start a run that is killed in a save, or after some time, or else not at all."""
-    run = servers.start(COMMAND, folder, environment={"KILL_IN_SAVE": in_save})
-    if after_s:
-        time.sleep(after_s)
-        run.send(signal.SIGKILL)
-    return run
+def draw(rng: Random, in_save: bool, whole_run_cpu_s: float) -> Moment:
+    """One inside a save, or one anywhere in a run that takes so long."""
+    if in_save:
+        return Moment(in_save=f"{rng.randint(1, 60)} {rng.choice((0, 0, rng.randint(1, 3000)))}")
+    return Moment(cpu_s=rng.uniform(0.0, whole_run_cpu_s))
+
+
+def fit(servers: ForkServers, folder: Path, moment: Moment) -> tuple[int, str, float]:
+    """Run it, at most to that moment.
+
+    Returns:
+        Exit status, what it said, processor time in seconds.
+    """
+    run = servers.start(["fit", "--config", "run.yaml"], folder, environment={"KILL_IN_SAVE": moment.in_save})
+    over, cpu_s = False, 0.0
+    while not over and cpu_s < moment.cpu_s:
+        time.sleep(0.002)
+        over, cpu_s = state_of(run.pids[0])
+    run.send(signal.SIGKILL)
+    (status,) = run.wait()
+    assert status in (0, -9), run.said()[-3000:]
+    return status, run.said(), cpu_s
+
+
+def state_of(pid: int) -> tuple[bool, float]:
+    """Whether a process is over, and its processor time in seconds; it has not been waited for."""
+    state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return state == "Z", sum(map(int, numbers[10:12])) / os.sysconf("SC_CLK_TCK")
 
 
 def whole_steps(folder: Path) -> set[int]:
@@ -81,28 +109,25 @@ def last_run(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processor time is read from Linux's /proc")
 def test_kill_anywhere(servers: ForkServers, tmp_path: Path) -> None:
+    rng, kills = Random(9), Counter[bool]()
     write_demo(tmp_path / "undisturbed")
-    started_s = time.perf_counter()
-    assert fit(servers, tmp_path / "undisturbed", "", 0).wait() == [0]
-    places = moments(Random(9), time.perf_counter() - started_s)
-    kills = Counter[str]()
-    for chain in range(KILLS):
+    status, _, whole_run_cpu_s = fit(servers, tmp_path / "undisturbed", Moment())
+    assert status == 0
+    for chain in count():
         folder = tmp_path / f"chain_{chain}"
         write_demo(folder)
         while True:
-            in_save, after_s = next(places) if kills.total() < KILLS else ("", 0.0)
+            in_save = 3 * kills[True] <= kills.total()
+            moment = draw(rng, in_save, whole_run_cpu_s) if kills.total() < KILLS else Moment()
             whole = whole_steps(folder)
-            T=time.time()
-            run = fit(servers, folder, in_save, after_s)
-            (status,) = run.wait()
-            assert status in (0, -9), run.said()[-3000:]
-            print(chain, in_save, after_s, status, whole, time.time()-T, [l for l in run.said().splitlines() if "going" in l or "skipped" in l], sorted(p.name for p in folder.glob("lightning_logs/*/checkpoints/.*")),flush=True)
-            check_start(run.said(), whole)
+            status, said, _ = fit(servers, folder, moment)
+            check_start(said, whole)
             if status == 0:
                 break
-            kills["inside a save" if in_save else "anywhere"] += 1
+            kills[in_save] += 1
         assert run_differences(only_run(tmp_path / "undisturbed"), last_run(folder)) == []
-        if kills.total() >= KILLS:
+        if kills.total() == KILLS:
             break
-    assert kills["inside a save"] >= KILLS // 3
+    assert kills[True] >= KILLS // 3
