@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
@@ -21,6 +20,7 @@ from kyon_pl.data.rows import Prompt, PromptRows, TokenRows, Use, collate_prompt
 from kyon_pl.data.sources import SourceSettings, load_rows
 from kyon_pl.data.split import split_by_question
 from kyon_pl.data.table import BadRows, EncodedTable, encode_rows
+from kyon_pl.data.workers import let_signals_pass
 from kyon_pl.errors import DataError, SettingError
 from kyon_pl.hub import TOKENIZER_FILES, fetch_model
 
@@ -356,19 +356,6 @@ class DialogueDataModule(LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
-
-
-def let_signals_pass(worker: int) -> None:
-    """Keep a loader worker alive when a terminal or a scheduler signals all processes of a run to stop.
-
-    The training process still needs batches for the step that it finishes. It ends its workers itself, with a second
-    SIGTERM where it has to.
-
-    Args:
-        worker: its number, which torch gives to such a function.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def load_tokenizer(repo_or_folder: str | None, revision: str | None) -> ChatGLMTokenizer | None:

@@ -1,0 +1,45 @@
+"""A loader worker outlives the signals that stop a run, and not its training process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LOADER = """
+import os, sys
+from torch.utils.data import DataLoader
+from kyon_pl.data.workers import let_signals_pass
+loader = DataLoader(range(8), num_workers=2, worker_init_fn=let_signals_pass, persistent_workers=True)
+batches = iter(loader)
+next(batches)
+print(*[worker.pid for worker in batches._workers], flush=True)
+sys.stdin.readline()
+print(len(list(batches)), flush=True)
+sys.modules["kept"] = batches  # as an error's traceback keeps it: nobody shuts the workers down
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who has sent a signal")
+def test_workers_give_all_batches_after_signals_and_end_with_their_parent() -> None:
+    command = [sys.executable, "-c", LOADER]
+    run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert run.stdin
+        assert run.stdout
+        workers = [int(word) for word in run.stdout.readline().split()]
+        for _ in range(2):
+            for worker in workers:
+                os.kill(worker, signal.SIGTERM)
+                os.kill(worker, signal.SIGINT)
+            time.sleep(0.1)
+        print(file=run.stdin, flush=True)
+        assert run.stdout.readline() == "7\n"
+        assert run.wait(timeout=30) == 0, "it waited for workers that do not end"
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
