@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import threading
 import warnings
 
 # warnings that libraries raise about each other, and about choices that are made on purpose here: the text's
@@ -33,3 +35,10 @@ def set_up_logging() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    threading.excepthook = report_thread
+
+
+def report_thread(failure: threading.ExceptHookArgs) -> None:
+    """What a library's own thread died of, as Python says it; a full disk stops the main thread too, which says so."""
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno == errno.ENOSPC):
+        threading.__excepthook__(failure)

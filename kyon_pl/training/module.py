@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -284,7 +285,8 @@ class ChatGLM2LoRA(LightningModule):
     def fingerprint(self) -> dict[str, str]:
         """What tells base and first adapter from others; both are on this machine by now."""
         if self.base == "random":
-            found = {"base: config.json": str(self.base_config.to_json_string())}
+            shape = self.base_config.to_dict() | {"transformers_version": None}  # another one makes no other base
+            found = {f"base: {key}": json.dumps(value, default=str) for key, value in shape.items()}
         else:
             patterns = [*MODEL_FILES, *TOKENIZER_FILES]
             found = fingerprint_of_base(fetch_model(self.base, self.revision, patterns=patterns))
