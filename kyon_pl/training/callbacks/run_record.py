@@ -16,7 +16,7 @@ from kyon_pl.errors import SettingError
 from kyon_pl.training.callbacks.step_checkpoint import validates_after
 from kyon_pl.training.checkpoint_io import fault_of, read_checkpoint
 from kyon_pl.training.fingerprint import FINGERPRINT, check_fingerprint
-from kyon_pl.training.resume import write_record
+from kyon_pl.training.resume import RECORD, write_record
 
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
@@ -39,16 +39,21 @@ class RunRecord(Callback):
         self.current_scores: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the record of a run that begins or goes on."""
+        """Write the record of a run that begins."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.fingerprint = self.make_fingerprint()
         self.folder = Path(str(trainer.log_dir or trainer.default_root_dir))
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not (self.folder / RECORD).exists():
             write_record(self.folder, self.fingerprint, finished_at_step=None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where a run goes on from its beginning, take back all of its curves, before they begin anew."""
+        """Write the record of a run that goes on, now that its checkpoint is not refused.
+
+        One without a checkpoint goes on from its beginning: all of its curves are taken back, before they begin anew.
+        """
+        if trainer.is_global_zero and self.fingerprint:
+            write_record(self.folder, self.fingerprint, finished_at_step=None)
         if trainer.ckpt_path is None:
             cut_curves(trainer, from_step=0)
 

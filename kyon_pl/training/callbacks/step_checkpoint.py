@@ -64,8 +64,9 @@ class StepCheckpoint(Checkpoint):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where a step was due at the epoch's last batch."""
-        if trainer.max_steps == -1 or validates_after(trainer, trainer.fit_loop.batch_idx):
+        """Save where a step was due at the epoch's last batch; after the last epoch, its end is yet to come."""
+        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if not ends and (trainer.max_steps == -1 or validates_after(trainer, trainer.fit_loop.batch_idx)):
             self._save_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
