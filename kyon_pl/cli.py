@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import logging
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from kyon_pl import __version__
-from kyon_pl.errors import KyonError
-from kyon_pl.logs import set_up_logging
+from kyon_pl.errors import KyonError, SettingError
+from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +33,12 @@ commands:
 Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
   kyon-pl fit --help            all of them, explained
   kyon-pl fit --print_config    all of them with their values, as a file to start from
+
+with every command:
+  --log_level LEVEL    what the terminal shows: {", ".join(LEVELS)}; run.log in the run folder has it all
+  --debug              all lines, and the traceback of an error
 """
+log = logging.getLogger(__name__)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -49,11 +57,40 @@ def main(args: list[str] | None = None) -> None:
     if words[0] == "--version":
         print(f"kyon-pl {__version__}")
         return
+    set_up_logging()
+    debug = False
     try:
-        command(words[0])(args)
+        words, level, debug = take_log_options(words)
+        set_up_logging(level)
+        run = command(words[0])
+        quiet_libraries(level)
+        run(words)
     except KyonError as error:
-        print(f"kyon-pl {words[0]}: {error}", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        log.error("kyon-pl %s: %s", words[0], error)
         raise SystemExit(2) from None
+
+
+def take_log_options(words: list[str]) -> tuple[list[str], str, bool]:
+    """The options that every command has, taken out of its words.
+
+    Returns:
+        the other words; the level of the terminal's lines, one of `LEVELS`; whether to show tracebacks.
+
+    Raises:
+        SettingError: a level that does not exist, or a command that stands behind its options.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--log_level", choices=LEVELS, default="info")
+    try:
+        options, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise SettingError("--log_level", error.message, f"Use one of: {', '.join(LEVELS)}") from error
+    if not rest:
+        raise SettingError("command line", "there is no command", f"Use one of: {', '.join(COMMANDS)}")
+    return rest, "debug" if options.debug else options.log_level, options.debug
 
 
 def command(name: str) -> Callable[[list[str] | None], None]:
@@ -68,7 +105,5 @@ def command(name: str) -> Callable[[list[str] | None], None]:
         raise KyonError(where=f"command '{name}'", found="there is no such command", fix=fix)
     from kyon_pl.run import run_trainer
     from kyon_pl.tools import run_preview
-
-    set_up_logging()  # after the imports: Lightning sets the level of its own log when it is imported
 
     return run_preview if name == "preview" else run_trainer

@@ -8,8 +8,10 @@ import argparse
 import difflib
 import logging
 import os
+import platform
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from kyon_pl import __version__
 from kyon_pl.continuation import Start, find_checkpoint, folder_of_runs, start_by_itself, start_from
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
 from kyon_pl.errors import KyonError, MachineError, SettingError
+from kyon_pl.logs import from_here
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
     AdapterGuard,
@@ -34,6 +38,7 @@ from kyon_pl.training.callbacks import (
     Randomness,
     ReplyWriter,
     RunEstimate,
+    RunLog,
     RunRecord,
     StepCheckpoint,
     StepMetrics,
@@ -134,7 +139,15 @@ class KyonCLI(LightningCLI):
 
     def _callbacks(self, chosen: list[Callback]) -> list[Callback]:
         settings = self.config[str(self.subcommand)]
-        callbacks = [FiniteGuard(), AdapterGuard(), MemoryGuard(), RunEstimate(), FirstValidation(), StepMetrics()]
+        callbacks = [
+            RunLog(),
+            FiniteGuard(),
+            AdapterGuard(),
+            MemoryGuard(),
+            RunEstimate(),
+            FirstValidation(),
+            StepMetrics(),
+        ]
         callbacks.append(Randomness(int(settings.seed_everything)))
         callbacks.append(RunRecord(self.fingerprint, settings.allow_changed_settings))
         if settings.trainer.enable_progress_bar is not False:
@@ -163,6 +176,7 @@ class KyonCLI(LightningCLI):
             MachineError: the base does not fit this machine, or nothing may be written into the run folder.
             SettingError: a precision that this model was not made for.
         """
+        self._say_start()
         self._check_run()
         start = self._start()
         if start.finished:
@@ -175,6 +189,17 @@ class KyonCLI(LightningCLI):
         self.config_init["fit"]["ckpt_path"] = start.checkpoint
         if self.trainer.local_rank == 0:
             os.environ[LAUNCHER] = str(os.getpid())
+
+    def _say_start(self) -> None:
+        """Which versions run, and what was chosen."""
+        settings, trainer = self.config["fit"], self.trainer
+        log.info("kyon-pl fit: %s", versions())
+        files = ", ".join(str(from_here(str(file))) for file in settings.config or []) or "no file, defaults"
+        devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+        log.info("config: %s; %s, %s, seed %s", files, devices, trainer.precision, settings.seed_everything)
+        data, accumulated = settings.data, settings.trainer.accumulate_grad_batches
+        size = f"{data.tokens_per_batch:,} tokens" if data.batching == "packed" else f"{data.rows_per_batch} rows"
+        log.info("batches: %s, %s each, %d of them an optimizer step and device", data.batching, size, accumulated)
 
     def _start(self) -> Start:
         settings = self.config["fit"]
@@ -275,10 +300,10 @@ def finished(start: Start) -> str:
     )
 
 
-def from_here(path: str | Path) -> Path:
-    """A path as it is best typed in this folder."""
-    path = Path(path).absolute()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def versions() -> str:
+    """This package's, Python's and those of the libraries that a result depends on."""
+    libraries = (f"{name} {version(name)}" for name in ("torch", "lightning", "transformers", "peft"))
+    return ", ".join([f"kyon_pl {__version__}", *libraries, f"Python {platform.python_version()}"])
 
 
 def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingError:

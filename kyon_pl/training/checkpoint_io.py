@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,7 +23,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from safetensors import SafetensorError
 
 from kyon_pl.errors import CheckpointError, MachineError
+from kyon_pl.logs import from_here
 from kyon_pl.training.contents import CONTENTS, check_contents, contents_of
+
+log = logging.getLogger(__name__)
 
 MARKER = "COMPLETE"
 ADAPTER = "adapter_model.safetensors"
@@ -71,6 +75,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError, SafetensorError) as error:
             remove_unfinished(file.parent)
             raise explain_disk_error(error, file) from error
+        log.info("checkpoint: %s", from_here(file))
 
     def _write(self, checkpoint: dict[str, Any], file: Path, beside: Path, folder_beside: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from kyon_pl.training.callbacks.progress import Progress
 from kyon_pl.training.callbacks.randomness import Randomness
 from kyon_pl.training.callbacks.reply_writer import ReplyWriter
 from kyon_pl.training.callbacks.run_estimate import RunEstimate
+from kyon_pl.training.callbacks.run_log import RunLog
 from kyon_pl.training.callbacks.run_record import RunRecord
 from kyon_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from kyon_pl.training.callbacks.step_metrics import StepMetrics
@@ -22,6 +23,7 @@ __all__ = [
     "Randomness",
     "ReplyWriter",
     "RunEstimate",
+    "RunLog",
     "RunRecord",
     "StepCheckpoint",
     "StepMetrics",

@@ -69,6 +69,8 @@ class StopSignals(Checkpoint):
             flag = torch.tensor(self.received)
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
             self.agreed = int(flag)
+        if self.agreed:
+            log.info("%s: this optimizer step is finished and saved", signal.Signals(self.agreed).name)
         for callback in step_checkpoints(trainer) if self.agreed else []:
             callback.save_next = True
 
