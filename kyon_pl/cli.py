@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import logging
 import sys
 import traceback
@@ -16,19 +17,24 @@ from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# name -> what it does, and where the function is that takes its words; what stands there is imported when it is asked
+# for
 COMMANDS = {
-    "fit": "train an adapter:  kyon-pl fit --config configs/lora.yaml",
-    "validate": "loss and perplexity of a checkpoint on the validation rows",
-    "test": "the same on the test rows",
-    "predict": "write the replies of a checkpoint as JSONL",
-    "preview": "show rows as the model sees them:  kyon-pl preview --config configs/lora.yaml",
+    "fit": ("train an adapter:  kyon-pl fit --config configs/lora.yaml", "kyon_pl.run:run_trainer"),
+    "validate": ("loss and perplexity of a checkpoint on the validation rows", "kyon_pl.run:run_trainer"),
+    "test": ("the same on the test rows", "kyon_pl.run:run_trainer"),
+    "predict": ("write the replies of a checkpoint as JSONL", "kyon_pl.run:run_trainer"),
+    "preview": (
+        "show rows as the model sees them:  kyon-pl preview --config configs/lora.yaml",
+        "kyon_pl.tools:run_preview",
+    ),
 }
 HELP = f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
 
 usage: kyon-pl COMMAND [--config FILE] [--KEY VALUE ...]
 
 commands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<12}{text}" for name, (text, _) in COMMANDS.items())}
 
 Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
   kyon-pl fit --help            all of them, explained
@@ -93,7 +99,7 @@ def take_log_options(words: list[str]) -> tuple[list[str], str, bool]:
     return rest, "debug" if options.debug else options.log_level, options.debug
 
 
-def command(name: str) -> Callable[[list[str] | None], None]:
+def command(name: str) -> Callable[[list[str]], None]:
     """The function behind a command's name; heavy imports happen here and not before.
 
     Raises:
@@ -103,7 +109,6 @@ def command(name: str) -> Callable[[list[str] | None], None]:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         fix = f"Did you mean '{close[0]}'?" if close else f"Use one of: {', '.join(COMMANDS)}."
         raise KyonError(where=f"command '{name}'", found="there is no such command", fix=fix)
-    from kyon_pl.run import run_trainer
-    from kyon_pl.tools import run_preview
-
-    return run_preview if name == "preview" else run_trainer
+    module, _, function = COMMANDS[name][1].partition(":")
+    run: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
+    return run

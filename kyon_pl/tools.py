@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -35,6 +36,28 @@ def run_preview(args: list[str] | None) -> None:
     except argparse.ArgumentError as error:
         raise explain(error, args) from error
     preview(DialogueDataModule(**settings.data.as_dict()), rows=settings.rows, png=settings.png)
+
+
+def run_function(function: Callable[..., None], words: list[str]) -> None:
+    """Run a typed function as a command: its parameters are the options, its docstring explains them.
+
+    Args:
+        function: documented in Google's style; what it returns is not looked at.
+        words: the command's name and its options.
+
+    Raises:
+        SettingError: an option or value that the function does not take.
+        KyonError: whatever the function refuses.
+    """
+    summary = (function.__doc__ or "").partition("\n")[0]
+    parser = ArgumentParser(prog=f"kyon-pl {words[0]}", description=summary, exit_on_error=False)
+    parser.add_function_arguments(function, as_positional=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with the options below")
+    try:
+        settings = parser.parse_args(words[1:])
+    except argparse.ArgumentError as error:
+        raise explain(error, words) from error
+    function(**{key: value for key, value in settings.as_dict().items() if key != "config"})
 
 
 def add_fit_arguments(parser: LightningArgumentParser) -> None:
