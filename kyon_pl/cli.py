@@ -11,6 +11,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from kyon_pl import __version__
+from kyon_pl.doctor.packages import refuse_malicious_releases
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
 
@@ -27,6 +28,10 @@ COMMANDS = {
     "preview": (
         "show rows as the model sees them:  kyon-pl preview --config configs/lora.yaml",
         "kyon_pl.tools:run_preview",
+    ),
+    "doctor": (
+        "what this machine has, what a config needs, what is missing:  kyon-pl doctor --config configs/lora.yaml",
+        "kyon_pl.doctor.command:run_doctor",
     ),
 }
 HELP = f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
@@ -104,11 +109,14 @@ def command(name: str) -> Callable[[list[str]], None]:
 
     Raises:
         KyonError: no command of that name.
+        MachineError: a dependency is installed in a release that is known to steal credentials.
     """
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         fix = f"Did you mean '{close[0]}'?" if close else f"Use one of: {', '.join(COMMANDS)}."
         raise KyonError(where=f"command '{name}'", found="there is no such command", fix=fix)
+    if name != "doctor":  # which says more about it
+        refuse_malicious_releases()
     module, _, function = COMMANDS[name][1].partition(":")
     run: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
     return run

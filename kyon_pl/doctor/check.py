@@ -1,4 +1,4 @@
-"""Whether a run can work on this machine."""
+"""The check that every run begins with."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.doctor.memory import MemorySettings, Slots, memory_estimate, needed_bytes
 from kyon_pl.errors import MachineError
-from kyon_pl.lora import frozen_dtype
+from kyon_pl.lora import frozen_dtype, reference_lora
 
-# what a run needs beside the frozen weights: adapter, optimizer, activations of one short checkpointed batch, CUDA's
-# context
-WORKING_BYTES = 1.5 * 2**30
 # above this many parameters a step on a CPU takes minutes
 CPU_PARAMETERS = 1_000_000_000
+# no run is refused because of its batches here: rows may be short, and MemoryGuard tries the real ones
+LEAST_BATCH = Slots(rows=1, slots=512, trained_tokens=64)
 
 
 def check_run(config: ChatGLM2Config, precision: str, device: torch.device) -> None:
@@ -27,33 +27,63 @@ def check_run(config: ChatGLM2Config, precision: str, device: torch.device) -> N
         device: where this process would train.
 
     Raises:
-        MachineError: no GPU for a large base, 16-mixed without a GPU, or too little memory for the frozen weights.
+        MachineError: no GPU for a large base, 16-mixed without a GPU, or too little memory even for small batches.
         SettingError: a precision that does not keep trained weights in float32.
     """
-    dtype = frozen_dtype(precision)
-    parameters = config.parameter_count
-    needed = parameters * dtype.itemsize
-    size = f"{parameters / 1e9:.1f} billion parameters, {needed / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}"
-    if device.type == "cpu" and parameters > CPU_PARAMETERS:
+    check_device(config, precision, device.type)
+    least, available = needed_bytes(least_memory(config, precision, device.type), device.type), memory_bytes(device)
+    if least > available:
         raise MachineError(
             where="model.base",
-            found=f"this base has {size}, and no GPU was found or chosen: a single step would take minutes on a CPU",
+            found=f"this base has {size(config, precision)} and does not fit into the {available / 2**30:.1f} GiB of "
+            f"memory of {device}",
+            fix="Use a half-precision setting (--trainer.precision 16-mixed), a larger GPU, or a smaller base",
+        )
+
+
+def check_device(config: ChatGLM2Config, precision: str, device_type: str) -> None:
+    """Refuse what a CPU cannot do.
+
+    Raises:
+        MachineError: no GPU for a large base, or 16-mixed without a GPU.
+        SettingError: a precision that does not keep trained weights in float32.
+    """
+    told = size(config, precision)
+    if device_type == "cpu" and config.parameter_count > CPU_PARAMETERS:
+        raise MachineError(
+            where="model.base",
+            found=f"this base has {told}, and no GPU was found or chosen: a single step would take minutes on a CPU",
             fix="Run on a machine with an NVIDIA GPU of 16 GB or more, or try everything with the demo: "
             "kyon-pl fit --config configs/demo.yaml",
         )
-    if device.type == "cpu" and precision == "16-mixed":
+    if device_type == "cpu" and precision == "16-mixed":
         raise MachineError(
             where="trainer.precision",
             found="16-mixed needs a GPU, and on a CPU Lightning would silently train in bfloat16 instead",
             fix="Add --trainer.precision 32-true (or bf16-mixed) for a CPU",
         )
-    available = memory_bytes(device)
-    if needed + (WORKING_BYTES if device.type == "cuda" else 0) > available:
-        raise MachineError(
-            where="model.base",
-            found=f"this base has {size} and does not fit into the {available / 2**30:.1f} GiB of memory of {device}",
-            fix="Use a half-precision setting (--trainer.precision 16-mixed), a larger GPU, or a smaller base",
-        )
+
+
+def least_memory(config: ChatGLM2Config, precision: str, device_type: str) -> int:
+    """The peak of the smallest batch that is worth training on, in bytes."""
+    settings = MemorySettings(
+        precision=precision,
+        lora=reference_lora(),
+        gradient_checkpointing=True,
+        attention="varlen",
+        packed=True,
+        training=LEAST_BATCH,
+        validation=None,
+        device_type=device_type,
+    )
+    return memory_estimate(config, settings).peak
+
+
+def size(config: ChatGLM2Config, precision: str) -> str:
+    """Parameters and weights of a base, in words."""
+    dtype, parameters = frozen_dtype(precision), config.parameter_count
+    weights = f"{parameters * dtype.itemsize / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}"
+    return f"{parameters / 1e9:.1f} billion parameters, {weights}"
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -18,10 +18,13 @@ from peft import LoraConfig
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.lora import frozen_dtype
 
+GIB = 2**30
 FLOAT32_BYTES = 4
 # cuBLAS takes one workspace of this size on Hopper (8 MiB elsewhere), and cuBLASLt another, out of torch's allocator;
 # see CUBLAS_WORKSPACE_CONFIG in torch's notes on CUDA semantics
 WORKSPACE_BYTES = 2 * 32 * 2**20
+# CUDA's context with torch's kernels, which no allocator counts: 0.3 to 0.5 GiB, by GPU and driver
+CONTEXT_BYTES = 2**29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +145,11 @@ def memory_estimate(config: ChatGLM2Config, settings: MemorySettings) -> MemoryE
     )
 
 
+def needed_bytes(allocated_bytes: int, device_type: str) -> int:
+    """What a device has to have for that much allocated memory: a GPU keeps CUDA's context beside it."""
+    return allocated_bytes + (CONTEXT_BYTES if device_type == "cuda" else 0)
+
+
 def lora_targets(config: ChatGLM2Config, lora: LoraConfig) -> list[tuple[int, int]]:
     """Input and output channels of the linear maps of one layer that LoRA wraps, chosen by name as PEFT does."""
     queries, fused, gated = _channels(config)
@@ -151,13 +159,11 @@ def lora_targets(config: ChatGLM2Config, lora: LoraConfig) -> list[tuple[int, in
         "mlp.dense_h_to_4h": (config.hidden_size, 2 * gated),
         "mlp.dense_4h_to_h": (gated, config.hidden_size),
     }
-    chosen = lora.target_modules
-    if chosen is None:  # PEFT's default for this model type
-        chosen = {"query_key_value"}
+    chosen = lora.target_modules or ["query_key_value"]  # PEFT's default for this model type
     if chosen == "all-linear":
         return list(maps.values())
     if isinstance(chosen, str):
-        prefix = "base_model.model.transformer.encoder.layers.0"
+        prefix = "transformer.encoder.layers.0"
         return [size for name, size in maps.items() if re.fullmatch(chosen, f"{prefix}.{name}")]
     return [size for name, size in maps.items() if any(f".{name}".endswith(f".{target}") for target in chosen)]
 
@@ -194,7 +200,8 @@ def layer_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
     - attention: `attention_saved_bytes`
     - feed-forward: gate and what it gates, and the activated gate, 3 * h * F
 
-    The frozen maps keep nothing but their weights.
+    The frozen maps keep nothing but their weights. The first layer keeps a little less, since its input asks for no
+    gradient.
     """
     _, _, gated = _channels(config)
     h = settings.compute_bytes
@@ -232,17 +239,20 @@ def layer_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> in
     """The most that the backward pass of a layer holds at once beside what was kept: R * T times
 
     - the residual's gradient, h * C, and in the feed-forward that of the product and of its two factors, 3 * h * F
-    - or, where LoRA wraps the map of F inputs, four of them: by the base and by A in the compute precision, and in
+    - or, where LoRA wraps the map of F inputs under autocast, four of them: by the base and by A in half, and in
       float32 before and after the dropout, (2 * h + 8) * F
-    - or, with `eager`, the gradients of probabilities and scores, H * T * (8 + h)
+    - or, with `eager`, probabilities, their gradient and the scores' in float32, H * T * 12, when the other things
+      that attention and feed-forward kept of them are gone again
     """
     _, _, gated = _channels(config)
     h, batch = settings.compute_bytes, settings.training
-    feed_forward = 3 * h * gated
-    if (gated, config.hidden_size) in lora_targets(config, settings.lora):
-        feed_forward = max(feed_forward, (2 * h + 2 * FLOAT32_BYTES) * gated)
-    scores = config.num_attention_heads * batch.slots * (2 * FLOAT32_BYTES + h) if settings.attention == "eager" else 0
-    return batch.total * (h * config.hidden_size + max(feed_forward, scores))
+    most = 3 * h * gated
+    if h < FLOAT32_BYTES and (gated, config.hidden_size) in lora_targets(config, settings.lora):
+        most = (2 * h + 2 * FLOAT32_BYTES) * gated
+    if settings.attention == "eager":
+        scores = config.num_attention_heads * batch.slots * (3 * FLOAT32_BYTES - _probability_bytes(h))
+        most = max(most, scores - 3 * h * gated)
+    return batch.total * (h * config.hidden_size + most)
 
 
 def head_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
