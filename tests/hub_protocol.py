@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TAG = "v1.0"
 LFS_SUFFIXES = {".bin", ".gz", ".model", ".parquet", ".safetensors"}
+LFS_BYTES = 10 * 2**20  # whatever its name: git takes no larger files
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class HubFile:
     def read(cls, folder: Path, content: Path) -> HubFile:
         data = content.read_bytes()
         oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        sha256 = hashlib.sha256(data).hexdigest() if content.suffix in LFS_SUFFIXES else None
+        large = content.suffix in LFS_SUFFIXES or len(data) > LFS_BYTES
+        sha256 = hashlib.sha256(data).hexdigest() if large else None
         return cls(content.relative_to(folder).as_posix(), content, len(data), oid, sha256)
 
     def entry(self) -> dict[str, Any]:
@@ -125,7 +127,11 @@ class HubHandler(BaseHTTPRequestHandler):
         reply.headers.update(fault.headers if fault else {})
         asked = self.headers.get("Host", ""), self.headers.get("Range"), "Authorization" in self.headers
         hub.log.append(Request(self.command, path, *asked, reply.status))
-        self._send(reply, fault.cut_after_bytes if fault else None)
+        if not (fault and fault.cut_after_bytes == -1):
+            self._send(reply, fault.cut_after_bytes if fault else None)
+        if fault and fault.silent:
+            hub.closing.wait()
+            self.close_connection = True
         if fault and fault.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             socket.close(self.connection.detach())
@@ -210,7 +216,9 @@ class HubHandler(BaseHTTPRequestHandler):
         for repository in self.server.hub.repositories.values():
             for file in repository.files.values():
                 if file.sha256 == sha256:
-                    return Reply(200, {"ETag": f'"{sha256}"'}, file.content.read_bytes())
+                    name = f'inline; filename="{PurePosixPath(file.path).name}";'
+                    headers = {"ETag": f'"{sha256}"', "Content-Disposition": name}
+                    return Reply(200, headers, file.content.read_bytes())
         raise HubError(404, "no such file")
 
     def _in_range(self, reply: Reply) -> Reply:

@@ -31,6 +31,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut_after_bytes: int | None = None
     reset: bool = False
+    silent: bool = False
 
 
 class HubServer:
@@ -62,6 +63,7 @@ class HubServer:
         self.log: list[Request] = []
         self.faults: list[Fault] = []
         self.bytes_per_second: float | None = None
+        self.closing = threading.Event()
         self.repositories: dict[tuple[str, str], Repository] = {}
         self._lock = threading.Lock()
         for kind, folders in (("models", models or {}), ("datasets", datasets or {})):
@@ -80,6 +82,10 @@ class HubServer:
     def cut(self, pattern: str, *, after_bytes: int, times: int = 1, reset: bool = False) -> None:
         """Hang up in the middle of the next bodies that answer requests like `pattern`, politely or with a reset."""
         self.faults.append(Fault(pattern, times, cut_after_bytes=after_bytes, reset=reset))
+
+    def stall(self, pattern: str, *, after_bytes: int, times: int = 1) -> None:
+        """Fall silent after so much of the next bodies, without hanging up; after -1 bytes: before any answer."""
+        self.faults.append(Fault(pattern, times, cut_after_bytes=after_bytes, silent=True))
 
     def take_fault(self, request: str) -> Fault | None:
         """The fault that this request meets, if any; it counts down."""
@@ -101,6 +107,7 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
