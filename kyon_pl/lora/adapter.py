@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
 from kyon_pl.errors import CheckpointError, SettingError
+from kyon_pl.lora.family import check_family, check_targets
 
 
 def reference_lora() -> LoraConfig:
@@ -26,20 +27,16 @@ def attach_lora(base: PreTrainedModel, config: LoraConfig, base_name: str) -> Pe
         base_name: what an adapter made here names as its base (a Hub id or a folder).
 
     Raises:
-        SettingError: LoRA settings that train base weights (`bias`, `modules_to_save`) or that fit no layer of the
-            model.
+        SettingError: LoRA settings that do not leave the base as it is or that need data (see `family`), or that fit
+            no layer of the model.
     """
-    if config.bias != "none" or config.modules_to_save:
-        raise SettingError(
-            where="model.lora",
-            found=f"bias={config.bias!r}, modules_to_save={config.modules_to_save!r}: that would train base weights",
-            fix="Leave bias at 'none' and modules_to_save unset; target_modules may name more layers instead",
-        )
+    check_family(config)
     config.task_type = TaskType.CAUSAL_LM
     try:
         model = get_peft_model(base, config)
     except ValueError as error:
         raise SettingError(where="model.lora", found=str(error), fix="Correct the LoRA settings") from error
+    check_targets(model)
     config.base_model_name_or_path = base_name
     return model
 
