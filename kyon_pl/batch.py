@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -73,12 +73,14 @@ class PromptBatch:
         prompts: the text of each prompt.
         references: the row's own target for each prompt.
         row_numbers: the places of the rows in the data set.
+        memories: of each prompt, and its turns, as texts; none of a row that came as ids.
     """
 
     input_ids: list[list[int]]
     prompts: list[str]
     references: list[str]
     row_numbers: list[int]
+    memories: list[tuple[str, ...]]
 
 
 @runtime_checkable
@@ -106,8 +108,30 @@ class BatchSource(Workload, Protocol):
     def heaviest_batches(self, epochs: int) -> list[Batch]:
         """The training batches of that many epochs that need the most memory, on the CPU; none if none is used."""
 
+    def check_ids(self, vocabulary_size: int) -> None:
+        """Raise a DataError if a row holds an id that a vocabulary of this size does not have."""
+
     def place(self, row_number: int) -> str:
         """Where a person finds the row of that number in a batch: file and line."""
 
     def lighter_settings(self) -> str:
         """The settings to change for training batches of half the size, in words."""
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """What a person is shown of the data beside the curves."""
+
+    def held_out_prompts(
+        self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
+    ) -> PromptBatch:
+        """The first held-out rows as prompts, of these this rank's share; there may be none.
+
+        Args:
+            use: which rows.
+            most: how many over all ranks; None: all.
+            one_a_question: leave out rows whose question an earlier one has.
+        """
+
+    def shown_rows(self, count: int) -> str:
+        """The first training rows as the model sees them, as plain text: what is masked and what is trained."""

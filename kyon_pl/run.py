@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -28,6 +29,7 @@ from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
 from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import from_here
+from kyon_pl.settings import REMOTE_CODE, check_config_files, check_trainer, no_remote_code
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
     AdapterGuard,
@@ -67,10 +69,13 @@ def run_trainer(args: list[str] | None) -> None:
         SettingError: a key or value that the parser does not take.
         KyonError: whatever the run itself refuses.
     """
+    check_config_files(sys.argv[1:] if args is None else args)
     try:
         KyonCLI(args=args)
     except RunFinished as finished:
         log.info("%s", finished)
+    except MisconfigurationException as error:  # what Lightning says of settings that do not go together
+        raise explain_misuse(error) from error
     except argparse.ArgumentError as error:
         raise explain(error, args) from error
     except OSError as error:
@@ -112,13 +117,16 @@ class KyonCLI(LightningCLI):
         add_resume_arguments(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and read a checkpoint that is named before Lightning does, whose error would be a traceback.
+        """Parse, and look at settings and at a named checkpoint before Lightning does, whose errors are tracebacks.
 
         Raises:
-            CheckpointError: it cannot be read.
+            SettingError: a setting that its Trainer cannot work with.
+            CheckpointError: the checkpoint cannot be read.
         """
         super().parse_arguments(parser, args)
-        path = self.config[self.config.subcommand].ckpt_path
+        settings = self.config[self.config.subcommand]
+        check_trainer(settings)
+        path = settings.ckpt_path
         if path and Path(path).is_file():
             read_checkpoint(path)
 
@@ -320,9 +328,11 @@ def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingErr
     ):
         name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
         full = f"{where}.{name}" if key else name
+        if full.rpartition(".")[2] == REMOTE_CODE:
+            return no_remote_code(full)
         return SettingError(full, "there is no such setting", suggestion(full))
     lines = [line.strip(" -") for line in text.splitlines()]
-    boring = (
+    boring: tuple[str, ...] = (
         "Parser key",
         "Does not validate",
         "Subtypes",
@@ -330,8 +340,11 @@ def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingErr
         "Given value type",
         "Problem with given class_path",
     )
+    if len(keys := re.findall(r'Parser key "([^"]+)"', text)) > 1:  # of a class among the settings
+        where = f"{where}.init_args.{keys[-1]}"
+        boring += ("Type ", "Expected a path", "Expected a dot import path")
     said = [line for line in lines if line and not line.startswith(boring) and "NoneType" not in line]
-    found = "; ".join(said) if said else text
+    found = "; ".join(said).partition(". Got value: Namespace(")[0] if said else text
     if "Problems parsing config" in text:
         files = ", ".join(words[place + 1] for place, word in enumerate(words[:-1]) if word in ("--config", "-c"))
         return SettingError(files, f"not YAML: {found.split(': ', 1)[-1]}", "Correct the file at that line")
@@ -340,6 +353,18 @@ def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingErr
             "--config", text.split(": ", 1)[-1].rstrip("."), "Give the path of a YAML file, such as configs/lora.yaml"
         )
     return SettingError(where, found.rstrip("."), "kyon-pl fit --help explains every setting")
+
+
+def explain_misuse(error: MisconfigurationException) -> SettingError:
+    """One paragraph out of what Lightning says of the settings of its Trainer.
+
+    Args:
+        error: what it raised.
+    """
+    text = " ".join(str(error).split())
+    named = [key for key in known_settings() if re.search(rf"\b{re.escape(key.removeprefix('trainer.'))}\b", text)]
+    where = next((key for key in named if key.startswith("trainer.")), "trainer")
+    return SettingError(where, text, "kyon-pl fit --help explains every setting")
 
 
 def suggestion(name: str) -> str:

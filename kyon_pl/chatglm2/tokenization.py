@@ -12,6 +12,7 @@ from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils.generic import PaddingStrategy, TensorType
 
+from kyon_pl.chatglm2.json_object import read_json_object
 from kyon_pl.errors import CheckpointError, DataError
 
 # Numbered after the pieces of tokenizer.model, in this order: 64789...64793 in the 6B's.
@@ -201,3 +202,16 @@ def _checked_piece_count(vocab_file: str | None, where: str) -> int:
         found = f"a vocabulary that begins with {layout}, or holds one of {', '.join(SPECIAL_TOKENS)} as a piece"
         raise CheckpointError(where=vocab_file, found=found, fix=fix)
     return int(model.get_piece_size())
+
+
+def read_tokenizer(folder: Path) -> ChatGLMTokenizer:
+    """The tokenizer in a folder.
+
+    Raises:
+        CheckpointError: `tokenizer.model` as `ChatGLMTokenizer` refuses it; a JSON file beside it that is none.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            read_json_object(folder / name)
+    tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
+    return tokenizer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from kyon_pl.batch import Batch
+from kyon_pl.batch import Batch, PromptBatch
 from kyon_pl.data.batching import PlannedBatchSampler
 from kyon_pl.data.checks import ColumnNames
 from kyon_pl.data.collate import DialogueCollator, LabelBoundary, PlannedCollator
@@ -140,6 +142,16 @@ class DialogueDataModule(LightningDataModule):
             raise SettingError("data.max_tokens", found, "Lower it to data.tokens_per_batch or less, or raise that.")
         if not 0 <= validation_share < 1:
             raise SettingError("data.validation_share", f"{validation_share} is no share", "Set 0, or up to 1.")
+        for setting, value, least in (
+            ("rows_per_batch", rows_per_batch, 1),
+            ("tokens_per_batch", tokens_per_batch, 1),
+            ("validation_rows_per_batch", validation_rows_per_batch, 1),
+            ("seed", seed, 0),
+            ("workers", workers, 0),
+            ("processes", processes, 1),
+        ):
+            if value is not None and value < least:
+                raise SettingError(f"data.{setting}", f"{value} is too low", f"Set {least} or more.")
         self.source = source
         self.name = name
         self.revision = revision
@@ -200,8 +212,25 @@ class DialogueDataModule(LightningDataModule):
                 raise DataError(f"rows to {use}", "there are none", fix)
         if "train" in self.rows:
             self.train_sampler = self._make_train_sampler()
+            self._check_validation_interval(self.train_sampler.batches_used)
         if self.trainer is None or self.trainer.is_global_zero:
             report(list(tables.values()), self.rows, self.label_boundary)
+
+    def check_ids(self, vocabulary_size: int) -> None:
+        """Compare ready-made ids with the vocabulary of the base; text is encoded to ids that exist.
+
+        Args:
+            vocabulary_size: rows of its embedding.
+
+        Raises:
+            DataError: a row holds an id that the base does not have.
+        """
+        for rows in self.rows.values():
+            number = rows.table.first_row_beyond(vocabulary_size)
+            if number is not None:
+                found = f"an id of {vocabulary_size:,} or more, and the base has {vocabulary_size:,} ids from 0 on"
+                fix = "Give the ids of this base's tokenizer, or text."
+                raise DataError(rows.table.rows.place(number), found, fix)
 
     def fingerprint(self) -> dict[str, str]:
         """What tells the rows of `fit` from others, whatever they are called; before `setup` it prepares them.
@@ -266,6 +295,29 @@ class DialogueDataModule(LightningDataModule):
             prompts, batch_size=self.validation_rows_per_batch, collate_fn=collate_prompts, num_workers=self.workers
         )
 
+    def held_out_prompts(
+        self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
+    ) -> PromptBatch:
+        """This rank's share of the first held-out rows as prompts; see `RowSource`."""
+        rows = self.rows[use]
+        places = np.arange(len(rows))
+        if one_a_question:
+            places = np.sort(np.unique(rows.questions, return_index=True)[1])
+        prompts = PromptRows(rows)
+        return collate_prompts([prompts[place] for place in places[:most][self._rank :: self._world_size].tolist()])
+
+    def shown_rows(self, count: int) -> str:
+        """The first training rows as the model sees them; see `RowSource`."""
+        from kyon_pl.data.preview import rows_text  # which reads this module
+
+        return rows_text(self, count)
+
+    def planned_batches(self) -> Iterator[Batch]:
+        """The batches of `train_dataloader`, made here and now, without the loader's workers."""
+        assert self.train_sampler is not None
+        rows, collate = self.rows["train"], self._train_collator()
+        return (collate(rows.__getitems__(planned)) for planned in self.train_sampler)
+
     # where rows come from
 
     def _uses(self) -> tuple[Use, ...]:
@@ -329,6 +381,14 @@ class DialogueDataModule(LightningDataModule):
             position=(lambda: trainer.global_step) if trainer else None,
         )
 
+    def _check_validation_interval(self, batches: int) -> None:
+        """A validation that never comes; Lightning says so as well, after the base has been loaded."""
+        trainer = self.trainer
+        every_n_batches = trainer.val_check_interval if trainer else None
+        if type(every_n_batches) is int and every_n_batches > batches and trainer.check_val_every_n_epoch is not None:  # type: ignore[union-attr]
+            found = f"{every_n_batches}, and an epoch has {batches} micro-batches"
+            raise SettingError("trainer.val_check_interval", found, "Lower it, or set 1.0: once an epoch.")
+
     def _train_collator(self) -> PlannedCollator:
         packed = (self.tokens_per_batch, self.encoding.max_tokens) if self.batching == "packed" else (None, None)
         return PlannedCollator(self.collator, *packed)
@@ -362,9 +422,9 @@ def load_tokenizer(repo_or_folder: str | None, revision: str | None) -> ChatGLMT
     """ChatGLM2's tokenizer, of which nothing but its files is downloaded; None for None and for the base `random`."""
     if repo_or_folder in (None, "random"):
         return None
-    from kyon_pl.chatglm2 import ChatGLMTokenizer
+    from kyon_pl.chatglm2.tokenization import read_tokenizer
 
     folder = fetch_model(str(repo_or_folder), revision, patterns=[*TOKENIZER_FILES])
-    tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     assert tokenizer.pad_token_id == PAD_TOKEN_ID != tokenizer.eos_token_id
     return tokenizer

@@ -43,7 +43,6 @@ def preview(data: DialogueDataModule, rows: int = 3, png: str | None = None) -> 
         raise SettingError("--rows", str(rows), "Give 0 or more.")
     if png:
         check_png(Path(png))
-    data.workers = 0  # a few batches come sooner than another process
     data.prepare_data()
     data.setup("fit")
     for line in preview_lines(data, rows, Paint(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))):
@@ -57,13 +56,7 @@ def preview(data: DialogueDataModule, rows: int = 3, png: str | None = None) -> 
 
 def preview_lines(data: DialogueDataModule, rows: int, paint: Paint) -> Iterator[str]:
     """All lines but the last one; `data` is set up."""
-    tokenizer = load_tokenizer(data.tokenizer, data.tokenizer_revision)
-    for row in islice(_shown_rows(data), rows):
-        yield paint.heading(row.heading)
-        tokens = name_tokens(row.ids.tolist(), tokenizer)
-        shown = list(spans(tokens, row.trained.tolist()))
-        yield paint.text(shown + ([Span(f"pad × {row.pads:,}", trained=False, special=True)] if row.pads else []))
-        yield ""
+    yield from _row_lines(data, rows, paint)
     yield paint.heading("what there is")
     yield from _count_lines(data)
     yield ""
@@ -71,6 +64,21 @@ def preview_lines(data: DialogueDataModule, rows: int, paint: Paint) -> Iterator
     yield paint.heading(f"tokens a row: half have up to {np.median(lengths):,.0f}, the longest {lengths.max():,}")
     yield from bar_lines(lengths)
     yield ""
+
+
+def rows_text(data: DialogueDataModule, rows: int) -> str:
+    """The first rows without colours, for a logger; `data` is set up."""
+    return "\n".join(_row_lines(data, rows, Paint(colour=False)))
+
+
+def _row_lines(data: DialogueDataModule, rows: int, paint: Paint) -> Iterator[str]:
+    tokenizer = load_tokenizer(data.tokenizer, data.tokenizer_revision)
+    for row in islice(_shown_rows(data), rows):
+        yield paint.heading(row.heading)
+        tokens = name_tokens(row.ids.tolist(), tokenizer)
+        shown = list(spans(tokens, row.trained.tolist()))
+        yield paint.text(shown + ([Span(f"pad × {row.pads:,}", trained=False, special=True)] if row.pads else []))
+        yield ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class _ShownRow:
 
 def _shown_rows(data: DialogueDataModule) -> Iterator[_ShownRow]:
     """Row by row through the batches of the first epoch."""
-    for number, batch in enumerate(data.train_dataloader(), start=1):
+    for number, batch in enumerate(data.planned_batches(), start=1):
         name = f"{'pack' if data.batching == 'packed' else 'batch'} {number:,}"
         ids, trained = batch.input_ids.flatten(), _trained(batch)
         for place, (start, end, pads) in enumerate(_bounds(data, batch)):

@@ -88,6 +88,12 @@ class EncodedTable:
                 crc = zlib.crc32(values.to_numpy(zero_copy_only=False).tobytes(), crc)
         return zlib.crc32(self.tokens.tobytes(), crc)
 
+    def first_row_beyond(self, vocabulary_size: int) -> int | None:
+        """The number of the first row with an id that a vocabulary does not have; None if there is none."""
+        if (pc.max(pc.list_flatten(self.encoded.data.column("input_ids"))).as_py() or 0) < vocabulary_size:
+            return None
+        return next(i for i, ids in enumerate(self.encoded["input_ids"]) if max(ids, default=0) >= vocabulary_size)
+
     @cached_property
     def good(self) -> NDArray[np.int64]:
         """The numbers of the rows that can be used."""

@@ -17,11 +17,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import LoraConfig, PeftModel
 from torchmetrics import MeanMetric
 
-from kyon_pl.batch import Batch, PromptBatch, Workload
+from kyon_pl.batch import Batch, BatchSource, PromptBatch, Workload
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLMTokenizer
 from kyon_pl.chatglm2.attention import choose_attention
 from kyon_pl.chatglm2.checkpoint import load_base, random_base
+from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.generation import generate_replies
+from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.hub import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, fetch_config, fetch_model
 from kyon_pl.lora import attach_lora, frozen_dtype, load_adapter, reference_lora, trainable_names, write_adapter
@@ -80,6 +82,8 @@ class ChatGLM2LoRA(LightningModule):
         max_new_tokens: int = 256,
     ) -> None:
         super().__init__()
+        if max_new_tokens < 1:
+            raise SettingError("model.max_new_tokens", f"{max_new_tokens} is too low", "Set 1 or more.")
         self.base = base
         self.revision = revision
         self.random_config = random_config
@@ -104,8 +108,8 @@ class ChatGLM2LoRA(LightningModule):
     def base_config(self) -> ChatGLM2Config:
         """The shape of the base; from the Hub this fetches its config.json, one kilobyte."""
         if self.base == "random":
-            return ChatGLM2Config.from_pretrained(self.random_config) if self.random_config else ChatGLM2Config()
-        return ChatGLM2Config.from_pretrained(fetch_config(self.base, self.revision).parent)
+            return read_config(Path(self.random_config)) if self.random_config else ChatGLM2Config()
+        return read_config(fetch_config(self.base, self.revision))
 
     def prepare_data(self) -> None:
         """Download the base once a machine."""
@@ -127,13 +131,16 @@ class ChatGLM2LoRA(LightningModule):
         attention, reason = choose_attention(self.attention, device, dtype)
         log.info("attention: %s (%s)", attention, reason)
         log.info("base: %s in %s on %s", self.base, str(dtype).removeprefix("torch."), device)
+        if isinstance(data := self.trainer.datamodule, BatchSource):  # type: ignore[attr-defined]
+            data.check_ids(self.base_config.padded_vocab_size)
         if self.base == "random":
             base = random_base(self.base_config, dtype=dtype, device=device, attn_implementation=attention)
         else:
             folder = fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
-            base = load_base(folder, dtype=dtype, device=device, attn_implementation=attention)
             if (folder / "tokenizer.model").is_file():
-                self.tokenizer = ChatGLMTokenizer.from_pretrained(folder)
+                self.tokenizer = read_tokenizer(folder)
+                check_vocabulary(folder, self.tokenizer, self.base_config)
+            base = load_base(folder, dtype=dtype, device=device, attn_implementation=attention)
         if self.adapter:
             folder = fetch_model(self.adapter, None, patterns=ADAPTER_FILES)
             self.model = load_adapter(base, folder, self.base)
@@ -152,12 +159,17 @@ class ChatGLM2LoRA(LightningModule):
         """The injected optimizer over the trained parameters, and the injected schedule over the whole run.
 
         Raises:
-            SettingError: a fused optimizer together with 16-mixed and gradient clipping, which Lightning cannot do.
+            SettingError: numbers that the optimizer cannot work with; a fused optimizer together with 16-mixed and
+                gradient clipping, which Lightning cannot do.
         """
         assert self.model is not None
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         assert all(parameter.dtype == torch.float32 for parameter in parameters)
-        optimizer = self.make_optimizer(parameters)
+        try:
+            optimizer = self.make_optimizer(parameters)
+        except ValueError as error:  # torch's optimizers refuse what is below zero
+            raise SettingError("model.optimizer.init_args", str(error), "Correct this number.") from error
+        check_optimizer(optimizer)
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val and optimizer.defaults.get("fused"):
             raise SettingError(
                 where="model.optimizer.init_args.fused",
@@ -181,6 +193,9 @@ class ChatGLM2LoRA(LightningModule):
         epochs = trainer.max_epochs or -1
         by_epochs = workload.steps_per_epoch * epochs if epochs > 0 else math.inf
         by_steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
+        if math.isinf(by_epochs) and math.isinf(by_steps):
+            fix = "Set one of them: the learning rate falls towards the end of the run."
+            raise SettingError("trainer.max_epochs", "this run has no end, nor by trainer.max_steps", fix)
         return int(min(by_epochs, by_steps))
 
     def loss(self, batch: Batch, num_items_in_batch: float | None) -> torch.Tensor:
@@ -305,3 +320,29 @@ class ChatGLM2LoRA(LightningModule):
         write_adapter(self.model, {name.removeprefix("model."): value for name, value in state.items()}, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+
+def check_vocabulary(folder: Path, tokenizer: ChatGLMTokenizer, config: ChatGLM2Config) -> None:
+    """Refuse a tokenizer with ids that the base has no embedding for.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    if tokenizer.vocab_size > config.padded_vocab_size:
+        raise CheckpointError(
+            where=str(folder / "tokenizer.model"),
+            found=f"{tokenizer.vocab_size:,} ids, and by config.json the base has {config.padded_vocab_size:,}",
+            fix="Use tokenizer, config.json and weights of one and the same base",
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse numbers that are not finite, which torch takes.
+
+    Raises:
+        SettingError: it names the key.
+    """
+    for key, value in optimizer.defaults.items():
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, int | float)):
+            raise SettingError(f"model.optimizer.init_args.{key}", f"{value} is not finite", "Set a finite number.")
