@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from transformers import PreTrainedModel
 from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.lora.family import check_family, check_targets
 from kyon_pl.lora.saved import check_fit, read_adapter
+
+log = logging.getLogger(__name__)
 
 
 def reference_lora() -> LoraConfig:
@@ -74,6 +77,10 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
             files do not fit together.
     """
     config, state = read_adapter(folder)
+    made_for = config.base_model_name_or_path
+    if made_for and Path(made_for).name != Path(base_name).name:
+        log.warning("adapter %s was made for %s, and the base here is %s", folder, made_for, base_name)
+    config.base_model_name_or_path = None  # PEFT would warn that it differs from the base's own name
     config.task_type = TaskType.CAUSAL_LM
     try:
         model = get_peft_model(base, config)
