@@ -42,38 +42,45 @@ def examine_config(report: Report, settings: Namespace, machine: Machine) -> Non
     except KyonError as error:
         report.config.append(finding_of("config", error))
         return
-    report.config.extend([*judge(plan, machine, settings), *plan.problems])
-    report.memory = plan.memory
-    report.needs = _needs(plan)
+    report.config.extend(judge(plan, machine, settings))
+    report.memory = plan.needs.memory if plan.needs else None
+    report.needs = _numbers(plan)
     report.advice = _advice(plan)
 
 
-def _needs(plan: Plan) -> dict[str, Any]:
-    base, memory = plan.base, plan.memory
-    parts = {f"{name}_bytes": getattr(memory, name) for name in MEMORY_PARTS} if memory else None
+def _numbers(plan: Plan) -> dict[str, Any]:
+    base, target, needs = plan.base, plan.target, plan.needs
+    known: dict[str, Any] = {"parameters": None, "memory": None, "peak_bytes": None, "needed_bytes": None}
+    known |= {"checkpoints_bytes": None, "training_seconds": None, "training_seconds_source": None}
+    if needs is not None:
+        speed = needs.speed
+        known = {
+            "parameters": needs.config.parameter_count,
+            "memory": {f"{name}_bytes": getattr(needs.memory, name) for name in MEMORY_PARTS},
+            "peak_bytes": needs.memory.peak,
+            "needed_bytes": needs.device_bytes,
+            "checkpoints_bytes": needs.checkpoints_bytes,
+            "training_seconds": speed.seconds if speed else None,
+            "training_seconds_source": speed.source if speed else None,
+        }
     return {
         "base": base.name,
         "base_folder": str(base.folder) if base.folder else None,
-        "parameters": base.config.parameter_count if base.config else None,
         "download_bytes": base.download_bytes,
-        "device": plan.device_type,
-        "device_is_here": plan.here,
-        "devices": plan.devices,
+        "device": target.device_type,
+        "device_is_here": target.here,
+        "devices": target.devices,
+        "available_bytes": target.available_bytes,
         "work": asdict(plan.work),
-        "memory": parts,
-        "peak_bytes": memory.peak if memory else None,
-        "needed_bytes": plan.needed_bytes,
-        "available_bytes": plan.available_bytes,
-        "checkpoints_bytes": plan.checkpoints_bytes,
-        "training_seconds": plan.speed.seconds if plan.speed else None,
-        "training_seconds_source": plan.speed.source if plan.speed else None,
+        **known,
     }
 
 
 def _advice(plan: Plan) -> dict[str, int]:
-    if plan.device_type != "cuda" or plan.available_bytes is None or plan.memory is None:
+    available, needs, shortest = plan.target.available_bytes, plan.needs, plan.longest_row
+    if plan.target.device_type != "cuda" or available is None or needs is None:
         return {}
     return {
-        "tokens_per_batch_with_checkpointing": plan.largest_pack(plan.longest_row, gradient_checkpointing=True),
-        "tokens_per_batch_without_checkpointing": plan.largest_pack(plan.longest_row, gradient_checkpointing=False),
+        f"tokens_per_batch_{name}_checkpointing": needs.largest_pack(shortest, available, gradient_checkpointing=kept)
+        for name, kept in (("with", True), ("without", False))
     }

@@ -11,7 +11,8 @@ from kyon_pl.doctor.base import base_finding
 from kyon_pl.doctor.check import check_device
 from kyon_pl.doctor.findings import Finding, finding_of, gib
 from kyon_pl.doctor.machine import SHARED_MEMORY, Machine
-from kyon_pl.doctor.plan import PACK_STEP, Plan
+from kyon_pl.doctor.plan import PACK_STEP, Needs, Plan
+from kyon_pl.doctor.target import Target
 from kyon_pl.doctor.work import Work
 from kyon_pl.errors import KyonError
 from kyon_pl.training.callbacks.run_estimate import duration
@@ -39,31 +40,28 @@ def judge(plan: Plan, machine: Machine, settings: Namespace) -> Iterator[Finding
     """
     if not any(problem.name == "base" for problem in plan.problems):
         yield base_finding(plan.base, machine)
+    yield from plan.problems
     yield from _device(plan, machine, settings)
     yield _work(plan.work)
-    if plan.memory is not None:
-        yield _memory(plan, machine)
-    if plan.checkpoints_bytes is not None:
-        yield _disk(plan.checkpoints_bytes, machine)
+    if plan.needs is not None:
+        yield _memory(plan, plan.needs, machine)
+        yield _disk(plan.needs.checkpoints_bytes, machine)
+        yield _time(plan.needs, plan.target)
     if settings.data.workers > 0 and machine.shared_memory_bytes is not None:
         yield _shared_memory(settings.data.workers, plan.work.training.total, machine.shared_memory_bytes)
-    if plan.speed is not None:
-        each = f" on each of {plan.devices} devices" if plan.devices > 1 else ""
-        rough = f"about {duration(plan.speed.seconds)}{each}, validation aside: a rough estimate"
-        yield Finding("time", "ok", f"{rough} ({plan.speed.source})")
-    elif not plan.here and plan.work.slots is not None:
-        yield Finding("time", "ok", "not estimated: the device is not here to be timed")
 
 
 def _device(plan: Plan, machine: Machine, settings: Namespace) -> Iterator[Finding]:
     accelerator, precision = str(settings.trainer.accelerator), str(settings.trainer.precision or "32-true")
-    if accelerator == "mps" or (accelerator == "auto" and machine.mps_available and not machine.cuda_available):
+    target, mps = plan.target, machine.mps_available and not machine.cuda_available
+    if target.device_type == "cuda" and target.here:
+        yield _gpus(target.devices, machine, precision)
+    elif target.device_type == "cuda" and target.available_bytes is not None:
+        planned = f"planned for a GPU of {gib(target.available_bytes)} that is not looked for here"
+        yield Finding("device", "ok", planned)
+    elif accelerator == "mps" or (accelerator == "auto" and mps):
         found = "Lightning would choose Apple's GPU (MPS), which is not supported"
         yield Finding("device", "missing", found, "Add --trainer.accelerator cpu")
-    elif plan.device_type == "cuda" and plan.here:
-        yield from _gpus(plan, machine, precision)
-    elif plan.device_type == "cuda" and plan.available_bytes is not None:
-        yield Finding("device", "ok", f"planned for a GPU of {gib(plan.available_bytes)} that is not looked for here")
     elif accelerator in ("gpu", "cuda"):
         found = f"trainer.accelerator is {accelerator}, and torch can use no GPU here"
         yield Finding("device", "missing", found, "See 'torch and GPU' above, or plan for another: --gpu_gib 16")
@@ -82,21 +80,17 @@ def _cpu(config: ChatGLM2Config | None, precision: str) -> Iterator[Finding]:
         yield Finding("device", "ok", f"the CPU, in {precision}")
 
 
-def _gpus(plan: Plan, machine: Machine, precision: str) -> Iterator[Finding]:
-    gpus = len(machine.gpus)
-    if plan.devices > gpus:  # on several nodes: as many there
-        found = f"{plan.devices} GPUs are asked for in all, and {gpus} are here"
-        yield Finding("device", "warning", found, f"Fine on several nodes; else --trainer.devices {gpus}")
-        return
-    has_bf16 = machine.gpus[0].compute_capability >= BF16_CAPABILITY
-    name = f"{plan.devices} × {machine.gpus[0].name}, in {precision}"
+def _gpus(devices: int, machine: Machine, precision: str) -> Finding:
+    gpus, has_bf16 = len(machine.gpus), machine.gpus[0].compute_capability >= BF16_CAPABILITY
+    name = f"{devices} × {machine.gpus[0].name}, in {precision}"
+    if devices > gpus:
+        fix = f"Fine where other nodes have the rest; else --trainer.devices {gpus}"
+        return Finding("device", "warning", f"{name}: {gpus} of them here", fix)
     if precision == "16-mixed" and has_bf16:
-        fix = "It can do --trainer.precision bf16-mixed, which needs no loss scaling"
-        yield Finding("device", "ok", name, fix)
-    elif precision == "bf16-mixed" and not has_bf16:
-        yield Finding("device", "warning", f"{name}, which it does not compute in", "Use --trainer.precision 16-mixed")
-    else:
-        yield Finding("device", "ok", name)
+        return Finding("device", "ok", name, "It can do --trainer.precision bf16-mixed, which needs no loss scaling")
+    if precision == "bf16-mixed" and not has_bf16:
+        return Finding("device", "warning", f"{name}, which it is slow in", "Use --trainer.precision 16-mixed")
+    return Finding("device", "ok", name)
 
 
 def _work(work: Work) -> Finding:
@@ -108,40 +102,39 @@ def _work(work: Work) -> Finding:
     return Finding("work", "ok", f"{work.rows:,} rows, {steps}, batches of {shape}; {told}")
 
 
-def _memory(plan: Plan, machine: Machine) -> Finding:
-    assert plan.memory is not None
-    assert plan.needed_bytes is not None
-    name = "GPU memory" if plan.device_type == "cuda" else "memory needed"
-    context = ", CUDA's own included" if plan.device_type == "cuda" else ""
-    found = f"{gib(plan.needed_bytes)} at the peak{context}"
-    if plan.available_bytes is None:
-        return Finding(name, "warning", f"{found}; no GPU here to compare with", "--gpu_gib 16 plans for one of 16 GiB")
-    found += f", of {gib(plan.available_bytes)}"
-    if plan.needed_bytes > plan.available_bytes:
-        return Finding(name, "missing", found, lighter(plan))
-    if plan.needed_bytes > plan.available_bytes * TIGHT:
-        return Finding(name, "warning", f"{found}: tight", lighter(plan))
-    if plan.here and any(gpu.free_bytes < plan.needed_bytes for gpu in machine.gpus):
+def _memory(plan: Plan, needs: Needs, machine: Machine) -> Finding:
+    on_gpu, available, needed = plan.target.device_type == "cuda", plan.target.available_bytes, needs.device_bytes
+    name = "GPU memory" if on_gpu else "memory needed"
+    found = f"{gib(needed)} at the peak{', CUDA itself included' if on_gpu else ''}"
+    if available is None:
+        fix = "--gpu_gib 16 plans for one of 16 GiB" if on_gpu else ""
+        return Finding(name, "warning", f"{found}; nothing here to compare with", fix)
+    found += f", of {gib(available)}"
+    if needed > available:
+        return Finding(name, "missing", found, lighter(needs, available))
+    if needed > available * TIGHT:
+        return Finding(name, "warning", f"{found}: tight", lighter(needs, available))
+    if plan.target.here and any(gpu.free_bytes < needed for gpu in machine.gpus[: plan.target.devices]):
         fix = "nvidia-smi names the processes that hold the rest"
         return Finding(name, "warning", f"{found}, but less of it is free now", fix)
     return Finding(name, "ok", found)
 
 
-def lighter(plan: Plan) -> str:
+def lighter(needs: Needs, available_bytes: int) -> str:
     """What to set for less memory, in words."""
-    assert plan.memory is not None
-    assert plan.settings is not None
-    if plan.memory.resident + plan.memory.validation > plan.memory.training and plan.settings.validation:
-        rows = plan.settings.validation.rows
-        return f"Validation needs the most: lower data.validation_rows_per_batch from {rows} to {max(1, rows // 4)}"
-    if not plan.settings.gradient_checkpointing:
+    memory, batch = needs.memory, needs.settings.training
+    most = needs.largest_pack(PACK_STEP, available_bytes, gradient_checkpointing=True)
+    if memory.resident + memory.validation > memory.training and needs.settings.validation:
+        rows = needs.settings.validation.rows
+        if rows > 1 and (most or memory.training < available_bytes):
+            return f"Validation needs the most: lower data.validation_rows_per_batch from {rows} to {max(1, rows // 4)}"
+    if not needs.settings.gradient_checkpointing and most:
         return "Set model.gradient_checkpointing to true: a third more work, a fraction of the memory"
-    most = plan.largest_pack(PACK_STEP, gradient_checkpointing=True)
     if not most:
         return "Use a half-precision setting (--trainer.precision 16-mixed), a larger GPU, or a smaller base"
-    if plan.settings.packed:
-        return f"Lower data.tokens_per_batch (and data.max_tokens with it) to {most:,} or less"
-    rows = most // plan.settings.training.slots
+    if needs.settings.packed:
+        return f"Lower data.tokens_per_batch (and data.max_tokens with it) to {min(most, batch.slots):,} or less"
+    rows = most // batch.slots
     return f"Lower data.rows_per_batch to {rows} or less" if rows else f"Lower data.max_tokens to {most:,} or less"
 
 
@@ -159,3 +152,12 @@ def _shared_memory(workers: int, slots: int, there: int) -> Finding:
         fix = "Start the container with --shm-size 1g (or --ipc host), or add --data.workers 0"
         return Finding("shared memory", "missing", found, fix)
     return Finding("shared memory", "ok", found)
+
+
+def _time(needs: Needs, target: Target) -> Finding:
+    if needs.speed is None:
+        why = "how much there is to do is not known" if target.here else "the device is not here to be timed"
+        return Finding("time", "ok", f"not estimated: {why}")
+    each = f" on each of {target.devices} devices" if target.devices > 1 else ""
+    rough = f"about {duration(needs.speed.seconds)}{each}, validation aside: a rough estimate"
+    return Finding("time", "ok", f"{rough} ({needs.speed.source})")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distributions, requires
+from importlib.metadata import PackageNotFoundError, distributions, metadata, requires
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion
 
-from kyon_pl.doctor.findings import Finding, State
+from kyon_pl.doctor.findings import Finding
 from kyon_pl.errors import MachineError
 
 # Releases that were uploaded by a thief of credentials, whose code runs when they are imported.
 # Source: https://github.com/Lightning-AI/pytorch-lightning/issues/21691
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3")}
 RESULTS_DEPEND_ON = ("torch", "lightning", "transformers", "peft")
-OLDEST_PYTHON = (3, 10)
 CURE = "pip install -c constraints.txt -e . installs versions that were tried"
 
 
@@ -77,9 +76,10 @@ def refuse_malicious_releases() -> None:
 
 def python_finding() -> Finding:
     """The version of Python."""
-    state: State = "ok" if sys.version_info >= OLDEST_PYTHON else "missing"
-    fix = "" if state == "ok" else f"Use Python {'.'.join(map(str, OLDEST_PYTHON))} or newer"
-    return Finding("Python", state, platform.python_version(), fix)
+    found, wanted = platform.python_version(), str(metadata("kyon-pl")["Requires-Python"])
+    if SpecifierSet(wanted).contains(found, prereleases=True):
+        return Finding("Python", "ok", found)
+    return Finding("Python", "missing", f"{found}, and {wanted} is needed", "Make an environment of such a Python")
 
 
 def package_findings(found: list[Package]) -> Iterator[Finding]:

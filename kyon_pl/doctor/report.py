@@ -11,7 +11,7 @@ from kyon_pl.doctor.findings import MARKS, Finding, gib
 if TYPE_CHECKING:
     from kyon_pl.doctor.memory import MemoryEstimate
 
-# the parts of the peak, and what each is; their formulas stand in `memory.py`
+# the parts of the peak, and what each is; their formulas stand in `memory_parts.py`
 MEMORY_PARTS = {
     "frozen_weights": "the base in the compute precision, all the time",
     "adapter": "trained weights, gradients and Adam's state, all the time",

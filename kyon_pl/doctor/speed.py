@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.doctor.memory import MemorySettings
+from kyon_pl.doctor.memory_settings import MemorySettings
 from kyon_pl.doctor.work import Work
 from kyon_pl.lora import frozen_dtype
 from kyon_pl.training.callbacks.run_estimate import USUAL_SHARE, matrix_rate

@@ -14,7 +14,7 @@ from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.batching import PlannedBatchSampler
 from kyon_pl.data.files import local_files
 from kyon_pl.data.heaviest import heaviest
-from kyon_pl.doctor.memory import Slots
+from kyon_pl.doctor.memory_settings import Slots
 
 # Counted in silk-road/Chat_Suzumiya_Fusion with the published tokenizer, the end of sequence included
 PUBLISHED_SOURCE = "silk-road/Chat_Suzumiya_Fusion"
