@@ -17,9 +17,8 @@ CHUNK = 10 * 2**20  # huggingface_hub writes what arrived in pieces of this size
 LARGE, SMALL = 11_500_000, 1_000
 CUT = CHUNK + 9
 WEIGHTS, ROWS = "model.safetensors", "train.jsonl"
-IMPATIENT = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}  # seconds
+IMPATIENT = {"HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_ETAG_TIMEOUT": "2"}  # seconds; less, and a busy machine is silent
 LARGEST = {"models": WEIGHTS, "datasets": ROWS}
-PROCESSES = 4
 WAYS = {"models": "fetch", "datasets": "load"}
 
 
@@ -92,29 +91,28 @@ def asked_for(hub: HubServer, kind: str, repo: str) -> str:
 
 
 def test_weather_that_passes(tmp_path: Path) -> None:
-    kinds_and_repos = [(kind, repo) for kind in WAYS for repo in CASES]
+    parts = [(kind, list(CASES)[i::2]) for kind in WAYS for i in range(2)]
     with serve(tmp_path, {repo: weather.size for repo, weather in CASES.items()}) as hub:
-        patterns = [asked_for(hub, kind, repo) for kind, repo in kinds_and_repos]
-        for (_, repo), pattern in zip(kinds_and_repos, patterns, strict=True):
+        patterns = {(kind, repo): asked_for(hub, kind, repo) for kind in WAYS for repo in CASES}
+        for (_, repo), pattern in patterns.items():
             CASES[repo].happens(hub, pattern)
 
-        def ask(part: int) -> list[list[str]]:
-            questions = [(WAYS[kind], repo, None) for kind, repo in kinds_and_repos[part::PROCESSES]]
-            return Asker(hub, tmp_path / f"home {part}")(*questions, **IMPATIENT)
+        def ask(part: tuple[str, list[str]]) -> list[list[str]]:
+            kind, repos = part
+            home = tmp_path / f"home {parts.index(part)}"
+            return Asker(hub, home)(*((WAYS[kind], repo, None) for repo in repos), **IMPATIENT)
 
-        answers: dict[int, list[str]] = {}
-        with ThreadPoolExecutor(PROCESSES) as pool:  # they mostly wait
-            for part, answered in enumerate(pool.map(ask, range(PROCESSES))):
-                answers |= zip(range(part, len(patterns), PROCESSES), answered, strict=True)
-    for number, ((kind, repo), pattern) in enumerate(zip(kinds_and_repos, patterns, strict=True)):
-        status, result = answers[number]
-        assert status == "ok", (kind, repo, result)
-        if kind == "models":
-            assert (Path(result) / WEIGHTS).read_bytes() == (tmp_path / repo / "model" / WEIGHTS).read_bytes()
-        # 302: the look-up of a large file is answered with its address
-        asked = [(request.range, {302: 200}.get(request.status, request.status)) for request in hub.asked(pattern)]
-        expected = [(start and f"bytes={start}-", status) for start, status in CASES[repo].asked]
-        assert asked == expected, (kind, repo)
+        with ThreadPoolExecutor(len(parts)) as pool:  # they mostly wait
+            answers = list(pool.map(ask, parts))
+    for (kind, repos), answered in zip(parts, answers, strict=True):
+        for repo, (status, result) in zip(repos, answered, strict=True):
+            assert status == "ok", (kind, repo, result)
+            if kind == "models":
+                assert (Path(result) / WEIGHTS).read_bytes() == (tmp_path / repo / "model" / WEIGHTS).read_bytes()
+            # 302: the look-up of a large file is answered with its address
+            asked = [(one.range, {302: 200}.get(one.status, one.status)) for one in hub.asked(patterns[kind, repo])]
+            expected = [(start and f"bytes={start}-", status) for start, status in CASES[repo].asked]
+            assert asked == expected, (kind, repo)
 
 
 def test_a_mute_hub_is_given_up_and_a_refusal_is_said(tmp_path: Path) -> None:
@@ -130,9 +128,9 @@ def test_a_mute_hub_is_given_up_and_a_refusal_is_said(tmp_path: Path) -> None:
             token=TOKEN,
             **IMPATIENT,
         )
-        assert time.monotonic() - started_s < 20
+        assert time.monotonic() - started_s < 30
     assert mute[0] == "MissingFileError"
-    assert "the Hub is out of reach (ReadTimeout: timed out). Set HF_HUB_ETAG_TIMEOUT above 1 (seconds)" in mute[1]
+    assert "the Hub is out of reach (ReadTimeout: timed out). Set HF_HUB_ETAG_TIMEOUT above 2 (seconds)" in mute[1]
     for name, text in forbidden:
         assert name == "SettingError", text
         assert "it refuses the token of this machine (403). Check the name, then set HF_TOKEN" in text
@@ -181,7 +179,7 @@ def test_no_network_with_and_without_a_cache(tmp_path: Path) -> None:
         assert "and the Hub is out of reach (ConnectError: [Errno 111] Connection refused). Check the network" in text
 
 
-@pytest.mark.slow  # the same, and a second for each try
+@pytest.mark.slow  # the same, and two seconds for each try
 def test_a_mute_hub_is_given_up_for_data_too(tmp_path: Path) -> None:
     with serve(tmp_path, {"org/mute": SMALL}) as hub:
         ask = Asker(hub, tmp_path / "home")
