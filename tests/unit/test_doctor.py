@@ -200,7 +200,7 @@ def test_findings_on_a_gpu() -> None:
     assert "gradient_checkpointing to true" in no_checkpointing.fix
     assert "validation_rows_per_batch from 64 to 16" in on_l4(data__validation_rows_per_batch=64)["GPU memory"].fix
     assert "data.tokens_per_batch" in on_l4(data__tokens_per_batch=65536)["GPU memory"].fix
-    assert on_l4(data__workers=3000)["shared memory"].state == "missing"
+    assert on_l4(data__workers=10_000)["shared memory"].state == "missing"
 
 
 def test_driver_is_asked_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
