@@ -87,7 +87,7 @@ def package_findings(found: list[Package]) -> Iterator[Finding]:
     usable = [package for package in found if package.usable]
     if usable:
         named = [f"{package.name} {package.version}" for package in usable if package.name in RESULTS_DEPEND_ON]
-        yield Finding("packages", "ok", f"{len(usable)} of {len(found)} as admitted: {', '.join(named)}")
+        yield Finding("packages", "ok", f"{', '.join(named)} and {len(usable) - len(named)} others")
     for package in found:
         if package.malicious:
             yield Finding(package.name, "missing", f"{package.version}: {_harm()}", _rescue(package.name))

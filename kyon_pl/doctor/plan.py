@@ -128,7 +128,7 @@ def _needs(config: ChatGLM2Config, settings: Namespace, precision: str, target: 
         attention=_attention(settings.model.attention, device, precision, here=target.here),
         packed=settings.data.batching == "packed",
         training=work.training,
-        validation=work.validation,
+        validation=None if settings.trainer.limit_val_batches == 0 else work.validation,
         device_type=target.device_type,
     )
     one_more = 1 + _kept_checkpoints(settings.trainer)  # the old ones go when the new one is whole

@@ -20,11 +20,12 @@ from kyon_pl.doctor.memory_settings import Slots
 PUBLISHED_SOURCE = "silk-road/Chat_Suzumiya_Fusion"
 PUBLISHED_ROWS = 66_588
 PUBLISHED_ROW_TOKENS = 1022.7
+PUBLISHED_LONGEST_ROW = 4_237
 # padding of packs of 2,048 tokens, and of rows padded as they come to the longest of a batch of 32
 PACKED_PADDING, PADDED_PADDING = 0.021, 0.467
 # the heaviest pack of 2,048 tokens of 1,500 published rows trains 340 of them; 99 % of all rows train up to 120
 PACK_TRAINED_SHARE, ROW_TRAINED_TOKENS = 1 / 6, 120
-# rows of no known length, where data.max_tokens sets no limit
+# other rows, where data.max_tokens sets no limit
 LONGEST_ROW = 2048
 
 
@@ -151,12 +152,13 @@ def _slots(module: DialogueDataModule, row_numbers: tuple[int, ...]) -> Slots:
 
 
 def _estimated(module: DialogueDataModule, schedule: Schedule) -> Work:
-    longest = module.encoding.max_tokens or LONGEST_ROW
+    published = module.source == PUBLISHED_SOURCE
+    longest = module.encoding.max_tokens or (PUBLISHED_LONGEST_ROW if published else LONGEST_ROW)
     packed = module.batching == "packed"
     training = _assumed(1, module.tokens_per_batch) if packed else _assumed(module.rows_per_batch, longest)
     validated = module.validation_share > 0 or module.validation_source is not None
     validation = _assumed(module.validation_rows_per_batch, longest) if validated else None
-    if module.source != PUBLISHED_SOURCE:
+    if not published:
         return Work("settings", None, None, None, None, training, validation)
     share = 0.0 if module.validation_source else module.validation_share
     rows, tokens = round(PUBLISHED_ROWS * (1 - share)), min(PUBLISHED_ROW_TOKENS, longest)

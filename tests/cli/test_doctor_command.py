@@ -96,6 +96,16 @@ def test_planned_for_another_machine(
     assert (found, told["missing"]) == (status, missing)
 
 
+def test_the_original_settings_need_a_large_gpu_and_no_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    """32 rows of up to 4,237 tokens."""
+    seed = ["--config", str(ROOT / "configs/seed.yaml"), "--gpu_gib"]
+    assert doctor([*seed, "40"], capsys)[0] == 1
+    status, told = doctor_json([*seed, "80"], capsys)
+    assert status == 0
+    assert told["config"]["work"]["training"] == {"rows": 32, "slots": 4237, "trained_tokens": 32 * 120}
+    assert told["config"]["memory"]["validation_bytes"] == 0
+
+
 def test_advice_fits_and_a_larger_pack_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     _, told = doctor_json([*LORA, "--gpu_gib", "40"], capsys)
     for name, checkpointing in (("with", "true"), ("without", "false")):
