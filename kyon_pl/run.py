@@ -33,15 +33,19 @@ from kyon_pl.settings import REMOTE_CODE, check_config_files, check_trainer, no_
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
     AdapterGuard,
+    FinalMetrics,
     FiniteGuard,
     FirstValidation,
+    HeldOutReplies,
     MemoryGuard,
     Progress,
     Randomness,
+    ReplySettings,
     ReplyWriter,
     RunEstimate,
     RunLog,
     RunRecord,
+    ShownRows,
     StepCheckpoint,
     StepMetrics,
     StopSignals,
@@ -114,6 +118,7 @@ class KyonCLI(LightningCLI):
         parser.link_arguments("model.revision", "data.tokenizer_revision")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_lightning_class_args(ReplyWriter, "replies")
+        add_reply_argument(parser)
         add_resume_arguments(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -158,6 +163,9 @@ class KyonCLI(LightningCLI):
         ]
         callbacks.append(Randomness(int(settings.seed_everything)))
         callbacks.append(RunRecord(self.fingerprint, settings.allow_changed_settings))
+        callbacks += [ShownRows(), FinalMetrics(self._settings)]  # behind the record, which cuts the curves
+        if replies := self.config_init[str(self.subcommand)].held_out:
+            callbacks.append(HeldOutReplies(replies))
         if settings.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
         if self.subcommand != "fit" or settings.trainer.enable_checkpointing is False or settings.trainer.fast_dev_run:
@@ -267,6 +275,16 @@ class KyonCLI(LightningCLI):
         log.info("curves: tensorboard --logdir %s", run.parent)
         for file in ([Path(callback.best_model_path) for callback in best] + last)[:1]:
             log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(file))
+
+
+def add_reply_argument(parser: LightningArgumentParser) -> None:
+    """The settings of the replies to held-out questions."""
+    parser.add_argument(
+        "--held_out",
+        type=ReplySettings | None,
+        default=None,
+        help="replies to held-out questions while training, and in validate and test; null: none",
+    )
 
 
 def add_resume_arguments(parser: LightningArgumentParser) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.preview import preview
-from kyon_pl.run import add_resume_arguments, explain
+from kyon_pl.run import add_reply_argument, add_resume_arguments, explain
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import ReplyWriter
 
@@ -70,6 +70,7 @@ def add_fit_arguments(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(ChatGLM2LoRA, "model")
     parser.add_lightning_class_args(DialogueDataModule, "data")
     parser.add_lightning_class_args(ReplyWriter, "replies")
+    add_reply_argument(parser)
     add_resume_arguments(parser)
     parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
     parser.link_arguments("model.base", "data.tokenizer")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -32,6 +32,18 @@ from kyon_pl.training.fingerprint import fingerprint_of_adapter, fingerprint_of_
 from kyon_pl.training.schedule import LinearDecay, ScheduleCallable
 
 log = logging.getLogger(__name__)
+
+
+class GeneratedReply(NamedTuple):
+    """What the model said, as text.
+
+    Attributes:
+        text: without special tokens.
+        stopped: the model ended it by itself, before the limit.
+    """
+
+    text: str
+    stopped: bool
 
 
 class Perplexity(MeanMetric):
@@ -263,14 +275,37 @@ class ChatGLM2LoRA(LightningModule):
         """
         if self.model is None or self.tokenizer is None:
             raise SettingError("model.base", "a random base has no tokenizer to read replies with", "Name a real base")
-        replies = generate_replies(self.model, batch.input_ids, max_new_tokens=self.max_new_tokens)
-        texts = [self.tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in replies]
+        replies = self.reply(batch, max_new_tokens=self.max_new_tokens)
         return [
-            {"row": row, "prompt": prompt, "reply": text, "reference": reference, "stopped": reply.stopped}
-            for row, prompt, text, reference, reply in zip(
-                batch.row_numbers, batch.prompts, texts, batch.references, replies, strict=True
+            {"row": row, "prompt": prompt, "reply": reply.text, "reference": reference, "stopped": reply.stopped}
+            for row, prompt, reference, reply in zip(
+                batch.row_numbers, batch.prompts, batch.references, replies, strict=True
             )
         ]
+
+    def reply(
+        self,
+        batch: PromptBatch,
+        *,
+        max_new_tokens: int,
+        rows_per_batch: int = 16,
+        on_batch: Callable[[int], object] = lambda prompts: None,
+    ) -> list[GeneratedReply]:
+        """Greedy replies to any number of prompts; the base has a tokenizer.
+
+        Args:
+            batch: the prompts.
+            max_new_tokens: the longest reply, in tokens.
+            rows_per_batch: prompts that are replied to at once.
+            on_batch: told after these how many they were.
+        """
+        assert self.model is not None
+        assert self.tokenizer is not None
+        replies = generate_replies(
+            self.model, batch.input_ids, max_new_tokens=max_new_tokens, batch_size=rows_per_batch, on_batch=on_batch
+        )
+        texts = [self.tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in replies]
+        return [GeneratedReply(str(text), reply.stopped) for text, reply in zip(texts, replies, strict=True)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; the base is 12 GB that every user has already."""

@@ -33,7 +33,8 @@ class RunLog(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         values = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        told = ", ".join(f"{key} {value:.4f}" for key, value in values.items())
+        # those of replies have more slashes and a line of their own
+        told = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key.count("/") == 1)
         log.info("validation after step %d: %s", trainer.global_step, told)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
