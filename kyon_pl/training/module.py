@@ -143,15 +143,15 @@ class ChatGLM2LoRA(LightningModule):
         attention, reason = choose_attention(self.attention, device, dtype)
         log.info("attention: %s (%s)", attention, reason)
         log.info("base: %s in %s on %s", self.base, str(dtype).removeprefix("torch."), device)
-        if isinstance(data := self.trainer.datamodule, BatchSource):  # type: ignore[attr-defined]
-            data.check_ids(self.base_config.padded_vocab_size)
         if self.base == "random":
+            self._check_ids()
             base = random_base(self.base_config, dtype=dtype, device=device, attn_implementation=attention)
         else:
             folder = fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
             if (folder / "tokenizer.model").is_file():
                 self.tokenizer = read_tokenizer(folder)
                 check_vocabulary(folder, self.tokenizer, self.base_config)
+            self._check_ids()
             base = load_base(folder, dtype=dtype, device=device, attn_implementation=attention)
         if self.adapter:
             folder = fetch_model(self.adapter, None, patterns=ADAPTER_FILES)
@@ -166,6 +166,10 @@ class ChatGLM2LoRA(LightningModule):
         self.model.train()
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         log.info("LoRA: %s trained parameters, %.1f MB in float32", f"{trained:,}", trained * 4 / 1e6)
+
+    def _check_ids(self) -> None:
+        if isinstance(data := self.trainer.datamodule, BatchSource):  # type: ignore[attr-defined]
+            data.check_ids(self.base_config.padded_vocab_size)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The injected optimizer over the trained parameters, and the injected schedule over the whole run.
