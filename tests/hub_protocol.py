@@ -1,7 +1,7 @@
 """What a Hugging Face Hub answers: the routes of repositories that are folders, as huggingface_hub reads them.
 
-Served is what huggingface_hub 1.5 to 2.4 asks for when it reads (its `hf_api.py` and `file_download.py`). Writing
-(`/api/repos/create`, `preupload`, `commit`) is not served yet: it would end in `HubServer.publish`.
+Served is what huggingface_hub 1.5 to 2.4 asks for when it reads (its `hf_api.py` and `file_download.py`); for what it
+writes to, see `hub_writing`.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class HubError(Exception):
 class HubSocket(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, hub: HubServer) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
+    def __init__(self, hub: HubServer, handler: type[HubHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.hub = hub
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -114,7 +114,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, url = self.server.hub, urlsplit(self.path)
-        self.form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+        self.body = self._read_body()
         self.query = parse_qs(url.query)
         path = unquote(url.path)
         fault = hub.take_fault(f"{self.command} {path}")
@@ -141,9 +141,20 @@ class HubHandler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet: the log is `HubServer.log`."""
 
-    def _route(self, path: str) -> Reply:
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def routes(self) -> dict[str, Any]:
+        """What is answered: a pattern of paths to the method that takes its groups."""
         kinds, repo, rest = "(models|datasets)", "([^/]+/[^/]+)", "([^/]+)(?:/(.+))?"
-        routes = {
+        return {
             f"/api/{kinds}/{repo}(?:/revision/([^/]+))?": self._info,
             f"/api/{kinds}/{repo}/tree/{rest}": self._tree,
             f"/api/{kinds}/{repo}/paths-info/([^/]+)": self._paths_info,
@@ -151,7 +162,9 @@ class HubHandler(BaseHTTPRequestHandler):
             f"/(?:(datasets)/)?{repo}/resolve/{rest}": self._resolve,
             "/large-files/([0-9a-f]{64})": self._large_file,
         }
-        for route, answer in routes.items():
+
+    def _route(self, path: str) -> Reply:
+        for route, answer in self.routes().items():
             if match := re.fullmatch(route, path):
                 return answer(*(part and unquote(part) for part in match.groups()))
         raise HubError(404, "no such page")
@@ -174,7 +187,7 @@ class HubHandler(BaseHTTPRequestHandler):
         repository = self._repository(kind, repo_id, revision)
         siblings = [{"rfilename": path} for path in repository.files]
         flags = {"private": repo_id in self.server.hub.private, "gated": repo_id in self.server.hub.gated}
-        return _json({"id": repo_id, "sha": repository.commit, "siblings": siblings, "tags": [], **flags})
+        return json_reply({"id": repo_id, "sha": repository.commit, "siblings": siblings, "tags": [], **flags})
 
     def _tree(self, kind: str, repo_id: str, revision: str, folder: str | None) -> Reply:
         repository = self._repository(kind, repo_id, revision)
@@ -184,17 +197,17 @@ class HubHandler(BaseHTTPRequestHandler):
             raise HubError(404, f"{folder} does not exist", "EntryNotFound", repository.commit)
         if self.query.get("recursive") != ["true"]:
             below = [entry for entry in below if PurePosixPath(entry["path"]).parent == top]
-        return _json(below)
+        return json_reply(below)
 
     def _paths_info(self, kind: str, repo_id: str, revision: str) -> Reply:
         entries = self._repository(kind, repo_id, revision).entries()
-        return _json([entry for entry in entries if entry["path"] in self.form["paths"]])
+        return json_reply([entry for entry in entries if entry["path"] in parse_qs(self.body.decode())["paths"]])
 
     def _refs(self, kind: str, repo_id: str) -> Reply:
         commit = self._repository(kind, repo_id, None).commit
         branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit}
         tag = {"name": TAG, "ref": f"refs/tags/{TAG}", "targetCommit": commit}
-        return _json({"branches": [branch], "tags": [tag], "converts": []})
+        return json_reply({"branches": [branch], "tags": [tag], "converts": []})
 
     def _resolve(self, kind: str | None, repo_id: str, revision: str, path: str) -> Reply:
         repository = self._repository(kind or "models", repo_id, revision)
@@ -248,5 +261,6 @@ class HubHandler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or len(body) < len(reply.body)
 
 
-def _json(content: Any) -> Reply:
+def json_reply(content: Any) -> Reply:
+    """An answer in JSON."""
     return Reply(200, {"Content-Type": "application/json"}, json.dumps(content).encode())

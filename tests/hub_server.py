@@ -1,7 +1,7 @@
 """A small Hugging Face Hub on 127.0.0.1 for the real clients: huggingface_hub, datasets, transformers.
 
-It serves folders as repositories, hands large files out from a second host as the real one does, and misbehaves when
-asked to:
+It serves folders as repositories, hands large files out from a second host as the real one does, takes pushes from the
+account that its token belongs to, and misbehaves when asked to:
 
     with HubServer(models={"THUDM/chatglm2-6b": folder}) as hub:
         hub.fail("GET */config.json", status=503, times=2)
@@ -11,7 +11,9 @@ asked to:
 
 from __future__ import annotations
 
+import itertools
 import os
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from hub_protocol import HubSocket, Repository, Request
+from hub_writing import WritableHubHandler
 
 
 @dataclass
@@ -41,6 +44,7 @@ class HubServer:
         endpoint: its address, for `HF_ENDPOINT`; set inside the `with` block.
         log: every request so far.
         bytes_per_second: the speed of the bodies; None: as fast as it goes.
+        commits: of what was pushed, in order: repository, commit, message.
 
     Args:
         models: repository id to folder.
@@ -48,6 +52,7 @@ class HubServer:
         token: the one token that is accepted; the Hub refuses every other, for public repositories too.
         private: ids that cannot be seen without the token.
         gated: ids that everyone sees and whose files nobody may read, with the token or without.
+        user: the account of the token; it may write to what is its own.
     """
 
     def __init__(
@@ -58,7 +63,12 @@ class HubServer:
         token: str | None = None,
         private: tuple[str, ...] = (),
         gated: tuple[str, ...] = (),
+        user: str = "kyon",
     ) -> None:
+        self.user = user
+        self.commits: list[tuple[str, str, str]] = []
+        self._storage = tempfile.TemporaryDirectory()
+        self._numbers = itertools.count()
         self.token, self.private, self.gated = token, private, gated
         self.log: list[Request] = []
         self.faults: list[Fault] = []
@@ -74,6 +84,16 @@ class HubServer:
         """Serve the folder as it is now as the repository's newest commit; returns that commit's id."""
         repository = self.repositories[kind, repo_id] = Repository(folder)
         return repository.commit
+
+    def new_folder(self) -> Path:
+        """An empty folder that lives as long as the server."""
+        folder = Path(self._storage.name) / f"commit-{next(self._numbers)}"
+        folder.mkdir()
+        return folder
+
+    def uploaded(self, sha256: str) -> Path:
+        """Where a large file lies once it has been uploaded."""
+        return Path(self._storage.name) / sha256
 
     def fail(self, pattern: str, *, status: int, times: int = 1, headers: dict[str, str] | None = None) -> None:
         """Answer the next requests like `pattern` ("GET */config.json") with this status."""
@@ -101,7 +121,7 @@ class HubServer:
         return [request for request in self.log if fnmatch(f"{request.method} {request.path}", pattern)]
 
     def __enter__(self) -> HubServer:
-        self._server = HubSocket(self)
+        self._server = HubSocket(self, WritableHubHandler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
@@ -110,6 +130,7 @@ class HubServer:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
+        self._storage.cleanup()
 
 
 def hub_environment(hub: HubServer, home: Path, *, token: str | None = None) -> dict[str, str]:
