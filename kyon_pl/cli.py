@@ -25,9 +25,21 @@ COMMANDS = {
     "validate": ("loss and perplexity of a checkpoint on the validation rows", "kyon_pl.run:run_trainer"),
     "test": ("the same on the test rows", "kyon_pl.run:run_trainer"),
     "predict": ("write the replies of a checkpoint as JSONL", "kyon_pl.run:run_trainer"),
+    "build-data": (
+        "dialogues and role folders to rows:  kyon-pl build-data --characters roles/bo --output rows.parquet",
+        "kyon_pl.tools:run_build_data",
+    ),
     "preview": (
         "show rows as the model sees them:  kyon-pl preview --config configs/lora.yaml",
         "kyon_pl.tools:run_preview",
+    ),
+    "merge": (
+        "an adapter added into its base, a model of its own:  kyon-pl merge --format glm --output merged",
+        "kyon_pl.tools:run_merge",
+    ),
+    "convert-adapter": (
+        "an adapter for transformers' GlmForCausalLM, or back:  kyon-pl convert-adapter --to glm --output converted",
+        "kyon_pl.tools:run_convert_adapter",
     ),
     "doctor": (
         "what this machine has, what a config needs, what is missing:  kyon-pl doctor --config configs/lora.yaml",

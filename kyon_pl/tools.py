@@ -38,6 +38,27 @@ def run_preview(args: list[str] | None) -> None:
     preview(DialogueDataModule(**settings.data.as_dict()), rows=settings.rows, png=settings.png)
 
 
+def run_build_data(words: list[str]) -> None:
+    """Run `build-data` with its options."""
+    from kyon_pl.data.build import build_data
+
+    run_function(build_data, words)
+
+
+def run_merge(words: list[str]) -> None:
+    """Run `merge` with its options."""
+    from kyon_pl.lora.merge import merge
+
+    run_function(merge, words)
+
+
+def run_convert_adapter(words: list[str]) -> None:
+    """Run `convert-adapter` with its options."""
+    from kyon_pl.lora.convert_adapter import convert_adapter
+
+    run_function(convert_adapter, words)
+
+
 def run_function(function: Callable[..., None], words: list[str]) -> None:
     """Run a typed function as a command: its parameters are the options, its docstring explains them.
 
