@@ -113,11 +113,11 @@ def build_context(
     history = newest(row["chat_history"], settings.history_length, settings.count)
     if len(history) < len(row["chat_history"]):
         remarks.add("history shortened")
-    parts = [system_prompt, *taken, *history, row["query"]]
-    system, *middle, question = (without_separator(part) for part in parts)
-    if [system, *middle, question] != parts:
+    if any(SEPARATOR in part for part in (system_prompt, *taken, *history, row["query"])):
         remarks.add(f"{SEPARATOR} inside a text shortened to ##")
-    return BuiltContext(Context(system, (), question).join(tuple(middle)), frozenset(remarks))
+    system, *middle = (segment(part) for part in (system_prompt, *taken, *history))
+    context = Context(system, tuple(middle), without_separator(row["query"]))
+    return BuiltContext(context.join(context.middle), frozenset(remarks))
 
 
 def newest(history: Sequence[str], length: int, count: Callable[[str], int] = len) -> list[str]:
@@ -144,9 +144,14 @@ def gives_away(memory: str, query: str, answer: str) -> bool:
 
 
 def without_separator(text: str) -> str:
-    """A text that stays one segment between separators; `### Heading` becomes `## Heading`."""
-    text = _SEPARATORS.sub("##", text)
-    return f"{text} " if text.endswith("#") else text  # "C#" and a separator would be a separator and "#"
+    """A text that stays one segment; `### Heading` becomes `## Heading`."""
+    return _SEPARATORS.sub("##", text)
+
+
+def segment(text: str) -> str:
+    """The same, for a text that a separator follows: `C#` and a separator would be a separator and `#`."""
+    text = without_separator(text)
+    return f"{text} " if text.endswith("#") else text
 
 
 def _spoken(turn: str) -> str:
