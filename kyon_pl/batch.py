@@ -89,6 +89,7 @@ class Workload(Protocol):
 
     Attributes:
         steps_per_epoch: optimizer steps of one epoch, the same in every epoch.
+        batches_per_epoch: micro-batches of one device in an epoch, the same in every epoch.
         tokens_per_epoch: real tokens of one epoch, over all ranks.
     """
 
@@ -97,8 +98,20 @@ class Workload(Protocol):
         """See the class."""
 
     @property
+    def batches_per_epoch(self) -> int:
+        """See the class."""
+
+    @property
     def tokens_per_epoch(self) -> int:
         """See the class."""
+
+
+@runtime_checkable
+class IdSource(Protocol):
+    """What holds token ids, whatever it is used for: in `validate` there is no work to plan."""
+
+    def check_ids(self, vocabulary_size: int) -> None:
+        """Raise a DataError if a row holds an id that a vocabulary of this size does not have."""
 
 
 @runtime_checkable
@@ -107,9 +120,6 @@ class BatchSource(Workload, Protocol):
 
     def heaviest_batches(self, epochs: int) -> list[Batch]:
         """The training batches of that many epochs that need the most memory, on the CPU; none if none is used."""
-
-    def check_ids(self, vocabulary_size: int) -> None:
-        """Raise a DataError if a row holds an id that a vocabulary of this size does not have."""
 
     def place(self, row_number: int) -> str:
         """Where a person finds the row of that number in a batch: file and line."""

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import LoraConfig, PeftModel
 from torchmetrics import MeanMetric
 
-from kyon_pl.batch import Batch, BatchSource, PromptBatch, Workload
+from kyon_pl.batch import Batch, IdSource, PromptBatch, Workload
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLMTokenizer
 from kyon_pl.chatglm2.attention import choose_attention
 from kyon_pl.chatglm2.checkpoint import load_base, random_base
@@ -168,7 +168,7 @@ class ChatGLM2LoRA(LightningModule):
         log.info("LoRA: %s trained parameters, %.1f MB in float32", f"{trained:,}", trained * 4 / 1e6)
 
     def _check_ids(self) -> None:
-        if isinstance(data := self.trainer.datamodule, BatchSource):  # type: ignore[attr-defined]
+        if isinstance(data := self.trainer.datamodule, IdSource):  # type: ignore[attr-defined]
             data.check_ids(self.base_config.padded_vocab_size)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
