@@ -61,7 +61,7 @@ def load_base(
     config = read_config(folder)
     if (folder / "generation_config.json").is_file():
         read_json_object(folder / "generation_config.json")  # transformers reads it, and has no words of its own
-    _refuse_differences(folder, expected=_shapes_of(config), found=_shapes_in(weight_files(folder)))
+    check_weights(folder, config)
     model: ChatGLM2ForCausalLM = ChatGLM2ForCausalLM.from_pretrained(
         folder,
         config=config,
@@ -72,6 +72,16 @@ def load_base(
         weights_only=True,
     )
     return model
+
+
+def check_weights(folder: Path, config: ChatGLM2Config) -> None:
+    """Account for every weight of a folder by name, shape and kind; none is read.
+
+    Raises:
+        MissingFileError: no weights, or a shard that the index names is not there.
+        CheckpointError: a file that cannot be read, or weights that are missing, unexpected or of another shape.
+    """
+    _refuse_differences(folder, expected=_shapes_of(config), found=_shapes_in(weight_files(folder)))
 
 
 def random_base(
