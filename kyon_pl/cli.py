@@ -29,6 +29,10 @@ COMMANDS = {
         "dialogues and role folders to rows:  kyon-pl build-data --characters roles/bo --output rows.parquet",
         "kyon_pl.tools:run_build_data",
     ),
+    "push": (
+        "an adapter to the Hub, with a model card:  kyon-pl push --repo_id NAME",
+        "kyon_pl.tools:run_push",
+    ),
     "preview": (
         "show rows as the model sees them:  kyon-pl preview --config configs/lora.yaml",
         "kyon_pl.tools:run_preview",

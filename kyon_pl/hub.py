@@ -94,7 +94,7 @@ def from_hub(download: Callable[[], T], repo: str, kind: Kind, revision: str | N
     waits = iter(RETRY_WAITS_SECONDS)
     while True:
         try:
-            _check_settings()
+            check_hub_settings()
             with _limited_waits():
                 return download()
         except KyonError:
@@ -152,7 +152,7 @@ def _limit_wait(request: Any) -> None:  # of httpx or httpx2: see HTTPError
             limits[phase] = constants.HF_HUB_ETAG_TIMEOUT
 
 
-def _check_settings() -> None:
+def check_hub_settings() -> None:
     """The address and the token, before a client trips over them and quotes them."""
     if urlsplit(constants.ENDPOINT).scheme not in ("http", "https"):
         fix = "Write the whole address, such as https://hf-mirror.com, or unset it for huggingface.co."

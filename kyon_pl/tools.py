@@ -59,6 +59,15 @@ def run_convert_adapter(words: list[str]) -> None:
     run_function(convert_adapter, words)
 
 
+def run_push(words: list[str]) -> None:
+    """Run `push` with its options; `--dry-run` needs no value."""
+    from kyon_pl.push import push
+
+    pairs = zip(words, [*words[1:], "-"], strict=True)
+    flags = ("--dry-run", "--dry_run")
+    run_function(push, ["--dry_run=true" if word in flags and then[:1] == "-" else word for word, then in pairs])
+
+
 def run_function(function: Callable[..., None], words: list[str]) -> None:
     """Run a typed function as a command: its parameters are the options, its docstring explains them.
 

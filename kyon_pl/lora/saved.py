@@ -69,6 +69,8 @@ def read_settings(file: Path) -> LoraConfig:
         config = LoraConfig(**{key: value for key, value in content.items() if key in known})
     except (ValueError, TypeError, ImportError) as error:
         raise CheckpointError(str(file), f"PEFT refuses it: {str(error).splitlines()[0]}", _ANOTHER) from error
+    if config.init_lora_weights in (False, "eva"):  # how it began does not matter any more, and the base is as it was
+        config.init_lora_weights, config.eva_config = True, None
     if refused := refused_setting(config):
         raise CheckpointError(f"{file}: {refused[0]}", refused[1], "Use an adapter of another kind.")
     config.inference_mode = False
