@@ -95,7 +95,7 @@ def from_hub(download: Callable[[], T], repo: str, kind: Kind, revision: str | N
     while True:
         try:
             check_hub_settings()
-            with _limited_waits():
+            with limited_waits():
                 return download()
         except KyonError:
             raise
@@ -131,7 +131,7 @@ def _announce(where: str) -> None:
 
 
 @contextmanager
-def _limited_waits() -> Iterator[None]:
+def limited_waits() -> Iterator[None]:
     """No look-up waits longer than HF_HUB_ETAG_TIMEOUT; bodies keep huggingface_hub's own HF_HUB_DOWNLOAD_TIMEOUT.
 
     Left alone, huggingface_hub 2.4 waits for ever for a repository's commit and its list of files, and seven times for

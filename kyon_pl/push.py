@@ -15,6 +15,7 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 from kyon_pl.adapters import SETTINGS, find_adapter
 from kyon_pl.errors import SettingError
 from kyon_pl.exports import RECORD, check_export
+from kyon_pl.hub import limited_waits
 from kyon_pl.logs import from_here
 from kyon_pl.marker import MARKER
 from kyon_pl.model_card import hub_id, model_card
@@ -74,7 +75,7 @@ def push(
         return
     warn_of_local_base(base)
     api = HfApi()
-    with told(repo_id):
+    with told(repo_id), limited_waits():
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         parent = prepare_repository(api, repo_id, private, revision)

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import LoraConfig, PeftModel
 from torchmetrics import MeanMetric
 
+from kyon_pl.adapters import find_adapter
 from kyon_pl.batch import Batch, IdSource, PromptBatch, Workload
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLMTokenizer
 from kyon_pl.chatglm2.attention import choose_attention
@@ -25,8 +26,10 @@ from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.generation import generate_replies
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.errors import CheckpointError, SettingError
-from kyon_pl.hub import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, fetch_config, fetch_model
+from kyon_pl.hub import MODEL_FILES, TOKENIZER_FILES, fetch_config, fetch_model
 from kyon_pl.lora import attach_lora, frozen_dtype, load_adapter, reference_lora, trainable_names, write_adapter
+from kyon_pl.lora.family import check_family
+from kyon_pl.lora.saved import read_adapter
 from kyon_pl.training.contents import check_state_to_train_on
 from kyon_pl.training.fingerprint import fingerprint_of_adapter, fingerprint_of_base
 from kyon_pl.training.schedule import LinearDecay, ScheduleCallable
@@ -66,7 +69,8 @@ class ChatGLM2LoRA(LightningModule):
         revision: branch, tag or commit of `base` on the Hub.
         random_config: with `base: random`, a `config.json` or its folder that gives the shape; unset, the shape of 6B.
         lora: PEFT's own LoRA settings; unset, r=16, alpha=32, dropout 0.05 on `query_key_value`.
-        adapter: Hub id or folder of a PEFT adapter to start from; its own settings then take the place of `lora`.
+        adapter: a PEFT adapter to start from: its folder, a run folder, of which the best is taken, or a Hub id; its
+            own settings then take the place of `lora`.
         gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: a
             third more work, a fraction of the memory.
         attention: `auto` takes the fastest that fits device, precision and batches, and says which and why at the
@@ -123,8 +127,23 @@ class ChatGLM2LoRA(LightningModule):
             return read_config(Path(self.random_config)) if self.random_config else ChatGLM2Config()
         return read_config(fetch_config(self.base, self.revision))
 
+    @cached_property
+    def adapter_folder(self) -> Path | None:
+        """Of the adapter to start from; from the Hub it is downloaded."""
+        return find_adapter(self.adapter) if self.adapter else None
+
     def prepare_data(self) -> None:
-        """Download the base once a machine."""
+        """Download adapter and base once a machine; what is wrong with the former is said before 12 GB are there.
+
+        Raises:
+            SettingError: a kind of LoRA that is refused (see `lora.family`).
+            CheckpointError: an adapter that cannot be read, or is refused.
+            MissingFileError: no such base or adapter.
+        """
+        if self.adapter_folder:
+            read_adapter(self.adapter_folder)
+        else:
+            check_family(self.lora)
         if self.base != "random":
             fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
 
@@ -153,9 +172,8 @@ class ChatGLM2LoRA(LightningModule):
                 check_vocabulary(folder, self.tokenizer, self.base_config)
             self._check_ids()
             base = load_base(folder, dtype=dtype, device=device, attn_implementation=attention)
-        if self.adapter:
-            folder = fetch_model(self.adapter, None, patterns=ADAPTER_FILES)
-            self.model = load_adapter(base, folder, self.base)
+        if self.adapter_folder:
+            self.model = load_adapter(base, self.adapter_folder, self.base)
         else:
             self.model = attach_lora(base, self.lora, self.base)
         if self.gradient_checkpointing:
@@ -344,8 +362,8 @@ class ChatGLM2LoRA(LightningModule):
         else:
             patterns = [*MODEL_FILES, *TOKENIZER_FILES]
             found = fingerprint_of_base(fetch_model(self.base, self.revision, patterns=patterns))
-        if self.adapter:
-            found |= fingerprint_of_adapter(fetch_model(self.adapter, None, patterns=ADAPTER_FILES))
+        if self.adapter_folder:
+            found |= fingerprint_of_adapter(self.adapter_folder)
         return found
 
     def write_adapter(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:

@@ -48,7 +48,7 @@ class PushAsker:
 
     def __init__(self, hub: HubServer, home: Path) -> None:
         # without Xet, whose storage the tests' Hub does not have
-        environment = hub_environment(hub, home) | {"HF_HUB_DISABLE_XET": "1"}
+        environment = hub_environment(hub, home) | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", RUN], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

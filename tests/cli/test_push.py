@@ -251,6 +251,12 @@ def test_a_commit_in_the_meantime_is_not_written_over(
     assert content(hub, "kyon/race") == {"theirs.txt": b"theirs"}
 
 
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub: HubServer, kyon_pl: PushAsker, run: Path) -> None:
+    hub.stall("GET /api/whoami-v2", after_bytes=-1)
+    answer = kyon_pl("push", "--repo_id", "silent", "--adapter", str(run))
+    assert (answer.status, "the Hub cannot be written to (ReadTimeout" in answer.err) == (2, True), answer.err
+
+
 State = dict[str, torch.Tensor]
 
 
