@@ -55,7 +55,7 @@ HELP = f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
 usage: kyon-pl COMMAND [--config FILE] [--KEY VALUE ...]
 
 commands:
-{chr(10).join(f"  {name:<12}{text}" for name, (text, _) in COMMANDS.items())}
+{chr(10).join(f"  {name:<17}{text}" for name, (text, _) in COMMANDS.items())}
 
 Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
   kyon-pl fit --help            all of them, explained

@@ -24,7 +24,7 @@ from kyon_pl.logs import from_here
 from kyon_pl.lora.glm_adapter import MAGNITUDE, A, B, Lora, Loras, fuse, named_tensors, settings_for, split
 from kyon_pl.lora.record import write_record
 from kyon_pl.lora.saved import read_adapter
-from kyon_pl.lora.side_folder import side_folder
+from kyon_pl.lora.side_folder import refuse_existing, side_folder
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def convert_adapter(
         CheckpointError: a kind of adapter that cannot be converted, or one of another model.
         MachineError: the disk is full.
     """
+    refuse_existing(output)
     folder = find_adapter(adapter, which)
     settings, tensors = read_adapter(folder)
     base_name = base or adapter_base(folder)

@@ -56,11 +56,13 @@ def split(loras: Mapping[str, Lora], config: ChatGLM2Config) -> Loras:
 
     Raises:
         KeyError: ChatGLM2 has no such module.
+        CheckpointError: the adapter is for a base of another shape.
     """
     found: Loras = {}
     for module, lora in loras.items():
         names = module_to_glm(module)
         sizes = split_sizes(config) if len(names) > 1 else [len(lora.tensors[B])]
+        _check_rows(module, lora, sum(sizes))
         rows = {kind: tensor.split(sizes) for kind, tensor in lora.tensors.items() if kind != A}
         for place, name in enumerate(names):
             parts = {kind: tensors[place] for kind, tensors in rows.items()}
@@ -73,7 +75,7 @@ def fuse(loras: Mapping[str, Lora], config: ChatGLM2Config, use_rslora: bool) ->
 
     Raises:
         KeyError: GLM has no such module.
-        CheckpointError: DoRA on some of queries, keys and values only.
+        CheckpointError: DoRA on some of queries, keys and values only, or a base of another shape.
     """
     groups: dict[str, Loras] = {}
     for name, lora in loras.items():
@@ -106,8 +108,15 @@ def _fuse_parts(module: str, group: Loras, sizes: list[int], use_rslora: bool) -
     for part, rows in zip(PARTS, fused_b.split(sizes), strict=True):
         if part in group:
             lora = group[part]
+            _check_rows(f"{module}, {part}", lora, len(rows))
             rows[:, columns[part] :][:, : lora.rank] = lora.tensors[B] * (lora.scale(use_rslora) / scale)
     return Lora({A: fused_a, B: fused_b} | ({MAGNITUDE: torch.cat(dora)} if dora else {}), alpha)
+
+
+def _check_rows(module: str, lora: Lora, rows: int) -> None:
+    if (found := len(lora.tensors[B])) != rows:
+        said = f"B has {found} rows, and the base has {rows} there"
+        raise CheckpointError(module, said, "Give the --base that the adapter was made for")
 
 
 def settings_for(settings: LoraConfig, loras: Mapping[str, Lora], config: ChatGLM2Config) -> LoraConfig:

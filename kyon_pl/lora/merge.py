@@ -36,7 +36,7 @@ from kyon_pl.lora.layerwise import (
 )
 from kyon_pl.lora.record import write_record
 from kyon_pl.lora.shards import ShardWriter
-from kyon_pl.lora.side_folder import side_folder
+from kyon_pl.lora.side_folder import refuse_existing, side_folder
 from kyon_pl.lora.verify import TOLERANCES, verify
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ def merge(
         CheckpointError: adapter and base do not fit, or what was written is not what they give.
         MachineError: the disk is full.
     """
+    refuse_existing(output)
     adapter_folder = find_adapter(adapter, which)
     base_name = base or adapter_base(adapter_folder)
     base_folder = _base_folder(base_name, revision)
@@ -128,7 +129,7 @@ def write_weights(
     writer, outputs, config = ShardWriter(folder), {}, cast(ChatGLM2Config, live.config)
     hidden = probe_ids(config.padded_vocab_size)
     angles = chatglm_angles(config, torch.arange(hidden.shape[1])[None])
-    for part in tqdm(CHATGLM_PARTS.names(config), "merging", unit="part"):
+    for part in tqdm(CHATGLM_PARTS.names(config), "merging", unit="part", disable=None):
         with loaded(live, part, weights) as module:
             outputs[part] = apply(module, hidden, angles)
             _merge_part(module, part)

@@ -17,6 +17,17 @@ from kyon_pl.logs import from_here
 log = logging.getLogger(__name__)
 
 
+def refuse_existing(output: Path) -> None:
+    """Refuse to overwrite: best called first, before anything is downloaded.
+
+    Raises:
+        SettingError: the output is a file, or a folder with something in it.
+    """
+    output = output.expanduser()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise SettingError(str(output), "it exists, and nothing is overwritten", "Give another --output, or remove it")
+
+
 @contextmanager
 def side_folder(output: Path) -> Iterator[Path]:
     """A folder `.NAME.writing` beside the output; it takes the output's name when the block ends, if that ends well.
@@ -30,9 +41,8 @@ def side_folder(output: Path) -> Iterator[Path]:
         SettingError: the output exists.
         MachineError: the disk is full, or cannot be written.
     """
+    refuse_existing(output)
     output = output.expanduser().absolute()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise SettingError(str(output), "it exists, and nothing is overwritten", "Give another --output, or remove it")
     side = output.with_name(f".{output.name}.writing")
     try:
         if side.exists():

@@ -41,8 +41,8 @@ def verify(folder: Path, form: Format, dtype: torch.dtype, live_outputs: Mapping
     _check_shapes(folder, model, weights, dtype)
     hidden = probe_ids(model.config.vocab_size)
     angles = form.angles(model.config, torch.arange(hidden.shape[1])[None])
-    parts = form.parts.names(model.config)
-    for part, wanted in tqdm(zip(parts, live_outputs.values(), strict=True), "verifying", len(parts), unit="part"):
+    parts = list(zip(form.parts.names(model.config), live_outputs.values(), strict=True))
+    for part, wanted in tqdm(parts, "verifying", unit="part", disable=None):
         with loaded(model, part, weights) as module:
             hidden = apply(module, hidden, angles)
         if not difference(hidden, wanted) <= TOLERANCES[dtype]:  # NaN is not

@@ -167,6 +167,8 @@ def test_what_cannot_be_converted_is_refused(glm: GlmForCausalLM, golden_adapter
     dora = made_adapter(glm, tmp_path / "dora", target_modules=["q_proj", "v_proj"], use_dora=True)
     with pytest.raises(CheckpointError, match="DoRA on a part"):
         convert_adapter(tmp_path / "made", str(dora), to="chatglm", base=str(GOLDEN))
+    with pytest.raises(CheckpointError, match="B has 128 rows, and the base has 320"):
+        convert_adapter(tmp_path / "made", str(golden_adapter), base="demo")
     (tmp_path / "made").mkdir()
     (tmp_path / "made/file").touch()
     with pytest.raises(SettingError, match="nothing is overwritten"):
