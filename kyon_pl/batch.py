@@ -89,11 +89,16 @@ class Workload(Protocol):
 
     Attributes:
         steps_per_epoch: optimizer steps of one epoch, the same in every epoch.
+        batches_per_epoch: micro-batches of one device in an epoch, the same in every epoch.
         tokens_per_epoch: real tokens of one epoch, over all ranks.
     """
 
     @property
     def steps_per_epoch(self) -> int:
+        """See the class."""
+
+    @property
+    def batches_per_epoch(self) -> int:
         """See the class."""
 
     @property

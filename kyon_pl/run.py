@@ -58,6 +58,7 @@ from kyon_pl.training.checkpoint_io import (
     explain_disk_error,
     read_checkpoint,
 )
+from kyon_pl.training.elastic import MICRO_BATCHES, in_terms_of, share_steps
 from kyon_pl.training.fingerprint import FINGERPRINT, check_fingerprint, fingerprint_of_settings
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class KyonCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None) -> None:
         self.asked = (sys.argv[1:] if args is None else args)[0]
+        self.saved: dict[str, str] = {}  # the fingerprint of the run that this one goes on with
         super().__init__(
             ChatGLM2LoRA,
             DialogueDataModule,
@@ -184,8 +186,10 @@ class KyonCLI(LightningCLI):
 
     def _settings(self) -> dict[str, str]:
         found = fingerprint_of_settings(yaml.safe_load(self._config_text()))
-        strategy = self.trainer.strategy
-        return found | {"devices": str(self.trainer.world_size), "kind of device": strategy.root_device.type}
+        found["kind of device"] = self.trainer.strategy.root_device.type
+        accumulated = self.config[str(self.subcommand)].trainer.accumulate_grad_batches
+        found[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
+        return in_terms_of(self.saved, found)
 
     def before_fit(self) -> None:
         """Find the run to go on with, and refuse what cannot work here while nothing large has been downloaded.
@@ -207,6 +211,7 @@ class KyonCLI(LightningCLI):
             self._go_on_in(start.folder)
             beginning = start.checkpoint.name if start.checkpoint else "its beginning"
             log.info("going on with %s from %s", from_here(start.folder), beginning)
+        self._share_steps(start.fingerprint)
         self.config_init["fit"]["ckpt_path"] = start.checkpoint
         if self.trainer.local_rank == 0:
             os.environ[LAUNCHER] = str(os.getpid())
@@ -227,14 +232,20 @@ class KyonCLI(LightningCLI):
         if settings.ckpt_path:
             start = start_from(settings.ckpt_path, self.trainer)
             if not settings.allow_changed_settings:
-                saved = read_checkpoint(str(start.checkpoint)).get(FINGERPRINT, {})
-                known = {key: text for key, text in saved.items() if key in self._settings()}
-                check_fingerprint({FINGERPRINT: known}, self._settings())
+                now = in_terms_of(start.fingerprint, self._settings())
+                known = {key: text for key, text in start.fingerprint.items() if key in now}
+                check_fingerprint({FINGERPRINT: known}, now)
             return start
         requeued = SLURMEnvironment.detect() and any(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
         if not settings.auto_resume or settings.trainer.fast_dev_run or requeued:  # Lightning finds its own then
             return Start()
         return start_by_itself(self.trainer, self._settings(), self.fingerprint)
+
+    def _share_steps(self, saved: dict[str, str]) -> None:
+        """Take the optimizer steps of the run that goes on for this one's, if it has other devices."""
+        self.saved = saved
+        if saved.get(MICRO_BATCHES) == self._settings()[MICRO_BATCHES]:
+            share_steps(self.trainer, saved)
 
     def _go_on_in(self, folder: Path) -> None:
         """Have the logger write into a run folder that exists."""

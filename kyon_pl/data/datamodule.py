@@ -250,6 +250,12 @@ class DialogueDataModule(LightningDataModule):
         return self.train_sampler.steps_per_epoch
 
     @property
+    def batches_per_epoch(self) -> int:
+        """Micro-batches of one device in every epoch."""
+        assert self.train_sampler is not None
+        return self.train_sampler.batches_used
+
+    @property
     def tokens_per_epoch(self) -> int:
         """Real tokens of an epoch, over all ranks; where `limit_train_batches` cuts it short, as many on average."""
         assert self.train_sampler is not None
