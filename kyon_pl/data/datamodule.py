@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +18,8 @@ from kyon_pl.data.collate import DialogueCollator, LabelBoundary, PlannedCollato
 from kyon_pl.data.encode import EncodeSettings, OverLength
 from kyon_pl.data.heaviest import heaviest, lighter_settings
 from kyon_pl.data.plan import Batching, BatchPlanner
-from kyon_pl.data.report import report
+from kyon_pl.data.quality import Oddity, check_drop
+from kyon_pl.data.report import list_bad_rows, report
 from kyon_pl.data.rows import Prompt, PromptRows, TokenRows, Use, collate_prompts
 from kyon_pl.data.sources import SourceSettings, load_rows
 from kyon_pl.data.split import split_by_question
@@ -78,6 +80,12 @@ class DialogueDataModule(LightningDataModule):
         predict_source: the prompts of `predict`, which need no target; unset, the rows of `test`.
         bad_rows: rows that cannot be used are always counted and the first few shown; `drop` goes on without them,
             `error` stops.
+        drop: kinds of odd rows to leave out, except of `predict_source`. All are counted. `duplicate`: context and
+            target of an earlier row; `loop`: a target that repeats the same few tokens; `punctuation`: a target without
+            a letter or digit; `leak`: a target that stands word for word in its context. Empty targets are bad rows,
+            never trained on.
+        bad_rows_file: JSONL to write, one line for each bad or odd row: its file and line, what is wrong, and whether
+            it is left out.
         tokenizer: Hub id or folder of ChatGLM2's tokenizer; the command line takes it from `model.base`. Not needed if
             all rows carry ids.
         tokenizer_revision: branch, tag or commit of `tokenizer` on the Hub.
@@ -119,6 +127,8 @@ class DialogueDataModule(LightningDataModule):
         test_split: str = "test",
         predict_source: str | list[str] | None = None,
         bad_rows: BadRows = "drop",
+        drop: Sequence[Oddity] = (),
+        bad_rows_file: str | None = None,
         tokenizer: str | None = None,
         tokenizer_revision: str | None = None,
         template: str = "raw",
@@ -165,6 +175,9 @@ class DialogueDataModule(LightningDataModule):
         self.test_split = test_split
         self.predict_source = predict_source
         self.bad_rows: BadRows = bad_rows
+        check_drop(drop)
+        self.drop = tuple(drop)
+        self.bad_rows_file = bad_rows_file
         self.tokenizer = tokenizer
         self.tokenizer_revision = tokenizer_revision
         self.encoding = EncodeSettings(max_tokens, over_length, append_eos, template)
@@ -215,6 +228,8 @@ class DialogueDataModule(LightningDataModule):
             self._check_validation_interval(self.train_sampler.batches_used)
         if self.trainer is None or self.trainer.is_global_zero:
             report(list(tables.values()), self.rows, self.label_boundary)
+            if self.bad_rows_file:
+                list_bad_rows(Path(self.bad_rows_file), list(tables.values()))
 
     def check_ids(self, vocabulary_size: int) -> None:
         """Compare ready-made ids with the vocabulary of the base; text is encoded to ids that exist.
@@ -346,16 +361,16 @@ class DialogueDataModule(LightningDataModule):
         settings = SourceSettings(source, name, revision, split, columns)
         rows = load_rows(settings, self.cache_dir, self.processes)
         tokenizer = load_tokenizer(self.tokenizer, self.tokenizer_revision) if rows.have_text else None
-        table = encode_rows(rows, tokenizer, self.encoding, self.processes)
+        table = encode_rows(rows, tokenizer, self.encoding, self.processes, () if origin == "predict" else self.drop)
         table.check(self.bad_rows)
         return table
 
     def _share(self, use: Use, table: EncodedTable) -> TokenRows:
         if self._origin(use) != "train":
-            return TokenRows(table, table.good)
+            return TokenRows(table, table.kept)
         share = 0.0 if self.validation_source else self.validation_share
-        train, validation = split_by_question(table.questions[table.good], share)
-        return TokenRows(table, table.good[train if use == "train" else validation])
+        train, validation = split_by_question(table.questions[table.kept], share)
+        return TokenRows(table, table.kept[train if use == "train" else validation])
 
     # how they become batches
 

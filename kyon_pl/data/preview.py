@@ -17,6 +17,7 @@ from torch import Tensor
 from kyon_pl.batch import Batch
 from kyon_pl.data.datamodule import DialogueDataModule, load_tokenizer
 from kyon_pl.data.histogram import bar_lines, check_png, write_png
+from kyon_pl.data.quality import ODDITIES
 from kyon_pl.data.table import EncodedTable
 from kyon_pl.data.visible import Paint, Span, name_tokens, spans
 from kyon_pl.errors import SettingError
@@ -165,6 +166,8 @@ def _loss_lines(table: EncodedTable) -> Iterator[str]:
     """What was left out, by kind, and what was shortened."""
     for kind, count in Counter(problem.split(":")[0] for problem in table.problems.values()).most_common():
         yield _count("  left out", count, kind)
+    for kind, count in table.odd_counts().items():
+        yield _count("  left out" if kind in table.drop else "  odd, kept", count, ODDITIES[kind])
     if shortened := int(np.count_nonzero(table.cut_tokens)):
         cut = f"to {table.settings.max_tokens:,} tokens; {table.cut_tokens.sum():,} tokens of their contexts left out"
         yield _count("  shortened", shortened, cut)
