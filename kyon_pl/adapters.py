@@ -23,7 +23,7 @@ Which = Literal["best", "last"]
 SETTINGS = "adapter_config.json"
 CHECKPOINTS = "checkpoints"
 LOGS = "lightning_logs"
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def find_adapter(word: str | None, which: Which = "best", revision: str | None = None) -> Path:

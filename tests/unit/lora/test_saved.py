@@ -32,6 +32,7 @@ PEFT_0_3 = TODAY | {
     "modules_to_save": None,
     "task_type": "CAUSAL_LM",
 }
+STARTED = TODAY | {"init_lora_weights": False}  # how it began does not matter to one that exists
 PEFT_0_2 = PEFT_0_3 | {"enable_lora": None, "merge_weights": False}
 
 State = dict[str, torch.Tensor]
@@ -74,7 +75,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("when", ["init", "final"])
-@pytest.mark.parametrize(("config", "pickled"), [(TODAY, False), (PEFT_0_3, True), (PEFT_0_2, True)])
+@pytest.mark.parametrize(("config", "pickled"), [(TODAY, False), (PEFT_0_3, True), (PEFT_0_2, True), (STARTED, False)])
 def test_a_published_adapter_gives_the_golden_state(
     tmp_path: Path, when: str, config: dict[str, Any], pickled: bool
 ) -> None:
