@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from kyon_pl.data.build_report import BuildReport
 from kyon_pl.data.contexts import BuiltContext, ContextSettings, build_context, original_context, original_memory
-from kyon_pl.data.dialogues import DialogueRow, Dropped, Made, Mode, read_dialogue_rows
+from kyon_pl.data.dialogues import DialogueRow, Dropped, Made, Mode, read_dialogue_rows, speakers_in
 from kyon_pl.data.readers import READERS
 from kyon_pl.data.retrieval import Retriever
 from kyon_pl.data.roles import Role, find_roles
@@ -156,6 +156,8 @@ def _built_rows(
                 ):
                     report.remarks.update(context.remarks)
                     report.count_row(row["query"], row["answer"], settings.count(context.text + row["answer"]))
+                    if made.of_dialogue:
+                        report.speakers[row["answer"].partition(":")[0]] += 1
                     yield _row_to_write(role, made, row, context.text)
             if report.rows == before:
                 raise _no_row(path, role, report.dropped - dropped_before)
@@ -183,15 +185,17 @@ def _row_to_write(role: Role, made: Made, row: DialogueRow, context: str) -> dic
         "target": row["answer"],
         "character": role.name,
         "question": row["query"],
-        "dialogue": f"{made.file.name}#{made.number}" if made.of_dialogue else None,
+        "dialogue": f"{role.name}/{made.file.name}#{made.number}" if made.of_dialogue else None,
         "source": row["source"],
     }
 
 
 def _no_row(path: Path, role: Role, dropped: Counter[str]) -> DataError:
     kinds = ", ".join(f"{count:,} × {kind}" for kind, count in dropped.most_common())
-    fix = f"The names of the role's turns must begin with {' or '.join(map(repr, role.aliases))}: "
-    fix += f'write others into aliases.txt, or give --aliases \'{{"{role.name}": ["..."]}}\'.'
+    speakers = speakers_in(path)[:5]
+    fix = f"The names of the role's turns must begin with {' or '.join(map(repr, role.aliases))}"
+    fix += f"; here speak {', '.join(speakers)}" if speakers else ""
+    fix += f'. Write its names into aliases.txt, or give --aliases \'{{"{role.name}": ["..."]}}\'.'
     return DataError(str(path), f"not one row for role {role.name} ({kinds or 'the file is empty'})", fix)
 
 

@@ -14,6 +14,7 @@ from kyon_pl.data.dialogues import Dropped, Made
 from kyon_pl.data.histogram import bar_lines
 
 _SHOWN_PLACES = 5
+_SHOWN_NAMES = 5
 
 
 @dataclass
@@ -28,6 +29,7 @@ class BuildReport:
         dropped_places: the first few, with the kind and its details.
         duplicates: rows that have question and target of an earlier one; they are written all the same.
         remarks: rows in which something was left out or changed, by kind.
+        speakers: rows by the name under which the role speaks in them, where that is known.
         ways: rows by the way in which their memories were ranked.
         lengths: of context and target together, row by row.
     """
@@ -39,6 +41,7 @@ class BuildReport:
     dropped_places: list[str] = field(default_factory=list)
     duplicates: int = 0
     remarks: Counter[str] = field(default_factory=Counter)
+    speakers: Counter[str] = field(default_factory=Counter)
     ways: Counter[str] = field(default_factory=Counter)
     lengths: array[int] = field(default_factory=lambda: array("q"))
     _seen: set[bytes] = field(default_factory=set, repr=False)
@@ -67,6 +70,10 @@ class BuildReport:
         yield from (f"  {count:>9,} × {kind}" for kind, count in self.dropped.most_common())
         yield from (f"    {place}" for place in self.dropped_places)
         yield f"duplicates {self.duplicates:>11,}   rows with question and target of an earlier one (written)"
+        if self.speakers:
+            names = ", ".join(f"{name} × {count:,}" for name, count in self.speakers.most_common(_SHOWN_NAMES))
+            more = len(self.speakers) - _SHOWN_NAMES
+            yield f"taken for the roles: {names}" + (f", and {more:,} more names" if more > 0 else "")
         yield "memories were ranked"
         yield from (f"  {count:>9,} × {way}" for way, count in self.ways.most_common())
         if self.remarks:

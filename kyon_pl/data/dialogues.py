@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,18 @@ def read_dialogue_rows(path: Path, aliases: Sequence[str], mode: Mode = "fixed")
         of_dialogue = isinstance(value, dict) and "dialogue" in value
         for row in _rows_of(value, aliases, mode):
             yield Made(row, path, number, of_dialogue)
+
+
+def speakers_in(path: Path) -> list[str]:
+    """The names in a file of dialogues, those with the most turns first.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: the file as a whole cannot be read.
+    """
+    dialogues = (value.get("dialogue") for _, value in read_rows(path) if isinstance(value, dict))
+    turns = (turn for turns in map(_turns, dialogues) if not isinstance(turns, Dropped) for turn in turns)
+    return [name for name, _ in Counter(turn.role for turn in turns).most_common() if name]
 
 
 def original_values(path: Path) -> Iterator[Any]:

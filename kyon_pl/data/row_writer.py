@@ -13,7 +13,7 @@ from pyarrow import parquet
 from kyon_pl.errors import SettingError
 
 COLUMNS = ("context", "target", "character", "question", "dialogue", "source")
-"""The first two are trained on. `dialogue`: file and number of the dialogue, for a split by it; null if not known."""
+"""The first two are trained on. `dialogue`: role, file and number, for a split by it; null if not known."""
 
 Rows = Iterator[Mapping[str, str | None]]
 _SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])

@@ -54,12 +54,12 @@ def test_rows_of_both_modes(zhao: Path) -> None:
         "target": "小棹:「湾口。」",
         "character": "zhao",
         "question": "阿禾:「灯塔在哪里？」",
-        "dialogue": "quay.jsonl#1",
+        "dialogue": "zhao/quay.jsonl#1",
         "source": "invented",
     }
     first, second = build(zhao, mode="original")
     assert second["context"] == f"{PROMPT}###{MEMORIES}阿禾:「早。」###阿禾:「灯塔在哪里？」"
-    assert (second["target"], second["dialogue"]) == ("小棹:「湾口。」", "quay.jsonl#1")
+    assert (second["target"], second["dialogue"]) == ("小棹:「湾口。」", "zhao/quay.jsonl#1")
     assert second["source"] == "story-synthesised"
 
 
@@ -90,6 +90,7 @@ def test_the_report_says_what_became_of_everything(zhao: Path, caplog: pytest.Lo
         ]
     )
     assert "duplicates           2   rows" in report(zhao)
+    assert "taken for the roles: 小棹 × 5" in report(zhao)
     assert "5 × by shared characters" in report(zhao)
     assert "characters a row, context and target: half have up to" in report(zhao)
     assert [record.getMessage() for record in caplog.records][:-1] == lines
@@ -113,6 +114,15 @@ def test_what_is_read_is_kept_or_dropped_and_no_target_is_altered(dialogues: lis
             answers = {f"{r}:{t}" for turns in said for r, t in turns if r == "小棹"}
             assert {row["target"] for row in rows} <= answers
             assert all(row["context"].endswith(row["question"]) or "###" in row["question"] for row in rows)
+
+
+def test_another_memory_takes_the_place_of_the_own_scene(zhao: Path) -> None:
+    """Also where no more are asked for than were nearest."""
+    (zhao / "texts/own.txt").write_text("阿禾：灯塔在哪里？ 小棹：湾口。", encoding="utf-8")
+    assert f"###{TEXTS['lamp.txt']}###阿禾" in build(zhao, [LAMP], memory_number=1)[-1]["context"]
+    assert "1 × own scene left out of the memories" in report(zhao)
+    own = build(zhao, memory_number=1, exclude_own_scene=False)[-1]["context"]
+    assert "###阿禾：灯塔在哪里？ 小棹：湾口。###" in own
 
 
 def test_lengths_in_tokens(zhao: Path) -> None:
@@ -152,7 +162,10 @@ def test_a_file_without_a_row_is_an_error_and_leaves_the_old_file(zhao: Path) ->
         with pytest.raises(DataError, match=f"second.jsonl: not one row for role zhao .{found}"):
             build(zhao)
     (zhao / "dialogues/second.jsonl").unlink()
-    with pytest.raises(DataError, match=r"not one row .*no turn of the role.* must begin with 'Zhao'.*aliases\.txt"):
+    with pytest.raises(
+        DataError,
+        match=r"not one row .*no turn of the role.* must begin with 'Zhao'; here speak 阿禾, 小棹\..*aliases\.txt",
+    ):
         build(zhao, aliases={"zhao": ["Zhao"]})
     assert read_jsonl_file(zhao.parent / "rows.jsonl") == before
     assert {path.name for path in zhao.parent.iterdir()} == {"zhao", "rows.jsonl", "rows.report.txt"}
