@@ -56,6 +56,10 @@ class ShardWriter:
 
     def _write_shard(self) -> None:
         self.shards.append(list(self.held))
-        save_file(self.held, self._shard(len(self.shards)), metadata={"format": "pt"})
+        file = self._shard(len(self.shards))
+        file.touch()
+        mode = file.stat().st_mode
+        save_file(self.held, file, metadata={"format": "pt"})
+        file.chmod(mode)  # safetensors lets nobody but the owner read it
         self.held = {}
         self.held_bytes = 0

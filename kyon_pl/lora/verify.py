@@ -15,8 +15,9 @@ from kyon_pl.errors import CheckpointError
 from kyon_pl.lora.formats import Format
 from kyon_pl.lora.layerwise import apply, difference, empty_model, loaded, mapped_weights, probe_ids
 
-# what rounding the weights may change in what any part of the model gives, relative to it
-TOLERANCES = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+# What rounding the weights may change in what any part of the model gives, relative to it. On a random 6B it is 2e-3 in
+# float16 and 3e-2 in bfloat16 after the last layer.
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 
 
 def verify(folder: Path, form: Format, dtype: torch.dtype, live_outputs: Mapping[str, Tensor]) -> float:

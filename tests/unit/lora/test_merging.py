@@ -202,6 +202,9 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
     files = weight_files(tmp_path)
     assert len(files) > 3
     assert all(file.stat().st_size < 1_010_000 for file in files)
+    (tmp_path / "any").touch()
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "any").stat().st_mode}
+    (tmp_path / "any").unlink()
     assert {path.name for path in tmp_path.iterdir()} == {
         *(f"model-{n + 1:05d}-of-{len(files):05d}.safetensors" for n in range(len(files))),
         "model.safetensors.index.json",
