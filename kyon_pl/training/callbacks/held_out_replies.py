@@ -124,9 +124,10 @@ class HeldOutReplies(Callback):
         rows, values = self._judge(trainer, pl_module, use)
         for name, value in values.items():
             pl_module.log(name, value)
-        if rows and trainer.log_dir and trainer.is_global_zero:
-            self._write(Path(trainer.log_dir), rows)
-            log.info("%d replies written to %s", len(rows), from_here(Path(trainer.log_dir) / REPLIES))
+        folder = trainer.log_dir  # all ranks: it is broadcast
+        if rows and folder and trainer.is_global_zero:
+            self._write(Path(folder), rows)
+            log.info("%d replies written to %s", len(rows), from_here(Path(folder) / REPLIES))
 
     def _judge(
         self, trainer: Trainer, pl_module: LightningModule, use: Literal["validation", "test"], with_base: bool = True
@@ -211,10 +212,11 @@ class HeldOutReplies(Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
     def _show(self, trainer: Trainer) -> None:
+        folder = trainer.log_dir  # all ranks: it is broadcast
         if not trainer.is_global_zero:
             return
-        if trainer.log_dir:
-            self._write(Path(trainer.log_dir), self.rows)
+        if folder:
+            self._write(Path(folder), self.rows)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for place, row in enumerate(self.rows, start=1):
