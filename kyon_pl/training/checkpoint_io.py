@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MARKER = "COMPLETE"
 ADAPTER = "adapter_model.safetensors"
+STOPPING = "stopping"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
@@ -87,7 +88,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, beside)
         marker = {
             "step": checkpoint["global_step"],
-            "resumable": "optimizer_states" in checkpoint,
+            "resumable": "optimizer_states" in checkpoint and not checkpoint.get(STOPPING),
             "checkpoint": _size_and_hash(beside),
             "adapter": _size_and_hash(folder_beside / ADAPTER),
         }
