@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from kyon_pl.cli import main
@@ -14,7 +15,16 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SMALL = [
     *("--model.base", "demo", "--data.source", "demo", "--data.validation_source", "demo", "--data.workers", "0"),
-    *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false"),
+    *(
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.devices",
+        "1",
+        "--trainer.precision",
+        "32-true",
+        "--trainer.enable_progress_bar",
+        "false",
+    ),
     *("--data.rows_per_batch", "4", "--data.tokens_per_batch", "512", "--data.max_tokens", "512"),
     *("--trainer.limit_train_batches", "2", "--trainer.max_epochs", "2", "--trainer.num_sanity_val_steps", "0"),
 ]
@@ -48,6 +58,8 @@ def test_config(
     words = [*SMALL, *(["--trainer.limit_val_batches", "1"] if validates else [])]
     words += SMALL_REPLIES if settings["held_out"] else []
     main(["fit", "--config", "printed.yaml", *words])
+    if torch.distributed.is_initialized():  # an overlay for several processes; Lightning ends it with this one
+        torch.distributed.destroy_process_group()
     record = json.loads(Path("lightning_logs/version_0/run.json").read_text())
     assert record["finished_at_step"] >= 2
     assert yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())["trainer"]["max_epochs"] == 2

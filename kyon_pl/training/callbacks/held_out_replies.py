@@ -116,14 +116,14 @@ class HeldOutReplies(Callback):
         self._say(values, f"after step {trainer.global_step}")
         self._log_values(trainer, values)
         for name, value in values.items():  # for callbacks that choose by a metric
-            pl_module.log(name, value, logger=False)
+            pl_module.log(name, value, logger=False, sync_dist=True)  # the same on all ranks
         self._show(trainer)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, use: Literal["validation", "test"]) -> None:
         """With `validate` and `test`: once, and Lightning logs and prints."""
         rows, values = self._judge(trainer, pl_module, use)
         for name, value in values.items():
-            pl_module.log(name, value)
+            pl_module.log(name, value, sync_dist=True)  # the same on all ranks
         folder = trainer.log_dir  # all ranks: it is broadcast
         if rows and folder and trainer.is_global_zero:
             self._write(Path(folder), rows)
