@@ -11,17 +11,20 @@ import os
 import platform
 import re
 import sys
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.distributed.constants import default_pg_timeout
 
 from kyon_pl import __version__
 from kyon_pl.continuation import Start, find_checkpoint, folder_of_runs, start_by_itself, start_from
@@ -40,6 +43,7 @@ from kyon_pl.training.callbacks import (
     MemoryGuard,
     Progress,
     Randomness,
+    Ranks,
     ReplySettings,
     ReplyWriter,
     RunEstimate,
@@ -169,7 +173,9 @@ class KyonCLI(LightningCLI):
             StepMetrics(),
         ]
         callbacks.append(Randomness(int(settings.seed_everything)))
-        callbacks.append(RunRecord(self.fingerprint, settings.allow_changed_settings))
+        record = RunRecord(self.fingerprint, settings.allow_changed_settings)
+        timeout = timeout_of(settings.trainer.strategy)
+        callbacks += [record, Ranks(lambda: self._identity(record.fingerprint), timeout)]
         callbacks += [ShownRows(), FinalMetrics(self._settings)]  # behind the record, which cuts the curves
         if replies := self.config_init[str(self.subcommand)].held_out:
             callbacks.append(HeldOutReplies(replies))
@@ -177,7 +183,7 @@ class KyonCLI(LightningCLI):
             callbacks.append(Progress())
         if self.subcommand != "fit" or settings.trainer.enable_checkpointing is False or settings.trainer.fast_dev_run:
             return [*callbacks, *chosen]
-        return [*callbacks, *best_before_newest(chosen), StopSignals()]
+        return [*callbacks, *best_before_newest(chosen), StopSignals(timeout)]
 
     def fingerprint(self) -> dict[str, str]:
         """What the result depends on: settings, base, data; these two are fetched where they are not there yet."""
@@ -190,6 +196,12 @@ class KyonCLI(LightningCLI):
         accumulated = self.config[str(self.subcommand)].trainer.accumulate_grad_batches
         found[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
         return in_terms_of(self.saved, found)
+
+    def _identity(self, fingerprint: dict[str, str]) -> dict[str, str]:
+        """What must be the same on every rank."""
+        start = self.config_init["fit"].ckpt_path
+        of_packages = dict(text.rsplit(" ", 1) for text in versions().split(", "))
+        return fingerprint | of_packages | {"checkpoint": Path(start).name if start else "none"}
 
     def before_fit(self) -> None:
         """Find the run to go on with, and refuse what cannot work here while nothing large has been downloaded.
@@ -340,6 +352,12 @@ def finished(start: Start) -> str:
         f"finished already: {from_here(start.folder)}{adapter}. To train it further, add --ckpt_path last "
         "--allow_changed_settings true --trainer.max_epochs N; to train anew, add --auto_resume false"
     )
+
+
+def timeout_of(strategy: Any) -> timedelta:
+    """How long a rank waits for another, by the settings of a strategy."""
+    given = strategy.get("init_args.timeout") if isinstance(strategy, Namespace) else None
+    return given or default_pg_timeout
 
 
 def versions() -> str:

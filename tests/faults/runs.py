@@ -185,11 +185,19 @@ class ForkServer:
         answer: list[int] = json.loads(self.process.stdout.readline())
         return answer
 
-    def start(self, words: list[str], folder: Path, processes: int, environment: dict[str, str]) -> Run:
+    def start(
+        self,
+        words: list[str],
+        folder: Path,
+        processes: int,
+        environment: dict[str, str],
+        of_last_rank: dict[str, str],
+    ) -> Run:
         """Start the ranks of a run."""
         log = Path(self.logs.name) / f"{len(list(Path(self.logs.name).iterdir()))}.txt"
         common = {"MASTER_PORT": str(find_free_network_port()), "KILL_AT": "", **environment}
         ranks = [common | {"LOCAL_RANK": str(rank)} for rank in range(processes)] if processes > 1 else [common]
+        ranks[-1] |= of_last_rank
         pids = self.ask(words=words, folder=str(folder), log=str(log), environments=ranks)
         self.running.append(pids[0])
         return Run(self, pids, log)
@@ -211,10 +219,15 @@ class ForkServers:
         self.turns = cycle(self.all)
 
     def start(
-        self, words: list[str], folder: Path, processes: int = 1, environment: dict[str, str] | None = None
+        self,
+        words: list[str],
+        folder: Path,
+        processes: int = 1,
+        environment: dict[str, str] | None = None,
+        of_last_rank: dict[str, str] | None = None,
     ) -> Run:
-        """`kyon-pl WORDS` in a folder, so many ranks."""
-        return next(self.turns).start(words, folder, processes, environment or {})
+        """`kyon-pl WORDS` in a folder, so many ranks; see fork_server.py for what their environment can ask for."""
+        return next(self.turns).start(words, folder, processes, environment or {}, of_last_rank or {})
 
     def fit(self, folder: Path, way: Way, kill_at: str = "", *words: str) -> tuple[list[int], str]:
         """The same command, always: what it exits with, and what it says.

@@ -8,6 +8,7 @@ from kyon_pl.training.callbacks.held_out_replies import HeldOutReplies, ReplySet
 from kyon_pl.training.callbacks.memory_guard import MemoryGuard
 from kyon_pl.training.callbacks.progress import Progress
 from kyon_pl.training.callbacks.randomness import Randomness
+from kyon_pl.training.callbacks.ranks import Ranks
 from kyon_pl.training.callbacks.reply_writer import ReplyWriter
 from kyon_pl.training.callbacks.run_estimate import RunEstimate
 from kyon_pl.training.callbacks.run_log import RunLog
@@ -26,6 +27,7 @@ __all__ = [
     "MemoryGuard",
     "Progress",
     "Randomness",
+    "Ranks",
     "ReplySettings",
     "ReplyWriter",
     "RunEstimate",
