@@ -88,17 +88,25 @@ class ReplyMetrics:
         )
 
     def compute(self) -> dict[str, float]:
-        """The values by name; what has nothing to count, as names where no reference has one, is left out."""
+        """The values by name; what the references leave nothing to count of is left out, as names where none has one.
+
+        What is left out does not depend on the replies: a curve has all its points.
+        """
         values = {name: float(value) for name, value in self.metrics.compute().items()}
         percent = {name: values[name] * 100 for name in ("bleu", "rouge_l", "chrf")}
         return {name: value for name, value in (values | percent).items() if not math.isnan(value)}
 
 
 class Ratio(Metric):
-    """Of two numbers, each summed over replies and ranks; NaN if there is nothing to count."""
+    """Of two numbers, each summed over replies and ranks.
+
+    Attributes:
+        of_nothing: the value where there is nothing to count.
+    """
 
     is_differentiable = False
     full_state_update = False
+    of_nothing = math.nan
     part: Tensor
     whole: Tensor
 
@@ -114,7 +122,7 @@ class Ratio(Metric):
 
     def compute(self) -> Tensor:
         """No dimensions, float64."""
-        return self.part / self.whole
+        return self.part / self.whole if self.whole else torch.full_like(self.part, self.of_nothing)
 
 
 class RougeL(Ratio):
@@ -168,7 +176,7 @@ class Chrf(Metric):
 
 
 class Distinct(Metric):
-    """Different n-grams of characters among all n-grams of all replies; NaN if there is none.
+    """Different n-grams of characters among all n-grams of all replies; 0 if there is none.
 
     Args:
         n: 1 or 2, so that an n-gram fits a whole number of 64 bits.
@@ -191,8 +199,7 @@ class Distinct(Metric):
     def compute(self) -> Tensor:
         """No dimensions, float64."""
         grams = self.grams if isinstance(self.grams, Tensor) else torch.cat(self.grams)  # one tensor after an exchange
-        counts = torch.tensor([len(set(grams.tolist())), len(grams)], dtype=torch.float64)
-        return counts[0] / counts[1]
+        return torch.tensor(len(set(grams.tolist())) / max(1, len(grams)), dtype=torch.float64)
 
 
 class RepeatedNGrams(Ratio):
@@ -201,6 +208,8 @@ class RepeatedNGrams(Ratio):
     Args:
         n: characters.
     """
+
+    of_nothing = 0.0
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -236,6 +245,8 @@ class CopiedShare(Ratio):
     Args:
         run: the shortest that counts, in characters.
     """
+
+    of_nothing = 0.0
 
     def __init__(self, run: int) -> None:
         super().__init__()
