@@ -37,6 +37,10 @@ COMMANDS = {
         "show rows as the model sees them:  kyon-pl preview --config configs/lora.yaml",
         "kyon_pl.tools:run_preview",
     ),
+    "report": (
+        "runs as Markdown and pictures:  kyon-pl report lightning_logs/version_0",
+        "kyon_pl.tools:run_report",
+    ),
     "merge": (
         "an adapter added into its base, a model of its own:  kyon-pl merge --format glm --output merged",
         "kyon_pl.tools:run_merge",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 
@@ -43,6 +44,15 @@ def run_build_data(words: list[str]) -> None:
     from kyon_pl.data.build import build_data
 
     run_function(build_data, words)
+
+
+def run_report(words: list[str]) -> None:
+    """Run `report`; the run folders stand before the options."""
+    from kyon_pl.evaluation.report import report
+
+    first_option = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    runs = ["--runs", json.dumps(words[1:first_option])] if first_option > 1 else []
+    run_function(report, [words[0], *runs, *words[first_option:]])
 
 
 def run_merge(words: list[str]) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+# what Markdown, GitHub's too, or HTML can make something of; a dot in a number and a dash in a word it cannot
+_MARKUP = re.compile(
+    r"[!#$&()*+<>@\[\\\]`{|}~]|:(?=[/\w+-])|(?<!\d)\.|\.(?!\d)|(?<!\w)[_-]|[_-](?!\w)",
+)
 
 
 def plain(text: str) -> str:
-    """One line that shows a text as it is: line ends as ↵, what cannot be seen as �, punctuation as HTML entities."""
+    """One line that shows a text as it is: line ends as ↵, what cannot be seen as �, markup as HTML entities."""
     line = " ↵ ".join(text.splitlines())
     seen = "".join(character if character.isprintable() else "�" for character in line)
-    return _PUNCTUATION.sub(lambda match: f"&#{ord(match[0])};", seen)
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", seen)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from reply_runs import curves, events
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -21,63 +19,6 @@ from kyon_pl.data.prompt import render
 from kyon_pl.demo import ASSETS, BASE
 from kyon_pl.evaluation.markdown import block, plain, table
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
-
-ROOT = Path(__file__).parents[2]
-SHORT = [
-    "--trainer.limit_train_batches",
-    "4",
-    "--trainer.limit_val_batches",
-    "1",
-    "--trainer.num_sanity_val_steps",
-    "0",
-]
-SHORT += ["--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
-FIT = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *SHORT]  # two epochs of two steps
-FIT += ["--model.optimizer.init_args.lr", "0.03"]  # so that these change the replies
-ON = ["--held_out.fit_rows", "3", "--held_out.max_new_tokens", "12", "--held_out.rows_per_batch", "2"]
-
-
-class StoppedError(Exception):
-    pass
-
-
-class StopInSecondEpoch(Callback):
-    """Where the environment asks for it; the settings of all runs are the same."""
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == 3 and "STOP" in os.environ:
-            raise StoppedError
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Undisturbed with replies; without; and stopped in its second epoch and gone on with."""
-    folder = tmp_path_factory.mktemp("runs")
-    words = [*FIT, f"--trainer.callbacks+={__name__}.StopInSecondEpoch"]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, more in (("on", ON), ("off", ["--held_out", "null"]), ("resumed", ON)):
-            (folder / name).mkdir()
-            patch.chdir(folder / name)
-            if name == "resumed":
-                patch.setenv("STOP", "")
-                with pytest.raises(StoppedError):
-                    main([*words, *more])
-                patch.delenv("STOP")
-            main([*words, *more])
-    return {name: folder / name / "lightning_logs/version_0" for name in ("on", "off", "resumed")}
-
-
-def events(run: Path) -> EventAccumulator:
-    return EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-
-
-def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Those that do not depend on the clock."""
-    found = events(run)
-    names = [name for name in found.Tags()["scalars"] if not name.endswith("_per_s")]
-    return {name: [(event.step, event.value) for event in found.Scalars(name)] for name in names}
 
 
 def texts(run: Path, tag: str) -> dict[int, str]:
@@ -211,3 +152,24 @@ def test_one_prompt_has_the_same_ids_everywhere(runs: dict[str, Path], tmp_path:
         first = int(batch.trained_positions[0]) + 1
         assert batch.input_ids.flatten()[:first].tolist() == expected
     assert prompts.input_ids == data.held_out_prompts("validation", 8, one_a_question=True).input_ids == [expected]
+
+
+def test_validate_compares_with_the_base(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the rows that it is told; one question more than once, if rows have it."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", str(runs["on"] / "config.yaml"), "--ckpt_path", str(runs["on"] / "checkpoints/step=4.ckpt")]
+    main(["validate", *words, "--held_out.validate_rows", "5"])
+    run = tmp_path / "lightning_logs/version_0"
+    rows, drawn = rows_of(run), curves(run)
+    assert [row["row"] for row in rows] == [0, 1, 2, 3, 4]
+    followed = {row["prompt"]: row for row in rows_of(runs["on"])}
+    for row in rows[:3]:
+        if row["prompt"] in followed:
+            assert row["base"] == followed[row["prompt"]]["base"]
+            assert row["replies"][0]["reply"] == followed[row["prompt"]]["replies"][-1]["reply"]
+    metrics = ReplyMetrics()
+    metrics.update([judged(row, row["base"]) for row in rows])
+    assert drawn["val/base_replies/chrf"][0][1] == pytest.approx(metrics.compute()["chrf"], rel=1e-5)
+    assert "val/replies/chrf" in capsys.readouterr().out
