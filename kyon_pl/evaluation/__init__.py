@@ -1,1 +1,0 @@
-"""What replies are worth, and what a run says of itself: metrics, curves, report."""
