@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from kyon_pl.adapters import CHECKPOINTS
 from kyon_pl.errors import CheckpointError
+from kyon_pl.evaluation.curves import Curves, read_curves
 from kyon_pl.marker import MARKER, read_marker
 
 # what a reader of a model card asks for; the rest of the YAML is Lightning's or says where things lie on one machine
@@ -53,7 +53,7 @@ class RunFacts:
     step: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
-    curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    curves: Curves = field(default_factory=dict)
 
     def at_step(self) -> dict[str, float]:
         """The validation's values at the adapter's step, or at the last validation before it."""
@@ -80,7 +80,7 @@ def read_run_facts(folder: Path) -> RunFacts:
     step = int(read_marker(folder)["step"]) if (folder / MARKER).is_file() else None
     source = _value(config, "data.source") or ()
     sources = tuple(str(one) for one in ([source] if isinstance(source, str) else source))
-    return RunFacts(step, _settings(config), sources, _read_curves(run) if run else {})
+    return RunFacts(step, _settings(config), sources, read_curves(run) if run else {})
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,17 +103,3 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         said = str(error).splitlines()[0]
         raise CheckpointError(str(file), f"not YAML: {said}", "Copy it again from the run folder") from error
     return config if isinstance(config, dict) else {}
-
-
-def _read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """All scalars of TensorBoard's event files; none if the run was logged otherwise."""
-    if not any(run.glob("events.out.tfevents.*")):
-        return {}
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: _by_step((e.step, e.value) for e in events.Scalars(tag)) for tag in events.Tags()["scalars"]}
-
-
-def _by_step(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
-    """In order, and of a step drawn twice, after a resume, the later value."""
-    return sorted(dict(points).items())

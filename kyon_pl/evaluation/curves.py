@@ -97,6 +97,7 @@ def _draw(file: Path, panels: Mapping[str, Sequence[str]], runs: Mapping[str, Cu
                 _draw_curve(axes, tag, curves.get(tag, []), f"C{number}", f"{name} {tag}")
         axes.set_title(title, loc="left", fontsize="medium")
         axes.set_xlabel("optimizer step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize="x-small", frameon=False)
     for axes in grid[len(panels) :]:

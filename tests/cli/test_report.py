@@ -64,7 +64,7 @@ def test_runs_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
         shutil.copytree(runs[name], tmp_path / f"runs/{name}", ignore=shutil.ignore_patterns("report"))
     main(["report", "runs/on", "runs/off", "--output", "compared"])
     text = written(Path("compared"))
-    assert set(rows_of(text, "Settings that differ")) == {"held_out"} | {
+    assert set(rows_of(text, "Settings that differ")) == {
         f"held_out.{name}"
         for name in (
             "fit_rows",
@@ -105,7 +105,13 @@ def test_a_run_that_failed_has_a_report_that_says_so(runs: dict[str, Path], tmp_
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["nowhere"], "no run in it"), ([], "runs"), (["x", "x"], "each once"), (["x", "--y"], "--y")]
+    ("words", "said"),
+    [
+        (["nowhere"], "no run in it"),
+        ([], "runs"),
+        (["x", "x"], "each once"),
+        (["x", "--wrong", "y"], "wrong: there is no such"),
+    ],
 )
 def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
