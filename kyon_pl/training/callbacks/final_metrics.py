@@ -21,15 +21,31 @@ class FinalMetrics(Callback):
 
     def __init__(self, settings: Callable[[], Mapping[str, str]]) -> None:
         self.settings = settings
+        self.metrics: dict[str, float] = {}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log; no name is one of a curve, which would get a point twice."""
-        values = trainer.callback_metrics.items()
-        metrics = {f"final/{name}": value.item() for name, value in values if name.startswith("val/")}
+    def state_dict(self) -> dict[str, Any]:
+        """The metrics: a run that is gone on with behind its last validation does not validate again."""
+        return {"metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them from a checkpoint."""
+        self.metrics = state_dict["metrics"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what came out; checkpoints are saved after this."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            values = trainer.callback_metrics.items()
+            self.metrics |= {f"final/{name}": value.item() for name, value in values if name.startswith("val/")}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log; no name is one of a curve, which would get a point twice.
+
+        Not before all is saved: a run that is killed on its way there ends a second time.
+        """
         settings = told(self.settings())
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and metrics:
-                logger.log_hyperparams(settings, metrics, step=trainer.global_step)
+            if isinstance(logger, TensorBoardLogger) and self.metrics:
+                logger.log_hyperparams(settings, self.metrics, step=trainer.global_step)
 
 
 def told(settings: Mapping[str, str]) -> dict[str, Any]:
