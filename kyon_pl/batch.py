@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -73,12 +73,14 @@ class PromptBatch:
         prompts: the text of each prompt.
         references: the row's own target for each prompt.
         row_numbers: the places of the rows in the data set.
+        memories: of each prompt, and its turns, as texts; none of a row that came as ids.
     """
 
     input_ids: list[list[int]]
     prompts: list[str]
     references: list[str]
     row_numbers: list[int]
+    memories: list[tuple[str, ...]]
 
 
 @runtime_checkable
@@ -87,6 +89,7 @@ class Workload(Protocol):
 
     Attributes:
         steps_per_epoch: optimizer steps of one epoch, the same in every epoch.
+        batches_per_epoch: micro-batches of one device in an epoch, the same in every epoch.
         tokens_per_epoch: real tokens of one epoch, over all ranks.
     """
 
@@ -95,8 +98,20 @@ class Workload(Protocol):
         """See the class."""
 
     @property
+    def batches_per_epoch(self) -> int:
+        """See the class."""
+
+    @property
     def tokens_per_epoch(self) -> int:
         """See the class."""
+
+
+@runtime_checkable
+class IdSource(Protocol):
+    """What holds token ids, whatever it is used for: in `validate` there is no work to plan."""
+
+    def check_ids(self, vocabulary_size: int) -> None:
+        """Raise a DataError if a row holds an id that a vocabulary of this size does not have."""
 
 
 @runtime_checkable
@@ -111,3 +126,22 @@ class BatchSource(Workload, Protocol):
 
     def lighter_settings(self) -> str:
         """The settings to change for training batches of half the size, in words."""
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """What a person is shown of the data beside the curves."""
+
+    def held_out_prompts(
+        self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
+    ) -> PromptBatch:
+        """The first held-out rows as prompts, of these this rank's share; there may be none.
+
+        Args:
+            use: which rows.
+            most: how many over all ranks; None: all.
+            one_a_question: leave out rows whose question an earlier one has.
+        """
+
+    def shown_rows(self, count: int) -> str:
+        """The first training rows as the model sees them, as plain text: what is masked and what is trained."""

@@ -2,35 +2,74 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import importlib
+import logging
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from kyon_pl import __version__
-from kyon_pl.errors import KyonError
-from kyon_pl.logs import set_up_logging
+from kyon_pl.doctor.packages import refuse_malicious_releases
+from kyon_pl.errors import KyonError, SettingError
+from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# name -> what it does, and where the function is that takes its words; what stands there is imported when it is asked
+# for
 COMMANDS = {
-    "fit": "train an adapter:  kyon-pl fit --config configs/lora.yaml",
-    "validate": "loss and perplexity of a checkpoint on the validation rows",
-    "test": "the same on the test rows",
-    "predict": "write the replies of a checkpoint as JSONL",
-    "preview": "show rows as the model sees them:  kyon-pl preview --config configs/lora.yaml",
+    "fit": ("train an adapter:  kyon-pl fit --config configs/lora.yaml", "kyon_pl.run:run_trainer"),
+    "validate": ("loss and perplexity of a checkpoint on the validation rows", "kyon_pl.run:run_trainer"),
+    "test": ("the same on the test rows", "kyon_pl.run:run_trainer"),
+    "predict": ("write the replies of a checkpoint as JSONL", "kyon_pl.run:run_trainer"),
+    "build-data": (
+        "dialogues and role folders to rows:  kyon-pl build-data --characters roles/bo --output rows.parquet",
+        "kyon_pl.tools:run_build_data",
+    ),
+    "push": (
+        "an adapter to the Hub, with a model card:  kyon-pl push --repo_id NAME",
+        "kyon_pl.tools:run_push",
+    ),
+    "preview": (
+        "show rows as the model sees them:  kyon-pl preview --config configs/lora.yaml",
+        "kyon_pl.tools:run_preview",
+    ),
+    "report": (
+        "runs as Markdown and pictures:  kyon-pl report lightning_logs/version_0",
+        "kyon_pl.tools:run_report",
+    ),
+    "merge": (
+        "an adapter added into its base, a model of its own:  kyon-pl merge --format glm --output merged",
+        "kyon_pl.tools:run_merge",
+    ),
+    "convert-adapter": (
+        "an adapter for transformers' GlmForCausalLM, or back:  kyon-pl convert-adapter --to glm --output converted",
+        "kyon_pl.tools:run_convert_adapter",
+    ),
+    "doctor": (
+        "what this machine has, what a config needs, what is missing:  kyon-pl doctor --config configs/lora.yaml",
+        "kyon_pl.doctor.command:run_doctor",
+    ),
 }
 HELP = f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
 
 usage: kyon-pl COMMAND [--config FILE] [--KEY VALUE ...]
 
 commands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<17}{text}" for name, (text, _) in COMMANDS.items())}
 
 Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
   kyon-pl fit --help            all of them, explained
   kyon-pl fit --print_config    all of them with their values, as a file to start from
+
+with every command:
+  --log_level LEVEL    what the terminal shows: {", ".join(LEVELS)}; run.log in the run folder has it all
+  --debug              all lines, and the traceback of an error
 """
+log = logging.getLogger(__name__)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -49,26 +88,55 @@ def main(args: list[str] | None = None) -> None:
     if words[0] == "--version":
         print(f"kyon-pl {__version__}")
         return
+    set_up_logging()
+    debug = False
     try:
-        command(words[0])(args)
+        words, level, debug = take_log_options(words)
+        set_up_logging(level)
+        run = command(words[0])
+        quiet_libraries(level)
+        run(words)
     except KyonError as error:
-        print(f"kyon-pl {words[0]}: {error}", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        log.error("kyon-pl %s: %s", words[0], error)
         raise SystemExit(2) from None
 
 
-def command(name: str) -> Callable[[list[str] | None], None]:
+def take_log_options(words: list[str]) -> tuple[list[str], str, bool]:
+    """The options that every command has, taken out of its words.
+
+    Returns:
+        the other words; the level of the terminal's lines, one of `LEVELS`; whether to show tracebacks.
+
+    Raises:
+        SettingError: a level that does not exist, or a command that stands behind its options.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--log_level", choices=LEVELS, default="info")
+    try:
+        options, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise SettingError("--log_level", error.message, f"Use one of: {', '.join(LEVELS)}") from error
+    if not rest:
+        raise SettingError("command line", "there is no command", f"Use one of: {', '.join(COMMANDS)}")
+    return rest, "debug" if options.debug else options.log_level, options.debug
+
+
+def command(name: str) -> Callable[[list[str]], None]:
     """The function behind a command's name; heavy imports happen here and not before.
 
     Raises:
         KyonError: no command of that name.
+        MachineError: a dependency is installed in a release that is known to steal credentials.
     """
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         fix = f"Did you mean '{close[0]}'?" if close else f"Use one of: {', '.join(COMMANDS)}."
         raise KyonError(where=f"command '{name}'", found="there is no such command", fix=fix)
-    from kyon_pl.run import run_trainer
-    from kyon_pl.tools import run_preview
-
-    set_up_logging()  # after the imports: Lightning sets the level of its own log when it is imported
-
-    return run_preview if name == "preview" else run_trainer
+    if name != "doctor":  # which says more about it
+        refuse_malicious_releases()
+    module, _, function = COMMANDS[name][1].partition(":")
+    run: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
+    return run

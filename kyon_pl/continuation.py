@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from kyon_pl.errors import MissingFileError
-from kyon_pl.training.fingerprint import differences, shorten
+from kyon_pl.training.checkpoint_io import read_checkpoint
+from kyon_pl.training.elastic import in_terms_of
+from kyon_pl.training.fingerprint import FINGERPRINT, differences, shorten
 from kyon_pl.training.resume import CHECKPOINTS, Run, last_checkpoint, read_run, runs_in
 
 log = logging.getLogger(__name__)
@@ -30,11 +32,13 @@ class Start:
         folder: of the run that goes on; None for a new one.
         checkpoint: None for the beginning.
         finished: the run has ended already, and there is nothing to do.
+        fingerprint: of the run that goes on, or of that of the checkpoint; empty for the beginning of a new run.
     """
 
     folder: Path | None = None
     checkpoint: Path | None = None
     finished: bool = False
+    fingerprint: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def start_from(path: str, trainer: Trainer) -> Start:
@@ -48,10 +52,11 @@ def start_from(path: str, trainer: Trainer) -> Start:
         MissingFileError: there is no such checkpoint.
     """
     checkpoint = find_checkpoint(path, trainer)
+    saved = read_checkpoint(checkpoint).get(FINGERPRINT, {})
     folder = checkpoint.absolute().parent.parent
     if folder.parent != folder_of_runs(trainer) or checkpoint.absolute() != read_run(folder).newest_checkpoint():
-        return Start(None, checkpoint)
-    return Start(folder, checkpoint)
+        return Start(None, checkpoint, fingerprint=saved)
+    return Start(folder, checkpoint, fingerprint=saved)
 
 
 def find_checkpoint(path: str, trainer: Trainer) -> Path:
@@ -85,11 +90,11 @@ def start_by_itself(trainer: Trainer, settings: dict[str, str], fingerprint: Fin
         log.info("auto_resume: off, since a run can only go on in the folder of one TensorBoardLogger")
         return Start()
     runs = [run for run in runs_in(folder) if run.fingerprint]
-    alike = [run for run in runs if not differences(part(run, settings), settings)]
+    alike = [run for run in runs if not differences(part(run, settings), as_in(run, settings))]
     now = fingerprint() if alike else settings
     for run in alike:
-        if run.fingerprint == now:
-            return Start(run.folder, run.newest_checkpoint(), finished=run.finished_at_step is not None)
+        if run.fingerprint == as_in(run, now):
+            return Start(run.folder, run.newest_checkpoint(), run.finished_at_step is not None, run.fingerprint)
     if runs:
         compared = runs[0].fingerprint if alike else part(runs[0], settings)
         log.info("a new run, since %s was another: %s", runs[0].folder.name, shorten(differences(compared, now)))
@@ -99,6 +104,11 @@ def start_by_itself(trainer: Trainer, settings: dict[str, str], fingerprint: Fin
 def part(run: Run, settings: dict[str, str]) -> dict[str, str]:
     """What corresponds in a run's fingerprint to that of the settings alone."""
     return {key: text for key, text in run.fingerprint.items() if ": " not in key or key in settings}
+
+
+def as_in(run: Run, now: dict[str, str]) -> dict[str, str]:
+    """A fingerprint in terms of a run's; nothing is adapted to one that has ended, and has no need of it."""
+    return in_terms_of(run.fingerprint, now, adapt=run.finished_at_step is None)
 
 
 def folder_of_runs(trainer: Trainer) -> Path | None:

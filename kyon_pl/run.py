@@ -8,33 +8,48 @@ import argparse
 import difflib
 import logging
 import os
+import platform
 import re
 import sys
+from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.distributed.constants import default_pg_timeout
 
+from kyon_pl import __version__
 from kyon_pl.continuation import Start, find_checkpoint, folder_of_runs, start_by_itself, start_from
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
 from kyon_pl.errors import KyonError, MachineError, SettingError
+from kyon_pl.logs import from_here
+from kyon_pl.settings import REMOTE_CODE, check_config_files, check_trainer, no_remote_code
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
     AdapterGuard,
+    FinalMetrics,
     FiniteGuard,
     FirstValidation,
+    HeldOutReplies,
     MemoryGuard,
     Progress,
     Randomness,
+    Ranks,
+    ReplySettings,
     ReplyWriter,
     RunEstimate,
+    RunLog,
     RunRecord,
+    ShownRows,
     StepCheckpoint,
     StepMetrics,
     StopSignals,
@@ -47,6 +62,7 @@ from kyon_pl.training.checkpoint_io import (
     explain_disk_error,
     read_checkpoint,
 )
+from kyon_pl.training.elastic import MICRO_BATCHES, in_terms_of, share_steps
 from kyon_pl.training.fingerprint import FINGERPRINT, check_fingerprint, fingerprint_of_settings
 
 log = logging.getLogger(__name__)
@@ -62,10 +78,13 @@ def run_trainer(args: list[str] | None) -> None:
         SettingError: a key or value that the parser does not take.
         KyonError: whatever the run itself refuses.
     """
+    check_config_files(sys.argv[1:] if args is None else args)
     try:
         KyonCLI(args=args)
     except RunFinished as finished:
         log.info("%s", finished)
+    except MisconfigurationException as error:  # what Lightning says of settings that do not go together
+        raise explain_misuse(error) from error
     except argparse.ArgumentError as error:
         raise explain(error, args) from error
     except OSError as error:
@@ -87,16 +106,22 @@ class KyonCLI(LightningCLI):
     """LightningCLI bound to `ChatGLM2LoRA` and `DialogueDataModule`."""
 
     def __init__(self, args: list[str] | None) -> None:
+        self.asked = (sys.argv[1:] if args is None else args)[0]
+        self.saved: dict[str, str] = {}  # the fingerprint of the run that this one goes on with
         super().__init__(
             ChatGLM2LoRA,
             DialogueDataModule,
             args=args,
             seed_everything_default=2023,
-            save_config_callback=SaveConfigCallback if (args or sys.argv[1:])[0] == "fit" else None,
+            save_config_callback=SaveConfigCallback if self.asked == "fit" else None,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False},
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning has it without self
+        """Of the commands, the one that is asked for: a parser takes a tenth of a second to make."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == self.asked}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One base for model and tokenizer, one seed for everything, and the file that predict writes."""
@@ -104,16 +129,20 @@ class KyonCLI(LightningCLI):
         parser.link_arguments("model.revision", "data.tokenizer_revision")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_lightning_class_args(ReplyWriter, "replies")
+        add_reply_argument(parser)
         add_resume_arguments(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and read a checkpoint that is named before Lightning does, whose error would be a traceback.
+        """Parse, and look at settings and at a named checkpoint before Lightning does, whose errors are tracebacks.
 
         Raises:
-            CheckpointError: it cannot be read.
+            SettingError: a setting that its Trainer cannot work with.
+            CheckpointError: the checkpoint cannot be read.
         """
         super().parse_arguments(parser, args)
-        path = self.config[self.config.subcommand].ckpt_path
+        settings = self.config[self.config.subcommand]
+        check_trainer(settings)
+        path = settings.ckpt_path
         if path and Path(path).is_file():
             read_checkpoint(path)
 
@@ -134,14 +163,27 @@ class KyonCLI(LightningCLI):
 
     def _callbacks(self, chosen: list[Callback]) -> list[Callback]:
         settings = self.config[str(self.subcommand)]
-        callbacks = [FiniteGuard(), AdapterGuard(), MemoryGuard(), RunEstimate(), FirstValidation(), StepMetrics()]
+        callbacks = [
+            RunLog(),
+            FiniteGuard(),
+            AdapterGuard(),
+            MemoryGuard(),
+            RunEstimate(),
+            FirstValidation(),
+            StepMetrics(),
+        ]
         callbacks.append(Randomness(int(settings.seed_everything)))
-        callbacks.append(RunRecord(self.fingerprint, settings.allow_changed_settings))
+        record = RunRecord(self.fingerprint, settings.allow_changed_settings)
+        timeout = timeout_of(settings.trainer.strategy)
+        callbacks += [record, Ranks(lambda: self._identity(record.fingerprint), timeout)]
+        callbacks += [ShownRows(), FinalMetrics(self._settings)]  # behind the record, which cuts the curves
+        if replies := self.config_init[str(self.subcommand)].held_out:
+            callbacks.append(HeldOutReplies(replies))
         if settings.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
         if self.subcommand != "fit" or settings.trainer.enable_checkpointing is False or settings.trainer.fast_dev_run:
             return [*callbacks, *chosen]
-        return [*callbacks, *best_before_newest(chosen), StopSignals()]
+        return [*callbacks, *best_before_newest(chosen), StopSignals(timeout)]
 
     def fingerprint(self) -> dict[str, str]:
         """What the result depends on: settings, base, data; these two are fetched where they are not there yet."""
@@ -150,8 +192,16 @@ class KyonCLI(LightningCLI):
 
     def _settings(self) -> dict[str, str]:
         found = fingerprint_of_settings(yaml.safe_load(self._config_text()))
-        strategy = self.trainer.strategy
-        return found | {"devices": str(self.trainer.world_size), "kind of device": strategy.root_device.type}
+        found["kind of device"] = self.trainer.strategy.root_device.type
+        accumulated = self.config[str(self.subcommand)].trainer.accumulate_grad_batches
+        found[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
+        return in_terms_of(self.saved, found)
+
+    def _identity(self, fingerprint: dict[str, str]) -> dict[str, str]:
+        """What must be the same on every rank."""
+        start = self.config_init["fit"].ckpt_path
+        of_packages = dict(text.rsplit(" ", 1) for text in versions().split(", "))
+        return fingerprint | of_packages | {"checkpoint": Path(start).name if start else "none"}
 
     def before_fit(self) -> None:
         """Find the run to go on with, and refuse what cannot work here while nothing large has been downloaded.
@@ -163,6 +213,7 @@ class KyonCLI(LightningCLI):
             MachineError: the base does not fit this machine, or nothing may be written into the run folder.
             SettingError: a precision that this model was not made for.
         """
+        self._say_start()
         self._check_run()
         start = self._start()
         if start.finished:
@@ -172,23 +223,41 @@ class KyonCLI(LightningCLI):
             self._go_on_in(start.folder)
             beginning = start.checkpoint.name if start.checkpoint else "its beginning"
             log.info("going on with %s from %s", from_here(start.folder), beginning)
+        self._share_steps(start.fingerprint)
         self.config_init["fit"]["ckpt_path"] = start.checkpoint
         if self.trainer.local_rank == 0:
             os.environ[LAUNCHER] = str(os.getpid())
+
+    def _say_start(self) -> None:
+        """Which versions run, and what was chosen."""
+        settings, trainer = self.config["fit"], self.trainer
+        log.info("kyon-pl fit: %s", versions())
+        files = ", ".join(str(from_here(str(file))) for file in settings.config or []) or "no file, defaults"
+        devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+        log.info("config: %s; %s, %s, seed %s", files, devices, trainer.precision, settings.seed_everything)
+        data, accumulated = settings.data, settings.trainer.accumulate_grad_batches
+        size = f"{data.tokens_per_batch:,} tokens" if data.batching == "packed" else f"{data.rows_per_batch} rows"
+        log.info("batches: %s, %s each, %d of them an optimizer step and device", data.batching, size, accumulated)
 
     def _start(self) -> Start:
         settings = self.config["fit"]
         if settings.ckpt_path:
             start = start_from(settings.ckpt_path, self.trainer)
             if not settings.allow_changed_settings:
-                saved = read_checkpoint(str(start.checkpoint)).get(FINGERPRINT, {})
-                known = {key: text for key, text in saved.items() if key in self._settings()}
-                check_fingerprint({FINGERPRINT: known}, self._settings())
+                now = in_terms_of(start.fingerprint, self._settings())
+                known = {key: text for key, text in start.fingerprint.items() if key in now}
+                check_fingerprint({FINGERPRINT: known}, now)
             return start
         requeued = SLURMEnvironment.detect() and any(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
         if not settings.auto_resume or settings.trainer.fast_dev_run or requeued:  # Lightning finds its own then
             return Start()
         return start_by_itself(self.trainer, self._settings(), self.fingerprint)
+
+    def _share_steps(self, saved: dict[str, str]) -> None:
+        """Take the optimizer steps of the run that goes on for this one's, if it has other devices."""
+        self.saved = saved
+        if saved.get(MICRO_BATCHES) == self._settings()[MICRO_BATCHES]:
+            share_steps(self.trainer, saved)
 
     def _go_on_in(self, folder: Path) -> None:
         """Have the logger write into a run folder that exists."""
@@ -236,6 +305,16 @@ class KyonCLI(LightningCLI):
             log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(file))
 
 
+def add_reply_argument(parser: LightningArgumentParser) -> None:
+    """The settings of the replies to held-out questions."""
+    parser.add_argument(
+        "--held_out",
+        type=ReplySettings | None,
+        default=None,
+        help="replies to held-out questions while training, and in validate and test; null: none",
+    )
+
+
 def add_resume_arguments(parser: LightningArgumentParser) -> None:
     """The settings of how a run goes on."""
     parser.add_argument(
@@ -275,10 +354,16 @@ def finished(start: Start) -> str:
     )
 
 
-def from_here(path: str | Path) -> Path:
-    """A path as it is best typed in this folder."""
-    path = Path(path).absolute()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def timeout_of(strategy: Any) -> timedelta:
+    """How long a rank waits for another, by the settings of a strategy."""
+    given = strategy.get("init_args.timeout") if isinstance(strategy, Namespace) else None
+    return given or default_pg_timeout
+
+
+def versions() -> str:
+    """This package's, Python's and those of the libraries that a result depends on."""
+    libraries = (f"{name} {version(name)}" for name in ("torch", "lightning", "transformers", "peft"))
+    return ", ".join([f"kyon_pl {__version__}", *libraries, f"Python {platform.python_version()}"])
 
 
 def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingError:
@@ -295,9 +380,11 @@ def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingErr
     ):
         name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
         full = f"{where}.{name}" if key else name
+        if full.rpartition(".")[2] == REMOTE_CODE:
+            return no_remote_code(full)
         return SettingError(full, "there is no such setting", suggestion(full))
     lines = [line.strip(" -") for line in text.splitlines()]
-    boring = (
+    boring: tuple[str, ...] = (
         "Parser key",
         "Does not validate",
         "Subtypes",
@@ -305,8 +392,11 @@ def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingErr
         "Given value type",
         "Problem with given class_path",
     )
+    if len(keys := re.findall(r'Parser key "([^"]+)"', text)) > 1:  # of a class among the settings
+        where = f"{where}.init_args.{keys[-1]}"
+        boring += ("Type ", "Expected a path", "Expected a dot import path")
     said = [line for line in lines if line and not line.startswith(boring) and "NoneType" not in line]
-    found = "; ".join(said) if said else text
+    found = "; ".join(said).partition(". Got value: Namespace(")[0] if said else text
     if "Problems parsing config" in text:
         files = ", ".join(words[place + 1] for place, word in enumerate(words[:-1]) if word in ("--config", "-c"))
         return SettingError(files, f"not YAML: {found.split(': ', 1)[-1]}", "Correct the file at that line")
@@ -315,6 +405,18 @@ def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingErr
             "--config", text.split(": ", 1)[-1].rstrip("."), "Give the path of a YAML file, such as configs/lora.yaml"
         )
     return SettingError(where, found.rstrip("."), "kyon-pl fit --help explains every setting")
+
+
+def explain_misuse(error: MisconfigurationException) -> SettingError:
+    """One paragraph out of what Lightning says of the settings of its Trainer.
+
+    Args:
+        error: what it raised.
+    """
+    text = " ".join(str(error).split())
+    named = [key for key in known_settings() if re.search(rf"\b{re.escape(key.removeprefix('trainer.'))}\b", text)]
+    where = next((key for key in named if key.startswith("trainer.")), "trainer")
+    return SettingError(where, text, "kyon-pl fit --help explains every setting")
 
 
 def suggestion(name: str) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
 
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.preview import preview
-from kyon_pl.run import add_resume_arguments, explain
+from kyon_pl.run import add_reply_argument, add_resume_arguments, explain
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import ReplyWriter
 
@@ -37,6 +39,67 @@ def run_preview(args: list[str] | None) -> None:
     preview(DialogueDataModule(**settings.data.as_dict()), rows=settings.rows, png=settings.png)
 
 
+def run_build_data(words: list[str]) -> None:
+    """Run `build-data` with its options."""
+    from kyon_pl.data.build import build_data
+
+    run_function(build_data, words)
+
+
+def run_report(words: list[str]) -> None:
+    """Run `report`; the run folders stand before the options."""
+    from kyon_pl.evaluation.report import report
+
+    first_option = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    runs = ["--runs", json.dumps(words[1:first_option])] if first_option > 1 else []
+    run_function(report, [words[0], *runs, *words[first_option:]])
+
+
+def run_merge(words: list[str]) -> None:
+    """Run `merge` with its options."""
+    from kyon_pl.lora.merge import merge
+
+    run_function(merge, words)
+
+
+def run_convert_adapter(words: list[str]) -> None:
+    """Run `convert-adapter` with its options."""
+    from kyon_pl.lora.convert_adapter import convert_adapter
+
+    run_function(convert_adapter, words)
+
+
+def run_push(words: list[str]) -> None:
+    """Run `push` with its options; `--dry-run` needs no value."""
+    from kyon_pl.push import push
+
+    pairs = zip(words, [*words[1:], "-"], strict=True)
+    flags = ("--dry-run", "--dry_run")
+    run_function(push, ["--dry_run=true" if word in flags and then[:1] == "-" else word for word, then in pairs])
+
+
+def run_function(function: Callable[..., None], words: list[str]) -> None:
+    """Run a typed function as a command: its parameters are the options, its docstring explains them.
+
+    Args:
+        function: documented in Google's style; what it returns is not looked at.
+        words: the command's name and its options.
+
+    Raises:
+        SettingError: an option or value that the function does not take.
+        KyonError: whatever the function refuses.
+    """
+    summary = (function.__doc__ or "").partition("\n")[0]
+    parser = ArgumentParser(prog=f"kyon-pl {words[0]}", description=summary, exit_on_error=False)
+    parser.add_function_arguments(function, as_positional=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with the options below")
+    try:
+        settings = parser.parse_args(words[1:])
+    except argparse.ArgumentError as error:
+        raise explain(error, words) from error
+    function(**{key: value for key, value in settings.as_dict().items() if key != "config"})
+
+
 def add_fit_arguments(parser: LightningArgumentParser) -> None:
     """Make a parser take every key that a YAML of fit may have, the saved `config.yaml` of a run included."""
     parser.add_argument(
@@ -47,6 +110,7 @@ def add_fit_arguments(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(ChatGLM2LoRA, "model")
     parser.add_lightning_class_args(DialogueDataModule, "data")
     parser.add_lightning_class_args(ReplyWriter, "replies")
+    add_reply_argument(parser)
     add_resume_arguments(parser)
     parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
     parser.link_arguments("model.base", "data.tokenizer")

@@ -1,7 +1,7 @@
 """What a Hugging Face Hub answers: the routes of repositories that are folders, as huggingface_hub reads them.
 
-Served is what huggingface_hub 1.5 to 2.4 asks for when it reads (its `hf_api.py` and `file_download.py`). Writing
-(`/api/repos/create`, `preupload`, `commit`) is not served yet: it would end in `HubServer.publish`.
+Served is what huggingface_hub 1.5 to 2.4 asks for when it reads (its `hf_api.py` and `file_download.py`); for what it
+writes to, see `hub_writing`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TAG = "v1.0"
 LFS_SUFFIXES = {".bin", ".gz", ".model", ".parquet", ".safetensors"}
+LFS_BYTES = 10 * 2**20  # whatever its name: git takes no larger files
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class HubFile:
     def read(cls, folder: Path, content: Path) -> HubFile:
         data = content.read_bytes()
         oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        sha256 = hashlib.sha256(data).hexdigest() if content.suffix in LFS_SUFFIXES else None
+        large = content.suffix in LFS_SUFFIXES or len(data) > LFS_BYTES
+        sha256 = hashlib.sha256(data).hexdigest() if large else None
         return cls(content.relative_to(folder).as_posix(), content, len(data), oid, sha256)
 
     def entry(self) -> dict[str, Any]:
@@ -97,8 +99,8 @@ class HubError(Exception):
 class HubSocket(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, hub: HubServer) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
+    def __init__(self, hub: HubServer, handler: type[HubHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.hub = hub
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -112,7 +114,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, url = self.server.hub, urlsplit(self.path)
-        self.form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+        self.body = self._read_body()
         self.query = parse_qs(url.query)
         path = unquote(url.path)
         fault = hub.take_fault(f"{self.command} {path}")
@@ -125,7 +127,11 @@ class HubHandler(BaseHTTPRequestHandler):
         reply.headers.update(fault.headers if fault else {})
         asked = self.headers.get("Host", ""), self.headers.get("Range"), "Authorization" in self.headers
         hub.log.append(Request(self.command, path, *asked, reply.status))
-        self._send(reply, fault.cut_after_bytes if fault else None)
+        if not (fault and fault.cut_after_bytes == -1):
+            self._send(reply, fault.cut_after_bytes if fault else None)
+        if fault and fault.silent:
+            hub.closing.wait()
+            self.close_connection = True
         if fault and fault.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             socket.close(self.connection.detach())
@@ -135,9 +141,20 @@ class HubHandler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet: the log is `HubServer.log`."""
 
-    def _route(self, path: str) -> Reply:
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def routes(self) -> dict[str, Any]:
+        """What is answered: a pattern of paths to the method that takes its groups."""
         kinds, repo, rest = "(models|datasets)", "([^/]+/[^/]+)", "([^/]+)(?:/(.+))?"
-        routes = {
+        return {
             f"/api/{kinds}/{repo}(?:/revision/([^/]+))?": self._info,
             f"/api/{kinds}/{repo}/tree/{rest}": self._tree,
             f"/api/{kinds}/{repo}/paths-info/([^/]+)": self._paths_info,
@@ -145,7 +162,9 @@ class HubHandler(BaseHTTPRequestHandler):
             f"/(?:(datasets)/)?{repo}/resolve/{rest}": self._resolve,
             "/large-files/([0-9a-f]{64})": self._large_file,
         }
-        for route, answer in routes.items():
+
+    def _route(self, path: str) -> Reply:
+        for route, answer in self.routes().items():
             if match := re.fullmatch(route, path):
                 return answer(*(part and unquote(part) for part in match.groups()))
         raise HubError(404, "no such page")
@@ -168,7 +187,7 @@ class HubHandler(BaseHTTPRequestHandler):
         repository = self._repository(kind, repo_id, revision)
         siblings = [{"rfilename": path} for path in repository.files]
         flags = {"private": repo_id in self.server.hub.private, "gated": repo_id in self.server.hub.gated}
-        return _json({"id": repo_id, "sha": repository.commit, "siblings": siblings, "tags": [], **flags})
+        return json_reply({"id": repo_id, "sha": repository.commit, "siblings": siblings, "tags": [], **flags})
 
     def _tree(self, kind: str, repo_id: str, revision: str, folder: str | None) -> Reply:
         repository = self._repository(kind, repo_id, revision)
@@ -178,17 +197,17 @@ class HubHandler(BaseHTTPRequestHandler):
             raise HubError(404, f"{folder} does not exist", "EntryNotFound", repository.commit)
         if self.query.get("recursive") != ["true"]:
             below = [entry for entry in below if PurePosixPath(entry["path"]).parent == top]
-        return _json(below)
+        return json_reply(below)
 
     def _paths_info(self, kind: str, repo_id: str, revision: str) -> Reply:
         entries = self._repository(kind, repo_id, revision).entries()
-        return _json([entry for entry in entries if entry["path"] in self.form["paths"]])
+        return json_reply([entry for entry in entries if entry["path"] in parse_qs(self.body.decode())["paths"]])
 
     def _refs(self, kind: str, repo_id: str) -> Reply:
         commit = self._repository(kind, repo_id, None).commit
         branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit}
         tag = {"name": TAG, "ref": f"refs/tags/{TAG}", "targetCommit": commit}
-        return _json({"branches": [branch], "tags": [tag], "converts": []})
+        return json_reply({"branches": [branch], "tags": [tag], "converts": []})
 
     def _resolve(self, kind: str | None, repo_id: str, revision: str, path: str) -> Reply:
         repository = self._repository(kind or "models", repo_id, revision)
@@ -210,7 +229,9 @@ class HubHandler(BaseHTTPRequestHandler):
         for repository in self.server.hub.repositories.values():
             for file in repository.files.values():
                 if file.sha256 == sha256:
-                    return Reply(200, {"ETag": f'"{sha256}"'}, file.content.read_bytes())
+                    name = f'inline; filename="{PurePosixPath(file.path).name}";'
+                    headers = {"ETag": f'"{sha256}"', "Content-Disposition": name}
+                    return Reply(200, headers, file.content.read_bytes())
         raise HubError(404, "no such file")
 
     def _in_range(self, reply: Reply) -> Reply:
@@ -240,5 +261,6 @@ class HubHandler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or len(body) < len(reply.body)
 
 
-def _json(content: Any) -> Reply:
+def json_reply(content: Any) -> Reply:
+    """An answer in JSON."""
     return Reply(200, {"Content-Type": "application/json"}, json.dumps(content).encode())

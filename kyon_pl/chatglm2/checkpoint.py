@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -11,12 +10,26 @@ import torch
 from safetensors import SafetensorError
 from transformers.modeling_utils import load_state_dict
 
-from kyon_pl.chatglm2.configuration import ChatGLM2Config
+from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
+from kyon_pl.chatglm2.json_object import read_json_object
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.errors import CheckpointError, MissingFileError
 
 # Published with the weights and derived from the configuration; the model computes it (see attention.rotary_angles).
 KNOWN_EXTRA = "transformer.rotary_pos_emb.inv_freq"
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# what torch.load may raise at a damaged file, by the documentation of pickle and by trial
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    UnpicklingError,
+    SafetensorError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -45,8 +58,10 @@ def load_base(
     """
     if not (folder / "config.json").is_file():
         raise MissingFileError(where=str(folder), found="no config.json", fix="Give the folder of a ChatGLM2 base.")
-    config = ChatGLM2Config.from_pretrained(folder)
-    _refuse_differences(folder, expected=_shapes_of(config), found=_shapes_in(weight_files(folder)))
+    config = read_config(folder)
+    if (folder / "generation_config.json").is_file():
+        read_json_object(folder / "generation_config.json")  # transformers reads it, and has no words of its own
+    check_weights(folder, config)
     model: ChatGLM2ForCausalLM = ChatGLM2ForCausalLM.from_pretrained(
         folder,
         config=config,
@@ -57,6 +72,16 @@ def load_base(
         weights_only=True,
     )
     return model
+
+
+def check_weights(folder: Path, config: ChatGLM2Config) -> None:
+    """Account for every weight of a folder by name, shape and kind; none is read.
+
+    Raises:
+        MissingFileError: no weights, or a shard that the index names is not there.
+        CheckpointError: a file that cannot be read, or weights that are missing, unexpected or of another shape.
+    """
+    _refuse_differences(folder, expected=_shapes_of(config), found=_shapes_in(weight_files(folder)))
 
 
 def random_base(
@@ -89,18 +114,27 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         MissingFileError: no weights, or a shard that the index names is not there.
+        CheckpointError: an index that does not tell which file holds which weight.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return [_shard(folder / shard, index) for shard in sorted(set(weight_map.values()))]
+            return [_shard(folder / shard, index) for shard in _shards(index)]
     found = "neither model.safetensors nor pytorch_model.bin, whole or in shards with their index.json"
     raise MissingFileError(
         where=str(folder), found=found, fix="Give the folder of a ChatGLM2 base, or download it again."
     )
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = read_json_object(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        found = "its weight_map does not tell which file of this folder holds which weight"
+        raise CheckpointError(str(index), found, "Download this file again.")
+    return sorted(set(names))
 
 
 def _shard(path: Path, index: Path) -> Path:
@@ -121,12 +155,31 @@ def _shapes_in(files: list[Path]) -> Shapes:
     for file in files:
         try:
             tensors = load_state_dict(file, map_location="meta", weights_only=True)
-        except (OSError, RuntimeError, UnpicklingError, SafetensorError) as error:
-            found = f"weights that cannot be read ({str(error).splitlines()[0]})"
+        except UNREADABLE as error:
             fix = "Download this file again; it may be cut short, or hold something else than tensors."
-            raise CheckpointError(where=str(file), found=found, fix=fix) from error
+            raise CheckpointError(str(file), f"weights that cannot be read ({why_unreadable(error)})", fix) from error
+        if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+            fix = "Give the weights as a dictionary of tensors by name, as torch.save(model.state_dict()) writes them."
+            raise CheckpointError(str(file), f"a {type(tensors).__name__} in place of weights by name", fix)
+        for name, tensor in tensors.items():
+            _refuse_other_kinds(file, name, tensor)
         shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return shapes
+
+
+def why_unreadable(error: Exception) -> str:
+    """What is wrong with a file of weights, in words; torch's own advise to run the code that such a file may hold."""
+    if isinstance(error, UnpicklingError):
+        return "a pickle of something else than tensors, which is never run here, or a damaged one"
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
+
+
+def _refuse_other_kinds(file: Path, name: str, tensor: object) -> None:
+    if isinstance(tensor, torch.Tensor) and tensor.dtype in _DTYPES:
+        return
+    kind = str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+    fix = "Give a base that is not quantized: weights in float16, bfloat16 or float32, each under its own name."
+    raise CheckpointError(f"{file}: {name}", f"{kind} in place of a tensor of floating-point numbers", fix)
 
 
 def _refuse_differences(folder: Path, *, expected: Shapes, found: Shapes) -> None:

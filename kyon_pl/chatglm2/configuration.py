@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from transformers import PreTrainedConfig
 
-from kyon_pl.errors import SettingError
+from kyon_pl.chatglm2.json_object import read_json_object
+from kyon_pl.errors import MissingFileError, SettingError
 
 # For each key of published configurations whose other values ask for another model: the value that is built here. A key
 # that is left out stands for it.
@@ -26,12 +29,24 @@ _IMPLEMENTED: dict[str, object] = {
     "post_layer_norm": True,
     "pre_seq_len": None,
     "quantization_bit": 0,
+    "quantization_config": None,
     "rmsnorm": True,
     "rope_theta": 10000,
     # ChatGLM2-6B-32k divides positions by it, ChatGLM3 and GLM-4 multiply the base by it, and no key tells which
     "rope_ratio": 1,
     "tie_word_embeddings": False,
 }
+
+_COUNTS = (
+    "num_layers",
+    "padded_vocab_size",
+    "hidden_size",
+    "ffn_hidden_size",
+    "kv_channels",
+    "num_attention_heads",
+    "multi_query_group_num",
+    "seq_length",
+)
 
 
 class ChatGLM2Config(PreTrainedConfig):
@@ -126,6 +141,15 @@ class ChatGLM2Config(PreTrainedConfig):
                 )
 
     def _refuse_impossible_shapes(self, where: str) -> None:
+        for key in _COUNTS:
+            value = getattr(self, key)
+            if type(value) is not int or value < 1:
+                raise SettingError(f"{where}: {key}", f"{value!r} is no count", "Set a whole number, 1 or more.")
+        if type(self.add_qkv_bias) is not bool:
+            raise SettingError(f"{where}: add_qkv_bias", f"{self.add_qkv_bias!r}", "Set true or false.")
+        if not isinstance(self.layernorm_epsilon, float) or not 0 < self.layernorm_epsilon < 1:
+            found = f"{self.layernorm_epsilon!r} is no small positive number"
+            raise SettingError(f"{where}: layernorm_epsilon", found, "Set one, such as 1e-5.")
         if self.num_attention_heads % self.multi_query_group_num:
             raise SettingError(
                 where=f"{where}: multi_query_group_num",
@@ -153,3 +177,32 @@ class ChatGLM2Config(PreTrainedConfig):
         output: dict[str, Any] = super().to_dict()
         output["architectures"] = ["ChatGLMModel"]  # transformers would write the class's own name
         return output
+
+
+def read_config(path: Path) -> ChatGLM2Config:
+    """The configuration in a `config.json`.
+
+    Args:
+        path: of the file, or of the folder that holds it.
+
+    Raises:
+        MissingFileError: there is no such file.
+        CheckpointError: it holds no JSON object.
+        SettingError: a key asks for something that is not implemented or impossible; file and key are named.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise MissingFileError(str(path), "there is no such file", "Give the folder of a ChatGLM2 base.")
+    content = read_json_object(path)
+    if "model_type" not in content:
+        raise SettingError(f"{path}: model_type", "it is missing", "Give the config.json of a ChatGLM2 base.")
+    for key in {"dtype", "torch_dtype"} & content.keys():
+        name = content[key]
+        if name is not None and not (isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)):
+            raise SettingError(f"{path}: {key}", f"{name!r} is no dtype of torch", "Set float16, or leave the key out.")
+    try:
+        config: ChatGLM2Config = ChatGLM2Config.from_dict(content)
+    except SettingError as error:
+        key = error.where.rpartition(": ")[2]
+        raise SettingError(f"{path}: {key}", error.found, error.fix) from None
+    return config

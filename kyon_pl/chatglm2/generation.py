@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ def generate_replies(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    on_batch: Callable[[int], object] = lambda prompts: None,
 ) -> list[Reply]:
     """Reply to each prompt, greedily unless asked to sample.
 
@@ -51,6 +53,7 @@ def generate_replies(
         temperature: divides the logits, when sampling.
         top_p: draw from the likeliest tokens that make up this much probability, when sampling.
         seed: of the draws. torch's own random state is left as it was.
+        on_batch: told after each batch how many prompts it had, for a progress bar.
 
     Returns:
         One reply a prompt, in the order of the prompts.
@@ -75,6 +78,7 @@ def generate_replies(
             output = speaker.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
             new_ids = output[:, ids.shape[1] :].tolist()
             replies |= {index: _until(eos, row) for index, row in zip(batch, new_ids, strict=True)}
+            on_batch(len(batch))
     model.train(was_training)
     return [replies[index] for index in range(len(prompts))]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils.generic import PaddingStrategy, TensorType
 
+from kyon_pl.chatglm2.json_object import read_json_object
 from kyon_pl.errors import CheckpointError, DataError
 
 # Numbered after the pieces of tokenizer.model, in this order: 64789...64793 in the 6B's.
@@ -48,7 +50,8 @@ class ChatGLMTokenizer(SentencePieceBackend):
         **kwargs: whatever else stands in `tokenizer_config.json`. `auto_map`, which names the remote code, is dropped.
 
     Raises:
-        CheckpointError: `tokenizer.model` is missing, is no SentencePiece model, or has another layout.
+        CheckpointError: `tokenizer.model` is missing, is no SentencePiece model, or has another layout; or the
+            settings ask for tokens that ChatGLM2 does not have, as ChatGLM3's do.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (transformers' type); position_ids: the model's
@@ -61,7 +64,9 @@ class ChatGLMTokenizer(SentencePieceBackend):
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
-        pieces = _checked_piece_count(vocab_file, where=str(kwargs.get("name_or_path") or vocab_file))
+        where = str(kwargs.get("name_or_path") or vocab_file)
+        pieces = _checked_piece_count(vocab_file, where)
+        _refuse_role_tokens(where, kwargs, chat_template)
         self._special_ids = {token: pieces + place for place, token in enumerate(SPECIAL_TOKENS)}
         kwargs.pop("auto_map", None)
         kwargs |= {
@@ -184,6 +189,21 @@ class ChatGLMTokenizer(SentencePieceBackend):
         return str(self.sp_model.id_to_piece(index)) if 0 <= index < self.sp_model.get_piece_size() else ""
 
 
+def _refuse_role_tokens(where: str, settings: Mapping[str, Any], chat_template: str | None) -> None:
+    """ChatGLM3 has role tokens behind the five. Its `tokenizer.model` is laid out as ChatGLM2's, but a template that
+    spells them would be encoded as text here, without a word.
+    """
+    asked = [*settings.get("additional_special_tokens", ()), *settings.get("extra_special_tokens", ())]
+    alien = sorted({str(token) for token in asked} - set(SPECIAL_TOKENS))
+    spelled = re.findall(r"<\|", chat_template or "")
+    if alien or spelled:
+        key = f"additional_special_tokens {', '.join(alien)}" if alien else "a chat_template with <|role|> tokens"
+        fix = (
+            "Use ChatGLM2's tokenizer. Or, for plain text without roles, copy the folder and take both keys out there."
+        )
+        raise CheckpointError(f"{where}: tokenizer_config.json", f"{key}, which ChatGLM2 does not have", fix)
+
+
 _SILENT = frozenset({"<unk>", "<s>", "</s>", *SPECIAL_TOKENS})
 
 
@@ -201,3 +221,16 @@ def _checked_piece_count(vocab_file: str | None, where: str) -> int:
         found = f"a vocabulary that begins with {layout}, or holds one of {', '.join(SPECIAL_TOKENS)} as a piece"
         raise CheckpointError(where=vocab_file, found=found, fix=fix)
     return int(model.get_piece_size())
+
+
+def read_tokenizer(folder: Path) -> ChatGLMTokenizer:
+    """The tokenizer in a folder.
+
+    Raises:
+        CheckpointError: `tokenizer.model` as `ChatGLMTokenizer` refuses it; a JSON file beside it that is none.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            read_json_object(folder / name)
+    tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
+    return tokenizer

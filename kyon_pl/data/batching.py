@@ -119,7 +119,7 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
         """Go to a saved position; no row is read. A trainer's own count, if there is one, goes before it.
 
         Raises:
-            CheckpointError: the position was counted in other rows, batches, ranks or accumulation.
+            CheckpointError: the position was counted in other rows, batches, or micro-batches a step.
         """
         for name, value in self._counted_in().items():
             if state.get(name) != value:
@@ -148,7 +148,6 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
             planner.size_name: planner.batch_size,
             "shuffle": planner.shuffle,
             "seed": planner.seed,
-            "world_size": self.world_size,
-            "accumulate_grad_batches": self.accumulate_grad_batches,
+            "micro_batches_per_step": self.world_size * self.accumulate_grad_batches,
             "steps_per_epoch": self.steps_per_epoch,
         }

@@ -12,6 +12,7 @@ from kyon_pl.errors import DataError
 
 _QUOTES = re.compile(r"(?:[^:：\n]{0,40}[:：])?[\s「」『』“”‘’\"']*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_MOST_CHARACTERS = 1_000_000  # several times what a model of 32,768 tokens can read; and encoding 50 MB takes minutes
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ def _text_problem(row: Mapping[str, Any], column: str) -> str:
         return f"no text in {column!r}: {_excerpt(text)}"
     if not text.strip():
         return f"empty {column!r}"
+    if len(text) > _MOST_CHARACTERS:
+        return f"too long: {len(text):,} characters in {column!r}"
+    if "\0" in text:
+        return f"no text in {column!r}: it holds a NUL, as binary data does"
     return f"half a character in {column!r}: a lone surrogate" if _SURROGATE.search(text) else ""
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from kyon_pl.batch import Batch
+from kyon_pl.batch import Batch, PromptBatch
 from kyon_pl.data.batching import PlannedBatchSampler
 from kyon_pl.data.checks import ColumnNames
 from kyon_pl.data.collate import DialogueCollator, LabelBoundary, PlannedCollator
 from kyon_pl.data.encode import EncodeSettings, OverLength
 from kyon_pl.data.heaviest import heaviest, lighter_settings
 from kyon_pl.data.plan import Batching, BatchPlanner
-from kyon_pl.data.report import report
+from kyon_pl.data.quality import Oddity, check_drop
+from kyon_pl.data.report import list_bad_rows, report
 from kyon_pl.data.rows import Prompt, PromptRows, TokenRows, Use, collate_prompts
 from kyon_pl.data.sources import SourceSettings, load_rows
 from kyon_pl.data.split import split_by_question
@@ -76,6 +80,12 @@ class DialogueDataModule(LightningDataModule):
         predict_source: the prompts of `predict`, which need no target; unset, the rows of `test`.
         bad_rows: rows that cannot be used are always counted and the first few shown; `drop` goes on without them,
             `error` stops.
+        drop: kinds of odd rows to leave out, except of `predict_source`. All are counted. `duplicate`: context and
+            target of an earlier row; `loop`: a target that repeats the same few tokens; `punctuation`: a target without
+            a letter or digit; `leak`: a target that stands word for word in its context. Empty targets are bad rows,
+            never trained on.
+        bad_rows_file: JSONL to write, one line for each bad or odd row: its file and line, what is wrong, and whether
+            it is left out.
         tokenizer: Hub id or folder of ChatGLM2's tokenizer; the command line takes it from `model.base`. Not needed if
             all rows carry ids.
         tokenizer_revision: branch, tag or commit of `tokenizer` on the Hub.
@@ -117,6 +127,8 @@ class DialogueDataModule(LightningDataModule):
         test_split: str = "test",
         predict_source: str | list[str] | None = None,
         bad_rows: BadRows = "drop",
+        drop: Sequence[Oddity] = (),
+        bad_rows_file: str | None = None,
         tokenizer: str | None = None,
         tokenizer_revision: str | None = None,
         template: str = "raw",
@@ -140,6 +152,16 @@ class DialogueDataModule(LightningDataModule):
             raise SettingError("data.max_tokens", found, "Lower it to data.tokens_per_batch or less, or raise that.")
         if not 0 <= validation_share < 1:
             raise SettingError("data.validation_share", f"{validation_share} is no share", "Set 0, or up to 1.")
+        for setting, value, least in (
+            ("rows_per_batch", rows_per_batch, 1),
+            ("tokens_per_batch", tokens_per_batch, 1),
+            ("validation_rows_per_batch", validation_rows_per_batch, 1),
+            ("seed", seed, 0),
+            ("workers", workers, 0),
+            ("processes", processes, 1),
+        ):
+            if value is not None and value < least:
+                raise SettingError(f"data.{setting}", f"{value} is too low", f"Set {least} or more.")
         self.source = source
         self.name = name
         self.revision = revision
@@ -153,6 +175,9 @@ class DialogueDataModule(LightningDataModule):
         self.test_split = test_split
         self.predict_source = predict_source
         self.bad_rows: BadRows = bad_rows
+        check_drop(drop)
+        self.drop = tuple(drop)
+        self.bad_rows_file = bad_rows_file
         self.tokenizer = tokenizer
         self.tokenizer_revision = tokenizer_revision
         self.encoding = EncodeSettings(max_tokens, over_length, append_eos, template)
@@ -200,8 +225,27 @@ class DialogueDataModule(LightningDataModule):
                 raise DataError(f"rows to {use}", "there are none", fix)
         if "train" in self.rows:
             self.train_sampler = self._make_train_sampler()
+            self._check_validation_interval(self.train_sampler.batches_used)
         if self.trainer is None or self.trainer.is_global_zero:
             report(list(tables.values()), self.rows, self.label_boundary)
+            if self.bad_rows_file:
+                list_bad_rows(Path(self.bad_rows_file), list(tables.values()))
+
+    def check_ids(self, vocabulary_size: int) -> None:
+        """Compare ready-made ids with the vocabulary of the base; text is encoded to ids that exist.
+
+        Args:
+            vocabulary_size: rows of its embedding.
+
+        Raises:
+            DataError: a row holds an id that the base does not have.
+        """
+        for rows in self.rows.values():
+            number = rows.table.first_row_beyond(vocabulary_size)
+            if number is not None:
+                found = f"an id of {vocabulary_size:,} or more, and the base has {vocabulary_size:,} ids from 0 on"
+                fix = "Give the ids of this base's tokenizer, or text."
+                raise DataError(rows.table.rows.place(number), found, fix)
 
     def fingerprint(self) -> dict[str, str]:
         """What tells the rows of `fit` from others, whatever they are called; before `setup` it prepares them.
@@ -219,6 +263,12 @@ class DialogueDataModule(LightningDataModule):
         """Optimizer steps of every epoch; known after `setup`, before any loader or model is there."""
         assert self.train_sampler is not None
         return self.train_sampler.steps_per_epoch
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Micro-batches of one device in every epoch."""
+        assert self.train_sampler is not None
+        return self.train_sampler.batches_used
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -266,6 +316,29 @@ class DialogueDataModule(LightningDataModule):
             prompts, batch_size=self.validation_rows_per_batch, collate_fn=collate_prompts, num_workers=self.workers
         )
 
+    def held_out_prompts(
+        self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
+    ) -> PromptBatch:
+        """This rank's share of the first held-out rows as prompts; see `RowSource`."""
+        rows = self.rows[use]
+        places = np.arange(len(rows))
+        if one_a_question:
+            places = np.sort(np.unique(rows.questions, return_index=True)[1])
+        prompts = PromptRows(rows)
+        return collate_prompts([prompts[place] for place in places[:most][self._rank :: self._world_size].tolist()])
+
+    def shown_rows(self, count: int) -> str:
+        """The first training rows as the model sees them; see `RowSource`."""
+        from kyon_pl.data.preview import rows_text  # which reads this module
+
+        return rows_text(self, count)
+
+    def planned_batches(self) -> Iterator[Batch]:
+        """The batches of `train_dataloader`, made here and now, without the loader's workers."""
+        assert self.train_sampler is not None
+        rows, collate = self.rows["train"], self._train_collator()
+        return (collate(rows.__getitems__(planned)) for planned in self.train_sampler)
+
     # where rows come from
 
     def _uses(self) -> tuple[Use, ...]:
@@ -288,16 +361,16 @@ class DialogueDataModule(LightningDataModule):
         settings = SourceSettings(source, name, revision, split, columns)
         rows = load_rows(settings, self.cache_dir, self.processes)
         tokenizer = load_tokenizer(self.tokenizer, self.tokenizer_revision) if rows.have_text else None
-        table = encode_rows(rows, tokenizer, self.encoding, self.processes)
+        table = encode_rows(rows, tokenizer, self.encoding, self.processes, () if origin == "predict" else self.drop)
         table.check(self.bad_rows)
         return table
 
     def _share(self, use: Use, table: EncodedTable) -> TokenRows:
         if self._origin(use) != "train":
-            return TokenRows(table, table.good)
+            return TokenRows(table, table.kept)
         share = 0.0 if self.validation_source else self.validation_share
-        train, validation = split_by_question(table.questions[table.good], share)
-        return TokenRows(table, table.good[train if use == "train" else validation])
+        train, validation = split_by_question(table.questions[table.kept], share)
+        return TokenRows(table, table.kept[train if use == "train" else validation])
 
     # how they become batches
 
@@ -328,6 +401,14 @@ class DialogueDataModule(LightningDataModule):
             limit_batches=trainer.limit_train_batches if trainer else None,
             position=(lambda: trainer.global_step) if trainer else None,
         )
+
+    def _check_validation_interval(self, batches: int) -> None:
+        """A validation that never comes; Lightning says so as well, after the base has been loaded."""
+        trainer = self.trainer
+        every_n_batches = trainer.val_check_interval if trainer else None
+        if type(every_n_batches) is int and every_n_batches > batches and trainer.check_val_every_n_epoch is not None:  # type: ignore[union-attr]
+            found = f"{every_n_batches}, and an epoch has {batches} micro-batches"
+            raise SettingError("trainer.val_check_interval", found, "Lower it, or set 1.0: once an epoch.")
 
     def _train_collator(self) -> PlannedCollator:
         packed = (self.tokens_per_batch, self.encoding.max_tokens) if self.batching == "packed" else (None, None)
@@ -362,9 +443,9 @@ def load_tokenizer(repo_or_folder: str | None, revision: str | None) -> ChatGLMT
     """ChatGLM2's tokenizer, of which nothing but its files is downloaded; None for None and for the base `random`."""
     if repo_or_folder in (None, "random"):
         return None
-    from kyon_pl.chatglm2 import ChatGLMTokenizer
+    from kyon_pl.chatglm2.tokenization import read_tokenizer
 
     folder = fetch_model(str(repo_or_folder), revision, patterns=[*TOKENIZER_FILES])
-    tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     assert tokenizer.pad_token_id == PAD_TOKEN_ID != tokenizer.eos_token_id
     return tokenizer

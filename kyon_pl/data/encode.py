@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from kyon_pl.data.prompt import Context, Segment, render
+from kyon_pl.data.quality import oddities, row_hash
 from kyon_pl.errors import DataError, SettingError
 
 OverLength = Literal["shrink_context", "drop", "error"]
@@ -226,6 +227,14 @@ def encode_columns(
         "question": [
             question_hash(context or row.input_ids[: row.seq_len])
             for context, row in zip(columns["context"], rows, strict=True)
+        ],
+        "odd": [
+            oddities(context, target, row.input_ids[row.seq_len :])
+            for context, target, row in zip(columns["context"], columns["target"], rows, strict=True)
+        ],
+        "row_hash": [
+            row_hash(context, target, row.input_ids)
+            for context, target, row in zip(columns["context"], columns["target"], rows, strict=True)
         ],
     }
 

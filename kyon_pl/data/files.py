@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from pathlib import Path
 
@@ -22,13 +23,18 @@ def local_files(source: str | list[str], split: str = "train") -> list[Path] | N
     Raises:
         MissingFileError: a path or glob that names nothing.
         DataError: files of kinds that are not read here.
-        SettingError: a folder whose file names tell splits apart, and `split` is not one of them.
+        SettingError: a source that is empty; or one whose files tell splits apart, and `split` is not one of them.
     """
+    sources = [source] if isinstance(source, str) else source
+    if not sources or "" in sources:
+        raise SettingError("data.source", "it is empty", "Name a file, a folder, a glob or a Hub data set.")
     if source == "demo":
+        if split not in ("train", "validation", "test"):
+            raise SettingError("data.split", f"demo has no rows of split {split!r}", "Set train, validation or test.")
         return [ASSETS / ("train.jsonl" if split == "train" else "validation.jsonl")]
     if isinstance(source, str) and _HUB_ID.fullmatch(source) and not _is_local(source):
         return None
-    files = [file for path in ([source] if isinstance(source, str) else source) for file in _expand(path, split)]
+    files = [file for path in sources for file in _expand(path, split)]
     for file in files:
         if file.suffix.lower() not in READERS:
             fix = f"Give files that end in {', '.join(READERS)}."
@@ -38,15 +44,18 @@ def local_files(source: str | list[str], split: str = "train") -> list[Path] | N
 
 def _is_local(source: str) -> bool:
     """Whether a text that could be a Hub id is a path, or was meant to be one."""
-    return Path(source).exists() or Path(source).suffix.lower() in READERS
+    exists = os.path.exists(source)  # noqa: PTH110 (Path's raises where a name is too long)
+    return exists or Path(source).suffix.lower() in READERS
 
 
 def _expand(source: str, split: str) -> list[Path]:
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 (Path's raises at `~nobody`)
+    if os.path.isdir(path):  # noqa: PTH112 (Path's raises where a name is too long)
         return _folder_files(path, split)
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 (as above)
         return [path]
+    if os.path.islink(path):  # noqa: PTH114 (as above)
+        raise MissingFileError(source, "it is a link that leads nowhere, or to itself", "Name the file itself.")
     if not glob.has_magic(source):
         fix = "Check the path, which is relative to the current folder, or give a Hub id (owner/name)."
         raise MissingFileError(source, "there is no such file or folder", fix)

@@ -17,6 +17,7 @@ from torch import Tensor
 from kyon_pl.batch import Batch
 from kyon_pl.data.datamodule import DialogueDataModule, load_tokenizer
 from kyon_pl.data.histogram import bar_lines, check_png, write_png
+from kyon_pl.data.quality import ODDITIES
 from kyon_pl.data.table import EncodedTable
 from kyon_pl.data.visible import Paint, Span, name_tokens, spans
 from kyon_pl.errors import SettingError
@@ -43,7 +44,6 @@ def preview(data: DialogueDataModule, rows: int = 3, png: str | None = None) -> 
         raise SettingError("--rows", str(rows), "Give 0 or more.")
     if png:
         check_png(Path(png))
-    data.workers = 0  # a few batches come sooner than another process
     data.prepare_data()
     data.setup("fit")
     for line in preview_lines(data, rows, Paint(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))):
@@ -57,13 +57,7 @@ def preview(data: DialogueDataModule, rows: int = 3, png: str | None = None) -> 
 
 def preview_lines(data: DialogueDataModule, rows: int, paint: Paint) -> Iterator[str]:
     """All lines but the last one; `data` is set up."""
-    tokenizer = load_tokenizer(data.tokenizer, data.tokenizer_revision)
-    for row in islice(_shown_rows(data), rows):
-        yield paint.heading(row.heading)
-        tokens = name_tokens(row.ids.tolist(), tokenizer)
-        shown = list(spans(tokens, row.trained.tolist()))
-        yield paint.text(shown + ([Span(f"pad × {row.pads:,}", trained=False, special=True)] if row.pads else []))
-        yield ""
+    yield from _row_lines(data, rows, paint)
     yield paint.heading("what there is")
     yield from _count_lines(data)
     yield ""
@@ -71,6 +65,21 @@ def preview_lines(data: DialogueDataModule, rows: int, paint: Paint) -> Iterator
     yield paint.heading(f"tokens a row: half have up to {np.median(lengths):,.0f}, the longest {lengths.max():,}")
     yield from bar_lines(lengths)
     yield ""
+
+
+def rows_text(data: DialogueDataModule, rows: int) -> str:
+    """The first rows without colours, for a logger; `data` is set up."""
+    return "\n".join(_row_lines(data, rows, Paint(colour=False)))
+
+
+def _row_lines(data: DialogueDataModule, rows: int, paint: Paint) -> Iterator[str]:
+    tokenizer = load_tokenizer(data.tokenizer, data.tokenizer_revision)
+    for row in islice(_shown_rows(data), rows):
+        yield paint.heading(row.heading)
+        tokens = name_tokens(row.ids.tolist(), tokenizer)
+        shown = list(spans(tokens, row.trained.tolist()))
+        yield paint.text(shown + ([Span(f"pad × {row.pads:,}", trained=False, special=True)] if row.pads else []))
+        yield ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class _ShownRow:
 
 def _shown_rows(data: DialogueDataModule) -> Iterator[_ShownRow]:
     """Row by row through the batches of the first epoch."""
-    for number, batch in enumerate(data.train_dataloader(), start=1):
+    for number, batch in enumerate(data.planned_batches(), start=1):
         name = f"{'pack' if data.batching == 'packed' else 'batch'} {number:,}"
         ids, trained = batch.input_ids.flatten(), _trained(batch)
         for place, (start, end, pads) in enumerate(_bounds(data, batch)):
@@ -157,6 +166,8 @@ def _loss_lines(table: EncodedTable) -> Iterator[str]:
     """What was left out, by kind, and what was shortened."""
     for kind, count in Counter(problem.split(":")[0] for problem in table.problems.values()).most_common():
         yield _count("  left out", count, kind)
+    for kind, count in table.odd_counts().items():
+        yield _count("  left out" if kind in table.drop else "  odd, kept", count, ODDITIES[kind])
     if shortened := int(np.count_nonzero(table.cut_tokens)):
         cut = f"to {table.settings.max_tokens:,} tokens; {table.cut_tokens.sum():,} tokens of their contexts left out"
         yield _count("  shortened", shortened, cut)

@@ -41,7 +41,7 @@ def render(context: str, target: str | None = None, template: str = "raw") -> li
         SettingError: there is no such template.
     """
     if template not in TEMPLATES:
-        raise SettingError("template", f"there is no {template!r}", f"Choose one of: {', '.join(TEMPLATES)}.")
+        raise SettingError("data.template", f"there is no {template!r}", f"Choose one of: {', '.join(TEMPLATES)}.")
     # replace and not format: contexts are full of braces
     prompt = Segment(TEMPLATES[template].replace("{context}", context), trained=False)
     return [prompt] if target is None else [prompt, Segment(target, trained=True)]

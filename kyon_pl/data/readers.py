@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,19 @@ def read_rows(path: Path) -> NumberedRows:
         MissingFileError: there is no such file.
         DataError: the file as a whole cannot be read.
     """
-    if not path.is_file():
-        raise MissingFileError(
-            str(path), "there is no such file", "Check the path; it is relative to the current folder."
-        )
     must_exist(path)
     return READERS[path.suffix.lower()](path)
 
 
 def must_exist(path: Path) -> None:
-    """Complain of a file that is not there.
+    """Complain of a file that is not there, or of what is none: a pipe would be waited for, for ever.
 
     Raises:
-        MissingFileError: it is not.
+        MissingFileError: there is nothing of this name.
+        DataError: a folder, a pipe or a device has it.
     """
+    if path.exists() and not path.is_file():
+        raise DataError(str(path), "it is no regular file", "Write the rows into a file, and name that.")
     if not path.is_file():
         fix = "Check the path; it is relative to the current folder."
         raise MissingFileError(str(path), "there is no such file", fix)
@@ -78,7 +78,7 @@ def _json_values(line: bytes) -> Iterator[Any]:
     except UnicodeDecodeError as error:
         yield Unreadable(f"not UTF-8: {error.reason} at byte {error.start + 1}")
         return
-    decoder, start = json.JSONDecoder(), 0
+    decoder, start = json.JSONDecoder(object_pairs_hook=_object), 0
     while start < len(text):
         try:
             value, end = decoder.raw_decode(text, start)
@@ -92,18 +92,35 @@ def _json_values(line: bytes) -> Iterator[Any]:
         start = _SPACE.match(text, end).end()  # type: ignore[union-attr]
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of two values under one name, nothing tells which was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"two values of {_repeated([name for name, _ in pairs])!r}")
+    return found
+
+
+def _repeated(names: list[str]) -> str | None:
+    """The first name that stands there twice; None if there is none."""
+    return next((name for place, name in enumerate(names) if name in names[:place]), None)
+
+
 def _json(path: Path) -> NumberedRows:
     """An array of rows, or JSON lines under another name."""
     with path.open("rb") as file:
         if not file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             yield from json_lines(path)
             return
+    fix = "Correct the file, or write one row a line (.jsonl)."
     try:
-        yield from enumerate(json.loads(path.read_bytes()), start=1)
-    except ValueError as error:
-        raise DataError(
-            str(path), f"broken JSON: {error}", "Correct the file, or write one row a line (.jsonl)."
-        ) from None
+        yield from enumerate(json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object), start=1)
+    except UnicodeDecodeError as error:
+        raise DataError(str(path), f"not UTF-8: {error.reason} at byte {error.start + 1}", fix) from None
+    except json.JSONDecodeError as error:
+        found = f"broken JSON: {error.msg} at character {error.colno}"
+        raise DataError(f"{path}, line {error.lineno}", found, fix) from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
+        raise DataError(str(path), f"broken JSON: {error}", fix) from None
 
 
 def _csv(path: Path) -> NumberedRows:
@@ -111,10 +128,17 @@ def _csv(path: Path) -> NumberedRows:
     start = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            start = rows.line_num if rows.fieldnames else 0
-            for row in rows:
-                yield start + 1, Unreadable("more cells than columns") if None in row else row
+            rows = csv.reader(file, strict=True)
+            header = next(filter(None, rows), [])
+            if name := _repeated([name for name in header if name.strip()]):
+                raise DataError(
+                    f"{path}, line {rows.line_num}", f"two columns are called {name!r}", "Rename one of them."
+                )
+            start = rows.line_num
+            for cells in rows:
+                if cells:
+                    fits = len(cells) <= len(header)
+                    yield start + 1, dict(zip_longest(header, cells)) if fits else Unreadable("more cells than columns")
                 start = rows.line_num
     except UnicodeDecodeError as error:
         raise DataError(str(path), f"not UTF-8: {error.reason}", "Save it as UTF-8 (`CSV UTF-8` in Excel).") from None
@@ -126,10 +150,13 @@ def _csv(path: Path) -> NumberedRows:
 def _parquet(path: Path) -> NumberedRows:
     try:
         with ParquetFile(path) as file:
+            if name := _repeated(file.schema_arrow.names):
+                raise DataError(str(path), f"two columns are called {name!r}", "Rename one of them.")
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
             yield from enumerate((row for rows in batches for row in rows), start=1)
-    except (ArrowInvalid, OSError) as error:
-        raise DataError(str(path), f"no readable Parquet file: {error}", "Download or write the file again.") from None
+    except (ArrowInvalid, OSError, UnicodeDecodeError, OverflowError) as error:  # the last: dates that Python has not
+        found = f"no readable Parquet file: {str(error).strip().partition(chr(10))[0]}"
+        raise DataError(str(path), found, "Download or write the file again.") from None
 
 
 READERS: dict[str, Callable[[Path], NumberedRows]] = {

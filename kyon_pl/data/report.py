@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from kyon_pl.data.collate import LabelBoundary
+from kyon_pl.data.quality import ODDITIES
 from kyon_pl.data.rows import TokenRows, Use
 from kyon_pl.data.table import EncodedTable
+from kyon_pl.errors import MachineError
+from kyon_pl.logs import from_here
 
 EOS_TOKEN_ID = 2
 log = logging.getLogger("kyon_pl.data")
@@ -44,6 +48,30 @@ def report(tables: list[EncodedTable], shares: Mapping[Use, TokenRows], boundary
         _report_split(shares["train"], shares["validation"])
 
 
+def list_bad_rows(path: Path, tables: list[EncodedTable]) -> None:
+    """Write a line for each bad or odd row, with its file and line.
+
+    Args:
+        path: JSONL; its folder is made if need be.
+        tables: all that was read.
+
+    Raises:
+        MachineError: nothing can be written there.
+    """
+    lines = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for table in tables:
+                for row in table.bad_and_odd_rows():
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    lines += 1
+    except OSError as error:
+        fix = "Name a file that can be written, or leave data.bad_rows_file out."
+        raise MachineError("data.bad_rows_file", f"{path} cannot be written ({error.strerror})", fix) from None
+    log.info("data: %s bad and odd rows listed in %s", f"{lines:,}", from_here(path))
+
+
 def _report_table(table: EncodedTable) -> None:
     files = table.rows.files
     names = ", ".join(Path(file).name if Path(file).is_file() else file for file in files[:3]) + (
@@ -54,6 +82,7 @@ def _report_table(table: EncodedTable) -> None:
         log.warning("data: %s of them left out: %s", f"{len(table.problems):,}", table.kinds())
         for example in table.examples():
             log.warning("data:   %s", example)
+    _report_odd_rows(table)
     unended = table.rows.count_without_end(EOS_TOKEN_ID) if table.settings.append_eos else 0
     if unended:
         text = "data: %s rows of ids do not end with the end of sequence (%d): the model will not learn to stop there"
@@ -62,6 +91,14 @@ def _report_table(table: EncodedTable) -> None:
     if shortened:
         text = "data: %s of them shortened to %s tokens: the oldest text of their contexts, %s tokens in all, left out"
         log.info(text, f"{shortened:,}", f"{table.settings.max_tokens:,}", f"{table.cut_tokens.sum():,}")
+
+
+def _report_odd_rows(table: EncodedTable) -> None:
+    for kind, count in table.odd_counts().items():
+        fate = "left out" if kind in table.drop else f"kept; data.drop: [{kind}] leaves them out"
+        log.info("data: %s of them are %s (%s)", f"{count:,}", ODDITIES[kind], fate)
+    if left_out := len(table.good) - len(table.kept):
+        log.warning("data: %s odd rows left out in all (data.drop)", f"{left_out:,}")
 
 
 def _report_split(train: TokenRows, validation: TokenRows) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from kyon_pl.batch import PromptBatch
 from kyon_pl.data.batching import MicroBatch
 from kyon_pl.data.collate import LabelBoundary, Row, first_label
+from kyon_pl.data.prompt import Context
 from kyon_pl.data.table import EncodedTable
 
 Use = Literal["train", "validation", "test", "predict"]
@@ -79,12 +80,14 @@ class Prompt:
         text: the context; empty if the row came as ids.
         reference: the row's own target; empty if it has none or came as ids.
         row_number: its place in the table.
+        memories: what stands between system prompt and question; none if the row came as ids.
     """
 
     input_ids: list[int]
     text: str
     reference: str
     row_number: int
+    memories: tuple[str, ...]
 
 
 class PromptRows(Dataset[Prompt]):
@@ -108,7 +111,8 @@ class PromptRows(Dataset[Prompt]):
         number = int(self.rows.numbers[self.places[place]])
         texts = self.rows.table.rows.dataset[number]
         ids = row["input_ids"][: row["seq_len"]].tolist()
-        return Prompt(ids, texts["context"], texts["target"] or "", number)
+        memories = Context.parse(texts["context"]).middle
+        return Prompt(ids, texts["context"], texts["target"] or "", number, memories)
 
 
 def collate_prompts(prompts: list[Prompt]) -> PromptBatch:
@@ -118,4 +122,5 @@ def collate_prompts(prompts: list[Prompt]) -> PromptBatch:
         prompts=[prompt.text for prompt in prompts],
         references=[prompt.reference for prompt in prompts],
         row_numbers=[prompt.row_number for prompt in prompts],
+        memories=[prompt.memories for prompt in prompts],
     )

@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetBuildError, DatasetGenerationError
 from kyon_pl.data import checks, readers
 from kyon_pl.data.checks import ColumnNames, check_columns, check_row
 from kyon_pl.data.files import local_files
-from kyon_pl.errors import DataError, KyonError, SettingError
+from kyon_pl.errors import DataError, KyonError, MachineError, SettingError
 from kyon_pl.hub import from_hub
 
 ROW_FEATURES = Features(
@@ -100,9 +100,20 @@ def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes:
         MissingFileError: there is no such file, folder or Hub data set, or the Hub cannot be reached.
         DataError: a column is nowhere to be found, or a file has no rows or cannot be read at all.
         SettingError: a split or configuration that the source does not have.
+        MachineError: nothing can be written into `cache_dir`.
     """
     files = local_files(settings.source, settings.split)
+    if cache_dir:
+        _make_cache(Path(cache_dir))
     return _load_hub(settings, cache_dir) if files is None else _load_files(files, settings, cache_dir, processes)
+
+
+def _make_cache(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "Name a folder that can be made and written to, or unset it."
+        raise MachineError("data.cache_dir", f"{folder} cannot be used ({error.strerror})", fix) from None
 
 
 def digest(*parts: object) -> str:

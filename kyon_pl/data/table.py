@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
-from kyon_pl.data import encode, prompt
+from kyon_pl.data import encode, prompt, quality
 from kyon_pl.data.encode import EncodeSettings, Tokenizer, encode_columns
 from kyon_pl.data.sources import Rows, code_digest, digest
 from kyon_pl.errors import DataError, SettingError
@@ -27,6 +28,8 @@ ENCODED_FEATURES = Features(
         "cut_tokens": Value("int32"),
         "problem": Value("string"),
         "question": Value("int64"),
+        "odd": Value("int32"),  # kyon_pl.data.quality.bits, without duplicates
+        "row_hash": Value("int64"),
     }
 )
 _SHOWN_BAD_ROWS = 5
@@ -49,11 +52,13 @@ class EncodedTable:
         rows: as they came.
         encoded: with the columns of `ENCODED_FEATURES`.
         settings: how they were encoded.
+        drop: kinds of odd rows that are not used.
     """
 
     rows: Rows
     encoded: Dataset
     settings: EncodeSettings
+    drop: tuple[quality.Oddity, ...] = ()
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -88,10 +93,35 @@ class EncodedTable:
                 crc = zlib.crc32(values.to_numpy(zero_copy_only=False).tobytes(), crc)
         return zlib.crc32(self.tokens.tobytes(), crc)
 
+    def first_row_beyond(self, vocabulary_size: int) -> int | None:
+        """The number of the first row with an id that a vocabulary does not have; None if there is none."""
+        if (pc.max(pc.list_flatten(self.encoded.data.column("input_ids"))).as_py() or 0) < vocabulary_size:
+            return None
+        return next(i for i, ids in enumerate(self.encoded["input_ids"]) if max(ids, default=0) >= vocabulary_size)
+
     @cached_property
     def good(self) -> NDArray[np.int64]:
         """The numbers of the rows that can be used."""
         return np.flatnonzero(self.tokens)
+
+    @cached_property
+    def odd(self) -> NDArray[np.int64]:
+        """(rows,) what is odd about each row, as `kyon_pl.data.quality.bits`; 0 in bad ones."""
+        odd: NDArray[np.int64] = np.where(self.tokens > 0, _numpy(self.encoded.data.column("odd")), 0)
+        hashes = _numpy(self.encoded.data.column("row_hash"))[self.good]
+        odd[self.good[quality.repeated(hashes)]] |= quality.bits(["duplicate"])
+        return odd
+
+    @cached_property
+    def kept(self) -> NDArray[np.int64]:
+        """The numbers of the good rows that are not of a kind to drop."""
+        dropped = self.odd[self.good] & quality.bits(self.drop) > 0
+        return np.asarray(self.good[~dropped])
+
+    def odd_counts(self) -> dict[quality.Oddity, int]:
+        """How many rows there are of each kind that occurs; a row may be of several."""
+        counts = {kind: int(np.count_nonzero(self.odd & quality.bits([kind]))) for kind in quality.ODDITIES}
+        return {kind: count for kind, count in counts.items() if count}
 
     @cached_property
     def problems(self) -> dict[int, str]:
@@ -105,6 +135,20 @@ class EncodedTable:
         chosen = self.problems.values() if numbers is None else [self.problems[number] for number in numbers]
         counts = Counter(problem.split(":")[0] for problem in chosen)
         return ", ".join(f"{count:,} × {kind}" for kind, count in counts.most_common())
+
+    def bad_and_odd_rows(self) -> Iterator[dict[str, str | int | bool | list[quality.Oddity]]]:
+        """File, line and what is wrong, of each bad or odd row, in their order."""
+        for number in np.flatnonzero((self.tokens == 0) | (self.odd > 0)).tolist():
+            odd = int(self.odd[number])
+            row = self.rows.dataset[number]
+            yield {
+                "file": self.rows.files[row["file"]],
+                "line": row["row"],
+                "left_out": bool(number in self.problems or odd & quality.bits(self.drop)),
+                "problem": self.problems.get(number, ""),
+                "odd": quality.names(odd),
+                "target": (row["target"] or "")[:80],
+            }
 
     def examples(self) -> list[str]:
         """Place and problem of the first few bad rows."""
@@ -136,7 +180,11 @@ class EncodedTable:
 
 
 def encode_rows(
-    rows: Rows, tokenizer: CacheableTokenizer | None, settings: EncodeSettings, processes: int
+    rows: Rows,
+    tokenizer: CacheableTokenizer | None,
+    settings: EncodeSettings,
+    processes: int,
+    drop: Sequence[quality.Oddity] = (),
 ) -> EncodedTable:
     """Encode all rows of a source, or take them from the cache if neither rows, tokenizer nor settings changed.
 
@@ -145,6 +193,7 @@ def encode_rows(
         tokenizer: not needed if all rows carry ids.
         settings: how to encode.
         processes: the most to work with; few rows take fewer.
+        drop: kinds of odd rows that are not used.
 
     Raises:
         SettingError: rows of text, and no tokenizer.
@@ -153,7 +202,7 @@ def encode_rows(
         found = "null, and there are rows of text to encode"
         raise SettingError("data.tokenizer", found, "Name the folder or Hub id of a tokenizer, or give rows of ids.")
     vocabulary = tokenizer.fingerprint if tokenizer else ""
-    code = code_digest(encode.__file__, prompt.__file__)
+    code = code_digest(encode.__file__, prompt.__file__, quality.__file__)
     workers = min(processes, len(rows.dataset) // _ROWS_PER_PROCESS)
     encoded = rows.dataset.map(
         encode_columns,
@@ -165,7 +214,7 @@ def encode_rows(
         new_fingerprint=digest("encoded", rows.fingerprint, vocabulary, settings, code),
         desc="encoding rows",
     )
-    return EncodedTable(rows, encoded, settings)
+    return EncodedTable(rows, encoded, settings, tuple(drop))
 
 
 def _numpy(column: object) -> NDArray[np.int64]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from kyon_pl.errors import CheckpointError, SettingError
+from kyon_pl.lora.family import check_family, check_targets
+from kyon_pl.lora.saved import check_fit, read_adapter
+
+log = logging.getLogger(__name__)
 
 
 def reference_lora() -> LoraConfig:
@@ -26,22 +33,34 @@ def attach_lora(base: PreTrainedModel, config: LoraConfig, base_name: str) -> Pe
         base_name: what an adapter made here names as its base (a Hub id or a folder).
 
     Raises:
-        SettingError: LoRA settings that train base weights (`bias`, `modules_to_save`) or that fit no layer of the
-            model.
+        SettingError: LoRA settings that do not leave the base as it is or that need data (see `family`), or that fit
+            no layer of the model.
     """
-    if config.bias != "none" or config.modules_to_save:
-        raise SettingError(
-            where="model.lora",
-            found=f"bias={config.bias!r}, modules_to_save={config.modules_to_save!r}: that would train base weights",
-            fix="Leave bias at 'none' and modules_to_save unset; target_modules may name more layers instead",
-        )
+    check_family(config)
+    check_numbers(config)
     config.task_type = TaskType.CAUSAL_LM
     try:
         model = get_peft_model(base, config)
-    except ValueError as error:
+    except (ValueError, re.error) as error:  # re.error: target_modules as a pattern
         raise SettingError(where="model.lora", found=str(error), fix="Correct the LoRA settings") from error
+    check_targets(model)
     config.base_model_name_or_path = base_name
     return model
+
+
+def check_numbers(config: LoraConfig) -> None:
+    """Refuse numbers with which nothing, or nothing sensible, would be learnt; PEFT takes most of them.
+
+    Raises:
+        SettingError: it names the key.
+    """
+    for key, value, possible, fix in (
+        ("r", config.r, config.r >= 1, "Set 1 or more; 16 is usual."),
+        ("lora_alpha", config.lora_alpha, 0 < config.lora_alpha < math.inf, "Set more than 0; twice r is usual."),
+        ("lora_dropout", config.lora_dropout, 0 <= config.lora_dropout < 1, "Set 0, or up to 1."),
+    ):
+        if not possible:
+            raise SettingError(f"model.lora.{key}", f"{value} is impossible", fix)
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftModel:
@@ -49,21 +68,32 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
 
     Args:
         base: the frozen model, in the compute precision.
-        folder: a PEFT folder; its own `adapter_config.json` decides rank, targets and dropout.
+        folder: a PEFT folder of any version of PEFT; its own `adapter_config.json` decides rank, targets and dropout.
         base_name: what an adapter made here names as its base.
 
     Raises:
-        CheckpointError: the adapter was made for another model, or its files do not fit together.
+        MissingFileError: the folder holds no adapter.
+        CheckpointError: the adapter was made for another model, cannot be read, is of a kind that is refused, or its
+            files do not fit together.
     """
+    config, state = read_adapter(folder)
+    made_for = config.base_model_name_or_path
+    if made_for and Path(made_for).name != Path(base_name).name:
+        log.warning("adapter %s was made for %s, and the base here is %s", folder, made_for, base_name)
+    config.base_model_name_or_path = None  # PEFT would warn that it differs from the base's own name
+    config.task_type = TaskType.CAUSAL_LM
     try:
-        model = PeftModel.from_pretrained(base, folder, is_trainable=True)
-    except (ValueError, RuntimeError, KeyError) as error:
+        model = get_peft_model(base, config)
+        check_targets(model)
+    except (ValueError, TypeError, re.error) as error:  # TypeError: a setting of another kind
         raise CheckpointError(
             where=f"adapter {folder}",
             found=str(error).splitlines()[0],
             fix="Use an adapter that was made for this base",
         ) from error
-    model.peft_config["default"].base_model_name_or_path = base_name
+    check_fit(folder, model, state)
+    set_peft_model_state_dict(model, state)
+    config.base_model_name_or_path = base_name
     return model
 
 

@@ -10,22 +10,28 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from safetensors import SafetensorError
 
+from kyon_pl.chatglm2.checkpoint import UNREADABLE, why_unreadable
 from kyon_pl.errors import CheckpointError, MachineError
+from kyon_pl.logs import from_here
 from kyon_pl.training.contents import CONTENTS, check_contents, contents_of
+from kyon_pl.training.fingerprint import FINGERPRINT
+
+log = logging.getLogger(__name__)
 
 MARKER = "COMPLETE"
 ADAPTER = "adapter_model.safetensors"
+STOPPING = "stopping"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
@@ -71,6 +77,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError, SafetensorError) as error:
             remove_unfinished(file.parent)
             raise explain_disk_error(error, file) from error
+        log.info("checkpoint: %s", from_here(file))
 
     def _write(self, checkpoint: dict[str, Any], file: Path, beside: Path, folder_beside: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +88,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, beside)
         marker = {
             "step": checkpoint["global_step"],
-            "resumable": "optimizer_states" in checkpoint,
+            "resumable": "optimizer_states" in checkpoint and not checkpoint.get(STOPPING),
             "checkpoint": _size_and_hash(beside),
             "adapter": _size_and_hash(folder_beside / ADAPTER),
         }
@@ -127,13 +134,18 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+    except UNREADABLE as error:
         raise CheckpointError(
             where=f"checkpoint {path}",
-            found=f"it cannot be read ({said})",
+            found=f"it cannot be read ({why_unreadable(error)})",
             fix="Use an older checkpoint of the run; this one may be cut short",
         ) from error
+    if not isinstance(checkpoint, dict):
+        found = f"it holds a {type(checkpoint).__name__} in place of a run's state"
+        raise CheckpointError(f"checkpoint {path}", found, "Use a checkpoint that kyon-pl fit has made")
+    for part in ("state_dict", CONTENTS, FINGERPRINT):
+        if not isinstance(checkpoint.get(part, {}), dict):
+            raise CheckpointError(f"checkpoint {path}: {part}", "it is no dictionary", "Use another checkpoint")
     check_contents(checkpoint)
     return checkpoint
 
@@ -213,7 +225,7 @@ def explain_disk_error(error: Exception, file: Path) -> MachineError:
     free_bytes = shutil.disk_usage(folder).free
     number, said = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
     last = "the same command then goes on from the last checkpoint, which is still whole"
-    if number in (errno.ENOSPC, errno.EDQUOT) or free_bytes < 1 << 20:
+    if number in (errno.ENOSPC, errno.EDQUOT) or (number is None and free_bytes < 1 << 20):
         found = f"the disk is full ({free_bytes / 2**20:,.1f} MiB are free)"
         return MachineError(str(file), found, f"Make room there; {last}")
     found = f"it cannot be written ({said or str(error).splitlines()[0]})"
@@ -221,12 +233,17 @@ def explain_disk_error(error: Exception, file: Path) -> MachineError:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder where nothing may be written; TensorBoard's writer would fail later, in a thread of its own.
+    """Make a folder, and refuse one where nothing may be written; TensorBoard's writer would fail later, in a thread of
+    its own.
 
     Raises:
-        MachineError: it is, or it would have to be made, in such a place.
+        MachineError: it cannot be made, or not be written to.
     """
-    if not os.access(_existing(folder.absolute()), os.W_OK):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_disk_error(error, folder / "checkpoints") from error
+    if not os.access(folder, os.W_OK):
         raise explain_disk_error(PermissionError(errno.EACCES, "nothing may be written there"), folder / "checkpoints")
 
 

@@ -16,11 +16,11 @@ FINGERPRINT = "fingerprint"
 SHOWN_KEYS = 5
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 
-# settings of where a run takes place and what is seen of it; how many devices there really are is compared instead of
-# what was asked for, and what the tokenizer made of the rows instead of the tokenizer
+# settings of where a run takes place and what is seen of it; how many micro-batches a step has is compared instead
+# of the devices that were asked for, and what the tokenizer made of the rows instead of the tokenizer
 _WITHOUT_EFFECT = re.compile(
-    r"config|ckpt_path|weights_only|auto_resume|allow_changed_settings|replies\..*"
-    r"|trainer\.(accelerator|devices|num_nodes|logger|log_every_n_steps|enable_.*|default_root_dir|profiler|plugins"
+    r"config|ckpt_path|weights_only|auto_resume|allow_changed_settings|replies\..*|held_out(\..*)?"
+    r"|trainer\.(accelerator|devices|num_nodes|strategy|logger|log_every_n_steps|enable_.*|default_root_dir|profiler|plugins"
     r"|num_sanity_val_steps|limit_test_batches|limit_predict_batches|inference_mode|use_distributed_sampler)(\..*)?"
     r"|data\.(workers|processes|cache_dir|test_source|test_split|predict_source|seed|tokenizer|tokenizer_revision)"
     r"|model\.max_new_tokens"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,19 +17,36 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import LoraConfig, PeftModel
 from torchmetrics import MeanMetric
 
-from kyon_pl.batch import Batch, PromptBatch, Workload
+from kyon_pl.adapters import find_adapter
+from kyon_pl.batch import Batch, IdSource, PromptBatch, Workload
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLMTokenizer
 from kyon_pl.chatglm2.attention import choose_attention
 from kyon_pl.chatglm2.checkpoint import load_base, random_base
+from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.generation import generate_replies
+from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.errors import CheckpointError, SettingError
-from kyon_pl.hub import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, fetch_config, fetch_model
+from kyon_pl.hub import MODEL_FILES, TOKENIZER_FILES, fetch_config, fetch_model
 from kyon_pl.lora import attach_lora, frozen_dtype, load_adapter, reference_lora, trainable_names, write_adapter
+from kyon_pl.lora.family import check_family
+from kyon_pl.lora.saved import read_adapter
 from kyon_pl.training.contents import check_state_to_train_on
 from kyon_pl.training.fingerprint import fingerprint_of_adapter, fingerprint_of_base
 from kyon_pl.training.schedule import LinearDecay, ScheduleCallable
 
 log = logging.getLogger(__name__)
+
+
+class GeneratedReply(NamedTuple):
+    """What the model said, as text.
+
+    Attributes:
+        text: without special tokens.
+        stopped: the model ended it by itself, before the limit.
+    """
+
+    text: str
+    stopped: bool
 
 
 class Perplexity(MeanMetric):
@@ -52,7 +69,8 @@ class ChatGLM2LoRA(LightningModule):
         revision: branch, tag or commit of `base` on the Hub.
         random_config: with `base: random`, a `config.json` or its folder that gives the shape; unset, the shape of 6B.
         lora: PEFT's own LoRA settings; unset, r=16, alpha=32, dropout 0.05 on `query_key_value`.
-        adapter: Hub id or folder of a PEFT adapter to start from; its own settings then take the place of `lora`.
+        adapter: a PEFT adapter to start from: its folder, a run folder, of which the best is taken, or a Hub id; its
+            own settings then take the place of `lora`.
         gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: a
             third more work, a fraction of the memory.
         attention: `auto` takes the fastest that fits device, precision and batches, and says which and why at the
@@ -80,6 +98,8 @@ class ChatGLM2LoRA(LightningModule):
         max_new_tokens: int = 256,
     ) -> None:
         super().__init__()
+        if max_new_tokens < 1:
+            raise SettingError("model.max_new_tokens", f"{max_new_tokens} is too low", "Set 1 or more.")
         self.base = base
         self.revision = revision
         self.random_config = random_config
@@ -104,11 +124,26 @@ class ChatGLM2LoRA(LightningModule):
     def base_config(self) -> ChatGLM2Config:
         """The shape of the base; from the Hub this fetches its config.json, one kilobyte."""
         if self.base == "random":
-            return ChatGLM2Config.from_pretrained(self.random_config) if self.random_config else ChatGLM2Config()
-        return ChatGLM2Config.from_pretrained(fetch_config(self.base, self.revision).parent)
+            return read_config(Path(self.random_config)) if self.random_config else ChatGLM2Config()
+        return read_config(fetch_config(self.base, self.revision))
+
+    @cached_property
+    def adapter_folder(self) -> Path | None:
+        """Of the adapter to start from; from the Hub it is downloaded."""
+        return find_adapter(self.adapter) if self.adapter else None
 
     def prepare_data(self) -> None:
-        """Download the base once a machine."""
+        """Download adapter and base once a machine; what is wrong with the former is said before 12 GB are there.
+
+        Raises:
+            SettingError: a kind of LoRA that is refused (see `lora.family`).
+            CheckpointError: an adapter that cannot be read, or is refused.
+            MissingFileError: no such base or adapter.
+        """
+        if self.adapter_folder:
+            read_adapter(self.adapter_folder)
+        else:
+            check_family(self.lora)
         if self.base != "random":
             fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
 
@@ -128,15 +163,17 @@ class ChatGLM2LoRA(LightningModule):
         log.info("attention: %s (%s)", attention, reason)
         log.info("base: %s in %s on %s", self.base, str(dtype).removeprefix("torch."), device)
         if self.base == "random":
+            self._check_ids()
             base = random_base(self.base_config, dtype=dtype, device=device, attn_implementation=attention)
         else:
             folder = fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
-            base = load_base(folder, dtype=dtype, device=device, attn_implementation=attention)
             if (folder / "tokenizer.model").is_file():
-                self.tokenizer = ChatGLMTokenizer.from_pretrained(folder)
-        if self.adapter:
-            folder = fetch_model(self.adapter, None, patterns=ADAPTER_FILES)
-            self.model = load_adapter(base, folder, self.base)
+                self.tokenizer = read_tokenizer(folder)
+                check_vocabulary(folder, self.tokenizer, self.base_config)
+            self._check_ids()
+            base = load_base(folder, dtype=dtype, device=device, attn_implementation=attention)
+        if self.adapter_folder:
+            self.model = load_adapter(base, self.adapter_folder, self.base)
         else:
             self.model = attach_lora(base, self.lora, self.base)
         if self.gradient_checkpointing:
@@ -148,16 +185,25 @@ class ChatGLM2LoRA(LightningModule):
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         log.info("LoRA: %s trained parameters, %.1f MB in float32", f"{trained:,}", trained * 4 / 1e6)
 
+    def _check_ids(self) -> None:
+        if isinstance(data := self.trainer.datamodule, IdSource):  # type: ignore[attr-defined]
+            data.check_ids(self.base_config.padded_vocab_size)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The injected optimizer over the trained parameters, and the injected schedule over the whole run.
 
         Raises:
-            SettingError: a fused optimizer together with 16-mixed and gradient clipping, which Lightning cannot do.
+            SettingError: numbers that the optimizer cannot work with; a fused optimizer together with 16-mixed and
+                gradient clipping, which Lightning cannot do.
         """
         assert self.model is not None
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         assert all(parameter.dtype == torch.float32 for parameter in parameters)
-        optimizer = self.make_optimizer(parameters)
+        try:
+            optimizer = self.make_optimizer(parameters)
+        except ValueError as error:  # torch's optimizers refuse what is below zero
+            raise SettingError("model.optimizer.init_args", str(error), "Correct this number.") from error
+        check_optimizer(optimizer)
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val and optimizer.defaults.get("fused"):
             raise SettingError(
                 where="model.optimizer.init_args.fused",
@@ -181,6 +227,9 @@ class ChatGLM2LoRA(LightningModule):
         epochs = trainer.max_epochs or -1
         by_epochs = workload.steps_per_epoch * epochs if epochs > 0 else math.inf
         by_steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
+        if math.isinf(by_epochs) and math.isinf(by_steps):
+            fix = "Set one of them: the learning rate falls towards the end of the run."
+            raise SettingError("trainer.max_epochs", "this run has no end, nor by trainer.max_steps", fix)
         return int(min(by_epochs, by_steps))
 
     def loss(self, batch: Batch, num_items_in_batch: float | None) -> torch.Tensor:
@@ -248,14 +297,37 @@ class ChatGLM2LoRA(LightningModule):
         """
         if self.model is None or self.tokenizer is None:
             raise SettingError("model.base", "a random base has no tokenizer to read replies with", "Name a real base")
-        replies = generate_replies(self.model, batch.input_ids, max_new_tokens=self.max_new_tokens)
-        texts = [self.tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in replies]
+        replies = self.reply(batch, max_new_tokens=self.max_new_tokens)
         return [
-            {"row": row, "prompt": prompt, "reply": text, "reference": reference, "stopped": reply.stopped}
-            for row, prompt, text, reference, reply in zip(
-                batch.row_numbers, batch.prompts, texts, batch.references, replies, strict=True
+            {"row": row, "prompt": prompt, "reply": reply.text, "reference": reference, "stopped": reply.stopped}
+            for row, prompt, reference, reply in zip(
+                batch.row_numbers, batch.prompts, batch.references, replies, strict=True
             )
         ]
+
+    def reply(
+        self,
+        batch: PromptBatch,
+        *,
+        max_new_tokens: int,
+        rows_per_batch: int = 16,
+        on_batch: Callable[[int], object] = lambda prompts: None,
+    ) -> list[GeneratedReply]:
+        """Greedy replies to any number of prompts; the base has a tokenizer.
+
+        Args:
+            batch: the prompts.
+            max_new_tokens: the longest reply, in tokens.
+            rows_per_batch: prompts that are replied to at once.
+            on_batch: told after these how many they were.
+        """
+        assert self.model is not None
+        assert self.tokenizer is not None
+        replies = generate_replies(
+            self.model, batch.input_ids, max_new_tokens=max_new_tokens, batch_size=rows_per_batch, on_batch=on_batch
+        )
+        texts = [self.tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in replies]
+        return [GeneratedReply(str(text), reply.stopped) for text, reply in zip(texts, replies, strict=True)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; the base is 12 GB that every user has already."""
@@ -290,8 +362,8 @@ class ChatGLM2LoRA(LightningModule):
         else:
             patterns = [*MODEL_FILES, *TOKENIZER_FILES]
             found = fingerprint_of_base(fetch_model(self.base, self.revision, patterns=patterns))
-        if self.adapter:
-            found |= fingerprint_of_adapter(fetch_model(self.adapter, None, patterns=ADAPTER_FILES))
+        if self.adapter_folder:
+            found |= fingerprint_of_adapter(self.adapter_folder)
         return found
 
     def write_adapter(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -305,3 +377,29 @@ class ChatGLM2LoRA(LightningModule):
         write_adapter(self.model, {name.removeprefix("model."): value for name, value in state.items()}, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+
+def check_vocabulary(folder: Path, tokenizer: ChatGLMTokenizer, config: ChatGLM2Config) -> None:
+    """Refuse a tokenizer with ids that the base has no embedding for.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    if tokenizer.vocab_size > config.padded_vocab_size:
+        raise CheckpointError(
+            where=str(folder / "tokenizer.model"),
+            found=f"{tokenizer.vocab_size:,} ids, and by config.json the base has {config.padded_vocab_size:,}",
+            fix="Use tokenizer, config.json and weights of one and the same base",
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse numbers that are not finite, which torch takes.
+
+    Raises:
+        SettingError: it names the key.
+    """
+    for key, value in optimizer.defaults.items():
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, int | float)):
+            raise SettingError(f"model.optimizer.init_args.{key}", f"{value} is not finite", "Set a finite number.")

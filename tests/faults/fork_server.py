@@ -4,7 +4,8 @@ seconds of imports first.
 It reads requests from standard input and answers on standard output, one JSON object a line:
 
     {"words": [...], "folder": ..., "log": ..., "environments": [{...}, ...]}  ->  [pid, ...]
-        `kyon-pl WORDS` in that folder, once for each environment, all in one process group that the first one leads
+        `kyon-pl WORDS` in that folder, once for each environment, all in one process group that the first one leads;
+        of an environment, PYTHONPATH comes first where packages are looked for, and MORE_WORDS behind the words
     {"wait": [pid, ...]}  ->  [status, ...]
         as subprocess has them: negative for a signal
 """
@@ -50,7 +51,9 @@ def become(request: dict[str, Any], environment: dict[str, str]) -> None:
     for ours, theirs in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(ours, theirs)
     os.environ.update(environment)
-    sys.argv = [str(Path(sys.executable).with_name("kyon-pl")), *request["words"]]
+    sys.path[:0] = [environment["PYTHONPATH"]] if "PYTHONPATH" in environment else []
+    words = [*request["words"], *environment.get("MORE_WORDS", "").split()]
+    sys.argv = [str(Path(sys.executable).with_name("kyon-pl")), *words]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ hook and `late` is behind them; the number counts micro-batches, epochs or optim
 `NUMBERS`). The process group of the run is killed, all ranks and loader workers at once, unless a rank and a signal
 are given: then that rank, or `all`, sends itself that signal, so many times.
 
+In place of a signal, `OOM` raises torch's error for it, and `SLEEP` sleeps so many seconds.
+
 `KILL_IN_SAVE` is `NUMBER MICROSECONDS`: the group is killed so long after the file operation of that number, counted
 from 1, that training does in the folder of checkpoints, that is, inside a save.
 """
@@ -15,9 +17,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -45,7 +49,12 @@ class KillEarly(Callback):
                 os.killpg(0, signal.SIGKILL)
             return
         rank, name, times = rest
-        for _ in range(int(times) if rank in (str(trainer.global_rank), "all") else 0):
+        meant = rank in (str(trainer.global_rank), "all")
+        if meant and name == "SLEEP":
+            time.sleep(int(times))
+        elif meant and name == "OOM":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        for _ in range(int(times) if meant and name.startswith("SIG") else 0):
             os.kill(os.getpid(), signal.Signals[name])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -24,6 +24,7 @@ ROWS, VALIDATION_ROWS, LONGEST_ROW = 34, 6, 40  # LONGEST_ROW: tokens
 EPOCHS, ACCUMULATE = 3, 2
 BATCHES = 9  # micro-batches of an epoch over all ranks, padded or packed; of two ranks the second ends with a dummy
 SHAPE = {
+    "model_type": "chatglm",
     "num_layers": 2,
     "padded_vocab_size": 96,
     "hidden_size": 32,
@@ -41,11 +42,13 @@ class Way:
     Attributes:
         batching: `padded` validates in the middle of an epoch, at step 2 and every second one, where a checkpoint is
             due too; `packed` validates at the end of an epoch.
+        accumulate: micro-batches of one process in an optimizer step.
     """
 
     processes: int = 1
     precision: str = "32-true"
     batching: str = "padded"
+    accumulate: int = ACCUMULATE
 
     def __str__(self) -> str:
         return f"{self.processes}-{self.precision}-{self.batching}"
@@ -58,7 +61,7 @@ class Way:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps."""
-        return -(-self.batches_per_epoch // ACCUMULATE)
+        return -(-self.batches_per_epoch // self.accumulate)
 
     def config(self) -> dict[str, Any]:
         """The YAML of fit."""
@@ -68,10 +71,10 @@ class Way:
             "strategy": "ddp" if self.processes > 1 else "auto",
             "precision": self.precision,
             "max_epochs": EPOCHS,
-            "accumulate_grad_batches": ACCUMULATE,
+            "accumulate_grad_batches": self.accumulate,
             "gradient_clip_val": 1.0,
             "log_every_n_steps": 1,
-            "val_check_interval": 2 * ACCUMULATE if self.batching == "padded" else 1.0,
+            "val_check_interval": 2 * self.accumulate if self.batching == "padded" else 1.0,
             "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,
@@ -182,11 +185,19 @@ class ForkServer:
         answer: list[int] = json.loads(self.process.stdout.readline())
         return answer
 
-    def start(self, words: list[str], folder: Path, processes: int, environment: dict[str, str]) -> Run:
+    def start(
+        self,
+        words: list[str],
+        folder: Path,
+        processes: int,
+        environment: dict[str, str],
+        of_last_rank: dict[str, str],
+    ) -> Run:
         """Start the ranks of a run."""
         log = Path(self.logs.name) / f"{len(list(Path(self.logs.name).iterdir()))}.txt"
         common = {"MASTER_PORT": str(find_free_network_port()), "KILL_AT": "", **environment}
         ranks = [common | {"LOCAL_RANK": str(rank)} for rank in range(processes)] if processes > 1 else [common]
+        ranks[-1] |= of_last_rank
         pids = self.ask(words=words, folder=str(folder), log=str(log), environments=ranks)
         self.running.append(pids[0])
         return Run(self, pids, log)
@@ -208,10 +219,15 @@ class ForkServers:
         self.turns = cycle(self.all)
 
     def start(
-        self, words: list[str], folder: Path, processes: int = 1, environment: dict[str, str] | None = None
+        self,
+        words: list[str],
+        folder: Path,
+        processes: int = 1,
+        environment: dict[str, str] | None = None,
+        of_last_rank: dict[str, str] | None = None,
     ) -> Run:
-        """`kyon-pl WORDS` in a folder, so many ranks."""
-        return next(self.turns).start(words, folder, processes, environment or {})
+        """`kyon-pl WORDS` in a folder, so many ranks; see fork_server.py for what their environment can ask for."""
+        return next(self.turns).start(words, folder, processes, environment or {}, of_last_rank or {})
 
     def fit(self, folder: Path, way: Way, kill_at: str = "", *words: str) -> tuple[list[int], str]:
         """The same command, always: what it exits with, and what it says.

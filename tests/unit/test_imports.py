@@ -20,6 +20,9 @@ FORBIDDEN = {
     "lora": ["lightning", "kyon_pl.data", "kyon_pl.training"],
     "training": ["kyon_pl.data", "kyon_pl.chat."],
     "chat": ["lightning", "kyon_pl.training"],
+    "evaluation": ["lightning", "kyon_pl.data", "kyon_pl.training"],
+    "adapters": ["lightning", "kyon_pl.training"],
+    "marker": ["lightning", "kyon_pl.", "torch"],
 }
 
 

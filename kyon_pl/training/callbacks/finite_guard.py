@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kyon_pl.batch import Batch, BatchSource
@@ -76,7 +77,9 @@ class FiniteGuard(Callback):
             TrainingError: a loss or a gradient that is not finite.
         """
         losses = torch.stack(self.losses)
-        bad_losses = trainer.strategy.reduce((~losses.isfinite()).sum().float(), reduce_op="sum")
+        bad_losses = (~losses.isfinite()).sum().float()
+        if trainer.world_size > 1:
+            dist.all_reduce(bad_losses)  # Lightning's own reduce waits for all ranks at a barrier first
         norm = gradient_norm(optimizer).to(losses)
         scale = losses.new_ones(()) if trainer.scaler is None else trainer.scaler.scale(losses.new_ones(()))
         values = torch.cat([losses, torch.stack([bad_losses, norm, scale])]).to("cpu", non_blocking=True)

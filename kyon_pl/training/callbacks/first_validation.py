@@ -22,4 +22,4 @@ class FirstValidation(Callback):
             return
         log.info("val/loss before the first step: %.4f", loss)
         for logger in trainer.loggers:
-            logger.log_metrics({"val/loss": loss.item()}, step=0)
+            logger.log_metrics({"val/loss": loss.item(), "val/perplexity": loss.exp().item()}, step=0)

@@ -1,4 +1,4 @@
-"""Randomness by place: what dropout draws depends on where in the run it is drawn, and on nothing before."""
+"""Randomness by place: what dropout draws depends on which micro-batch it is drawn for, and on nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Randomness(Callback):
-    """Seeds torch anew for every micro-batch, so that a resumed run needs no saved random state.
+    """Seeds torch anew for every micro-batch, so that a resumed run needs no saved random state, and no device matters.
 
     Args:
         seed: of the run.
@@ -20,8 +20,11 @@ class Randomness(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed the generators of CPU and devices from seed, epoch, micro-batch and rank; no device is waited for."""
-        torch.manual_seed(seed_of(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        """Seed the generators of CPU and devices from seed, epoch and the micro-batch's number in the plan over all
+        ranks; no device is waited for.
+        """
+        planned = batch_idx * trainer.world_size + trainer.global_rank
+        torch.manual_seed(seed_of(self.seed, trainer.current_epoch, planned))
 
 
 def seed_of(*place: int) -> int:

@@ -14,7 +14,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore
 
 from kyon_pl.errors import SettingError
 from kyon_pl.training.callbacks.step_checkpoint import validates_after
-from kyon_pl.training.checkpoint_io import fault_of, read_checkpoint
+from kyon_pl.training.checkpoint_io import STOPPING, fault_of, read_checkpoint
+from kyon_pl.training.elastic import place_loops
 from kyon_pl.training.fingerprint import FINGERPRINT, check_fingerprint
 from kyon_pl.training.resume import RECORD, write_record
 
@@ -79,6 +80,9 @@ class RunRecord(Callback):
         for callback in model_checkpoints(trainer):
             make_relative(checkpoint["callbacks"][callback.state_key])
         checkpoint[FINGERPRINT] = self.fingerprint
+        # of a validation that stops the run early: whoever goes on from there would train on, as Lightning has no
+        # memory of it, and so a killed run goes on from an earlier one and comes to the same end
+        checkpoint[STOPPING] = trainer.validating and trainer.should_stop
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of something else.
@@ -88,6 +92,8 @@ class RunRecord(Callback):
         """
         if trainer.state.fn == "fit" and not self.allow_changes:
             check_fingerprint(checkpoint, self.fingerprint)
+        if trainer.state.fn == "fit":
+            place_loops(trainer, checkpoint)
         for callback in model_checkpoints(trainer):
             state = checkpoint["callbacks"].get(callback.state_key)
             if state is None:

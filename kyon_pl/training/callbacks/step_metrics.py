@@ -59,9 +59,16 @@ class StepMetrics(Callback):
         checkpoint["callbacks"][self.state_key] = {"open_windows": windows.cpu()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take this rank's open window; of a run on another number of devices there is none."""
-        windows = checkpoint["callbacks"].get(self.state_key, {}).get("open_windows", [])
-        self.saved = windows[trainer.global_rank].tolist() if len(windows) == trainer.world_size else []
+        """Take this rank's open window; of a run on another number of devices, rank 0 takes all of them."""
+        windows = checkpoint["callbacks"].get(self.state_key, {}).get("open_windows", torch.zeros(0, 6))
+        if 0 < len(windows) != trainer.world_size:
+            steps = windows[0, 5]
+            whole = windows.sum(dim=0)
+            whole[0] *= trainer.world_size / len(windows)  # the sum of the ranks' losses is divided by their number
+            windows = torch.zeros(trainer.world_size, 6, dtype=windows.dtype)
+            windows[0] = whole
+            windows[:, 5] = steps
+        self.saved = windows[trainer.global_rank].tolist() if len(windows) else []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""

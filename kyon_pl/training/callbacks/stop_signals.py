@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch.distributed.constants import default_pg_timeout
 
 from kyon_pl.training.callbacks.step_checkpoint import StepCheckpoint
 
@@ -31,10 +33,14 @@ class StopSignals(Checkpoint):
 
     To Lightning this is a checkpoint callback, because those are called last: it leaves when `StepCheckpoint` has
     saved.
+
+    Args:
+        timeout: how long a rank waits for the others' flags.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta = default_pg_timeout) -> None:
         super().__init__()
+        self.timeout = timeout
         self.received = 0
         self.agreed = 0
         self.training = False
@@ -57,7 +63,7 @@ class StopSignals(Checkpoint):
         """Take SIGTERM back; see `_take_back`."""
         self._take_back()
         if trainer.world_size > 1:
-            self.group = dist.new_group(backend="gloo")
+            self.group = dist.new_group(backend="gloo", timeout=self.timeout)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -69,6 +75,8 @@ class StopSignals(Checkpoint):
             flag = torch.tensor(self.received)
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
             self.agreed = int(flag)
+        if self.agreed:
+            log.info("%s: this optimizer step is finished and saved", signal.Signals(self.agreed).name)
         for callback in step_checkpoints(trainer) if self.agreed else []:
             callback.save_next = True
 

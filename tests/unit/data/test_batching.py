@@ -218,7 +218,7 @@ def list_of_one(micro_batch: MicroBatch) -> list[MicroBatch]:
     [
         ([5, 6, 7], 64, 1, "tokens_per_batch: 32 in the checkpoint, 64 now"),
         ([5, 6, 8], 32, 1, "row_tokens_crc32"),
-        ([5, 6, 7], 32, 2, "world_size: 1 in the checkpoint, 2 now"),
+        ([5, 6, 7], 32, 2, "micro_batches_per_step: 1 in the checkpoint, 2 now"),
     ],
 )
 def test_a_position_counted_in_other_batches_is_refused(

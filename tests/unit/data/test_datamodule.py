@@ -334,6 +334,7 @@ def as_rank(module: DialogueDataModule, rank: int, world_size: int) -> DialogueD
         accumulate_grad_batches=2,
         limit_train_batches=1.0,
         overfit_batches=0.0,
+        val_check_interval=1.0,
         global_step=0,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         state=SimpleNamespace(fn=None),

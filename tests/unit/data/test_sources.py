@@ -145,7 +145,12 @@ REFUSED = {
         r"rows\.jsonl: no column 'context'; the columns are question, target\. Set data\.context_column",
     ),
     "wrong csv column": ({"rows.csv": "context,answer\nc,a\n"}, "rows.csv", DataError, "no column 'target'"),
-    "broken json": ({"rows.json": '[{"context": 1},\n {"con'}, "rows.json", DataError, r"broken JSON: .*line 2"),
+    "broken json": (
+        {"rows.json": '[{"context": 1},\n {"con'},
+        "rows.json",
+        DataError,
+        "rows.json, line 2: broken JSON: Unterminated string",
+    ),
     "broken csv": (
         {"rows.csv": 'context,target\nc,t\n"c,t\n'},
         "rows.csv",

@@ -1,0 +1,162 @@
+"""The parts of the peak, from the shapes of the model.
+
+Symbols, as in the configuration: L layers, C hidden, F feed-forward, H heads of D channels, Q = H * D channels of all
+queries, K of all keys, P = Q + 2 * K of the fused projection, V vocabulary, r the LoRA rank, h bytes of a number in the
+compute precision (2 or 4). Float32 numbers take 4. A batch has R rows of T slots, pads included, and N trained tokens.
+
+What autograd keeps was read off the layers (`chatglm2/layers.py`) and PEFT's LoRA layer, and is counted again, byte by
+byte, in `tests/unit/test_memory.py`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from peft import LoraConfig
+
+from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.doctor.memory_settings import MemorySettings
+
+FLOAT32_BYTES = 4
+
+
+def lora_targets(config: ChatGLM2Config, lora: LoraConfig) -> list[tuple[int, int]]:
+    """Input and output channels of the linear maps of one layer that LoRA wraps, chosen by name as PEFT does."""
+    queries, fused, gated = _channels(config)
+    maps = {
+        "self_attention.query_key_value": (config.hidden_size, fused),
+        "self_attention.dense": (queries, config.hidden_size),
+        "mlp.dense_h_to_4h": (config.hidden_size, 2 * gated),
+        "mlp.dense_4h_to_h": (gated, config.hidden_size),
+    }
+    chosen = lora.target_modules or ["query_key_value"]  # PEFT's default for this model type
+    if chosen == "all-linear":
+        return list(maps.values())
+    if isinstance(chosen, str):
+        prefix = "transformer.encoder.layers.0"
+        return [size for name, size in maps.items() if re.fullmatch(chosen, f"{prefix}.{name}")]
+    return [size for name, size in maps.items() if any(f".{name}".endswith(f".{target}") for target in chosen)]
+
+
+def trained_parameters(config: ChatGLM2Config, lora: LoraConfig) -> int:
+    """Weights of the adapter: L * r * (in + out) of each wrapped map."""
+    return config.num_layers * sum(lora.r * (inputs + outputs) for inputs, outputs in lora_targets(config, lora))
+
+
+def adapter_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """A weight, its gradient and Adam's two averages in float32, and autocast's copy in half: (4 * 4 + 2) a weight."""
+    autocast = settings.compute_bytes if settings.compute_bytes < FLOAT32_BYTES else 0
+    return trained_parameters(config, settings.lora) * (4 * FLOAT32_BYTES + autocast)
+
+
+def mask_bytes(settings: MemorySettings) -> int:
+    """One byte for each pair of a pack's tokens, T * T, where SDPA keeps its rows apart. Eager has numbers: h * T * T.
+
+    Padded batches need none with SDPA: their pads stand where causal attention never looks.
+    """
+    pairs = settings.training.slots**2
+    if settings.attention == "eager":
+        return settings.compute_bytes * pairs
+    return pairs if _masked(settings) else 0
+
+
+def layer_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """What autograd keeps of one layer for its backward pass, in bytes: R * T times the sum of
+
+    - two norms: their input in float32 and one number a token, 2 * (4 * C + 4)
+    - each LoRA map of i inputs: what goes into A and what comes out, h * (i + r), and with dropout its mask, i bytes
+      (on a CPU 4 * i: it keeps the mask as numbers)
+    - rotation: cosine and sine, h * D, once for all R rows
+    - attention: `attention_saved_bytes`
+    - feed-forward: gate and what it gates, and the activated gate, 3 * h * F
+
+    The frozen maps keep nothing but their weights. The first layer keeps a little less, since its input asks for no
+    gradient.
+    """
+    _, _, gated = _channels(config)
+    h = settings.compute_bytes
+    norms = 2 * FLOAT32_BYTES * (config.hidden_size + 1)
+    mask = 0 if not settings.lora.lora_dropout else 1 if settings.device_type == "cuda" else FLOAT32_BYTES
+    wrapped = lora_targets(config, settings.lora)
+    lora = sum(h * (inputs + settings.lora.r) + mask * inputs for inputs, _ in wrapped)
+    rotation = settings.training.slots * h * config.kv_channels
+    return settings.training.total * (norms + lora + 3 * h * gated) + rotation + attention_saved_bytes(config, settings)
+
+
+def attention_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """What the attention of one layer keeps, in bytes.
+
+    - flash (`varlen`, and `sdpa` without a mask): queries, keys and output, the fused projection that the values are a
+      part of, and one number a head: R * T * (h * (2 * Q + K + P) + 4 * H)
+    - `sdpa` with a mask: keys and values repeated for every head, and the mask as numbers:
+      R * T * (4 * h * Q + 4 * H) + h * R * T * T
+    - `eager`: queries, keys and values likewise, R * T * 3 * h * Q, and the probabilities in float32 and, under
+      autocast, again in half: R * H * T * T * (4 + h)
+    """
+    queries, fused, _ = _channels(config)
+    heads, h = config.num_attention_heads, settings.compute_bytes
+    keys = (fused - queries) // 2
+    batch = settings.training
+    pairs = batch.total * batch.slots
+    if settings.attention == "eager":
+        return batch.total * 3 * h * queries + heads * pairs * _probability_bytes(h)
+    if _masked(settings):
+        return batch.total * (4 * h * queries + FLOAT32_BYTES * heads) + h * pairs
+    return batch.total * (h * (2 * queries + keys + fused) + FLOAT32_BYTES * heads)
+
+
+def layer_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """The most that the backward pass of a layer holds at once beside what was kept: R * T times
+
+    - the residual's gradient, h * C, and in the feed-forward that of the product and of its two factors, 3 * h * F
+    - or, where LoRA wraps the map of F inputs under autocast, four of them: by the base and by A in half, and in
+      float32 before and after the dropout, (2 * h + 8) * F
+    - or, with `eager`, probabilities, their gradient and the scores' in float32, H * T * 12, when the other things
+      that attention and feed-forward kept of them are gone again
+    """
+    _, _, gated = _channels(config)
+    h, batch = settings.compute_bytes, settings.training
+    most = 3 * h * gated
+    if h < FLOAT32_BYTES and (gated, config.hidden_size) in lora_targets(config, settings.lora):
+        most = (2 * h + 2 * FLOAT32_BYTES) * gated
+    if settings.attention == "eager":
+        scores = config.num_attention_heads * batch.slots * (3 * FLOAT32_BYTES - _probability_bytes(h))
+        most = max(most, scores - 3 * h * gated)
+    return batch.total * (h * config.hidden_size + most)
+
+
+def head_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """Log-softmax, its gradient and the logits' in float32, 12 * N * V, and what the last norm keeps, R * T * 4 * C."""
+    batch = settings.training
+    logits = 3 * FLOAT32_BYTES * batch.trained_tokens * config.padded_vocab_size
+    return logits + batch.total * FLOAT32_BYTES * (config.hidden_size + 1)
+
+
+def validation_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """A forward pass without gradients, in bytes: the larger one of
+
+    - a layer in its feed-forward, R * T * h * (4 * C + 4 * F): its input, the attention's output, their sum and its
+      norm; gate and what it gates, the activated gate and the product
+    - the head: logits in the compute precision and in float32, and their log-softmax, (h + 8) * N * V
+    """
+    if settings.validation is None:
+        return 0
+    _, _, gated = _channels(config)
+    h, batch = settings.compute_bytes, settings.validation
+    layer = batch.total * h * 4 * (config.hidden_size + gated)
+    return max(layer, (h + 2 * FLOAT32_BYTES) * batch.trained_tokens * config.padded_vocab_size)
+
+
+def _masked(settings: MemorySettings) -> bool:
+    return settings.attention == "sdpa" and settings.packed
+
+
+def _probability_bytes(h: int) -> int:
+    return FLOAT32_BYTES + h if h < FLOAT32_BYTES else FLOAT32_BYTES
+
+
+def _channels(config: ChatGLM2Config) -> tuple[int, int, int]:
+    """Q, P and F."""
+    queries = config.num_attention_heads * config.kv_channels
+    keys = config.multi_query_group_num * config.kv_channels
+    return queries, queries + 2 * keys, config.ffn_hidden_size

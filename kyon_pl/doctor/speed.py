@@ -1,0 +1,86 @@
+"""How long a run will take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.doctor.memory_settings import MemorySettings
+from kyon_pl.doctor.work import Work
+from kyon_pl.lora import frozen_dtype
+from kyon_pl.training.callbacks.run_estimate import USUAL_SHARE, matrix_rate
+
+# Real tokens a second on one H100 80GB, ChatGLM2-6B, packed, varlen, by
+# (precision, tokens_per_batch, gradient_checkpointing).
+# Source: benchmarks/results/2026-11-24-nvidia-h100-80gb.md
+MEASURED_TOKENS_PER_S = {
+    ("16-mixed", 2048, True): 6_699,
+    ("bf16-mixed", 2048, True): 7_492,
+    ("bf16-mixed", 8192, True): 12_074,
+    ("bf16-mixed", 8192, False): 16_365,
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A guess at the time.
+
+    Attributes:
+        seconds: of all training steps; validation comes on top.
+        source: what it is based on, in words.
+    """
+
+    seconds: float
+    source: str
+
+
+def estimate_time(config: ChatGLM2Config, settings: MemorySettings, work: Work, device: torch.device) -> Speed | None:
+    """Seconds from what was measured with these settings on this kind of GPU, else from a matrix product timed now.
+
+    Args:
+        config: the shape of the base.
+        settings: the run.
+        work: how much there is to do.
+        device: where; each of them does its share.
+
+    Returns:
+        None if it is not known how much there is to do.
+    """
+    if work.slots is None:
+        return None
+    key = settings.precision, settings.training.slots, settings.gradient_checkpointing
+    known = MEASURED_TOKENS_PER_S.get(key)
+    if known and settings.attention == "varlen" and _is_measured_gpu(device) and _is_6b(config):
+        return Speed(work.slots / known, f"{known:,} tokens/s were measured with these settings on such a GPU")
+    row_tokens = settings.training.slots if work.row_tokens is None else work.row_tokens
+    flop = work.slots * flop_per_token(config, row_tokens, recomputed=settings.gradient_checkpointing)
+    rate = matrix_rate(device, frozen_dtype(settings.precision))
+    told = f"{rate / 1e12:,.0f} TFLOP/s" if rate > 1e13 else f"{rate / 1e9:,.0f} GFLOP/s"
+    return Speed(flop / (rate * USUAL_SHARE), f"{USUAL_SHARE:.0%} of the matrix products timed here, {told}")
+
+
+def flop_per_token(config: ChatGLM2Config, row_tokens: float, *, recomputed: bool) -> float:
+    """Floating-point operations of training LoRA on a token.
+
+    Forward and the inputs' gradients are 2 each for every weight that is multiplied with, 4 * N; the frozen weights'
+    own gradients are not needed. Attention has no weights: forward 2 * Q * T a layer (two products, half of the pairs),
+    and 3 times that with its backward. Checkpointing computes the forward once more.
+
+    Args:
+        config: the shape of the base; the embedding is not multiplied with.
+        row_tokens: T, the tokens that see each other.
+        recomputed: with gradient checkpointing.
+    """
+    weights = config.parameter_count - config.padded_vocab_size * config.hidden_size
+    attention = 2 * config.num_layers * config.num_attention_heads * config.kv_channels * row_tokens
+    return (6 if recomputed else 4) * weights + (4 if recomputed else 3) * attention
+
+
+def _is_measured_gpu(device: torch.device) -> bool:
+    return device.type == "cuda" and "H100 80GB HBM3" in torch.cuda.get_device_name(device)
+
+
+def _is_6b(config: ChatGLM2Config) -> bool:
+    return config.parameter_count == ChatGLM2Config().parameter_count

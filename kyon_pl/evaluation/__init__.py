@@ -1,0 +1,1 @@
+"""What replies are worth, and what a run says of itself: metrics, curves, report."""

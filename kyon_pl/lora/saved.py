@@ -1,0 +1,149 @@
+"""A PEFT folder on disk, of any version of PEFT, as settings and tensors that are known to fit together."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+
+from kyon_pl.chatglm2.checkpoint import UNREADABLE, why_unreadable
+from kyon_pl.chatglm2.json_object import read_json_object
+from kyon_pl.errors import CheckpointError, MissingFileError
+from kyon_pl.lora.family import refused_setting
+
+SETTINGS = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT too prefers the first
+
+# keys of PEFT 0.2 to 0.4: whether to merge when evaluating, which changes no number
+_OLD_KEYS = frozenset({"merge_weights"})
+_NEEDED = ("peft_type", "r", "lora_alpha")
+_ANOTHER = "Use an adapter that was made for this base."
+
+
+def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Settings and weights of a PEFT folder, without a model.
+
+    Args:
+        folder: holds `adapter_config.json`, and the weights as safetensors or as a pickle of tensors.
+
+    Returns:
+        the settings, and the tensors under the names that PEFT writes today.
+
+    Raises:
+        MissingFileError: the folder holds no adapter.
+        CheckpointError: settings or weights cannot be read, are of a kind that is refused (see `family`), or cannot be
+            those of an adapter that was ever trained.
+    """
+    return read_settings(folder / SETTINGS), read_weights(folder)
+
+
+def read_settings(file: Path) -> LoraConfig:
+    """PEFT's settings from `adapter_config.json`, those of old versions too.
+
+    A key that this PEFT does not know, from an older or a newer one, is dropped where it asks for nothing.
+
+    Raises:
+        MissingFileError: there is no such file.
+        CheckpointError: it cannot be read, asks for something that is refused or not known, or lacks a number.
+    """
+    if not file.is_file():
+        raise MissingFileError(str(file), "there is no such file", "Give the folder of a PEFT adapter.")
+    content = read_json_object(file)
+    if (kind := content.get("peft_type")) != "LORA":
+        fix = "Use an adapter that was made by kyon-pl fit, or by PEFT with a LoraConfig."
+        raise CheckpointError(f"{file}: peft_type", f"{kind!r}, and only 'LORA' can be trained further", fix)
+    for key in _NEEDED:
+        if key not in content:
+            raise CheckpointError(f"{file}: {key}", "it is missing", "Copy this file again, or use another adapter.")
+    known = {field.name for field in fields(LoraConfig)}
+    for key in sorted(content.keys() - known - _OLD_KEYS):
+        if content[key]:
+            version = content.get("peft_version", "another version")
+            fix = "Upgrade PEFT if it is newer; or remove the key if you know that it changes nothing."
+            found = f"{content[key]!r}: PEFT here has no such setting (the file is by {version})"
+            raise CheckpointError(f"{file}: {key}", found, fix)
+    try:
+        config = LoraConfig(**{key: value for key, value in content.items() if key in known})
+    except (ValueError, TypeError, ImportError) as error:
+        raise CheckpointError(str(file), f"PEFT refuses it: {str(error).splitlines()[0]}", _ANOTHER) from error
+    if config.init_lora_weights in (False, "eva"):  # how it began does not matter any more, and the base is as it was
+        config.init_lora_weights, config.eva_config = True, None
+    if refused := refused_setting(config):
+        raise CheckpointError(f"{file}: {refused[0]}", refused[1], "Use an adapter of another kind.")
+    config.inference_mode = False
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a PEFT folder under the names that PEFT writes today; what torch.compile put into them is dropped.
+
+    Raises:
+        MissingFileError: there is no file of weights.
+        CheckpointError: it cannot be read, holds something else than finite tensors, or one that can never change.
+    """
+    file = weights_file(folder)
+    try:
+        held = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except UNREADABLE as error:
+        fix = "Copy this file again; it may be cut short, or hold something else than tensors."
+        raise CheckpointError(str(file), f"weights that cannot be read ({why_unreadable(error)})", fix) from error
+    if not isinstance(held, dict) or not held:
+        raise CheckpointError(str(file), "it holds no weights at all", "Use another adapter: its save went wrong.")
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in held.items():
+        if not (isinstance(tensor, torch.Tensor) and tensor.is_floating_point()):
+            raise CheckpointError(f"{file}: {name}", "it is no tensor of floating-point numbers", _ANOTHER)
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{file}: {name}", "it holds numbers that are not finite", "Use an older adapter.")
+        plain = str(name).replace("_orig_mod.", "").replace(".default.", ".")
+        if plain in state:
+            raise CheckpointError(f"{file}: {plain}", "there are two of this name", "Use another adapter.")
+        state[plain] = tensor
+    _refuse_dead_layers(file, state)
+    return state
+
+
+def weights_file(folder: Path) -> Path:
+    """The file that holds an adapter's weights.
+
+    Raises:
+        MissingFileError: there is none.
+    """
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        found = f"neither {WEIGHTS[0]} nor {WEIGHTS[1]}"
+        raise MissingFileError(str(folder), found, "Give the folder of a PEFT adapter.")
+    return file
+
+
+def check_fit(folder: Path, model: PeftModel, state: dict[str, torch.Tensor]) -> None:
+    """Compare the tensors of a folder with the adapter that its settings make on a base, name by name.
+
+    Raises:
+        CheckpointError: a tensor that is missing, alien or of another shape; it is named, and so is a wrong rank.
+    """
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if different := sorted(state.keys() ^ wanted.keys()):
+        name = different[0]
+        found = "it is missing" if name in wanted else "there is no such layer in this base"
+        more = f", nor do {len(different) - 1} more fit" if len(different) > 1 else ""
+        raise CheckpointError(f"adapter {folder}: {name}", found + more, _ANOTHER)
+    for name, tensor in state.items():
+        if (found_shape := tuple(tensor.shape)) != (shape := tuple(wanted[name].shape)):
+            rank = {"A": 0, "B": 1}.get(name.rpartition(".lora_")[2].removesuffix(".weight"))
+            found = f"{found_shape} instead of {shape}"
+            if rank is not None and found_shape[1 - rank] == shape[1 - rank]:
+                found += f": it is of rank {found_shape[rank]}, and {SETTINGS} says {shape[rank]}"
+            raise CheckpointError(f"adapter {folder}: {name}", found, _ANOTHER)
+
+
+def _refuse_dead_layers(file: Path, state: dict[str, torch.Tensor]) -> None:
+    """A layer whose A and B are both zero changes nothing, and gets no gradient either."""
+    for name, tensor in state.items():
+        partner = name.replace(".lora_A.", ".lora_B.")
+        if partner != name and partner in state and not tensor.any() and not state[partner].any():
+            found = "it is all zero, and so is its B: this layer changes nothing and can learn nothing"
+            raise CheckpointError(f"{file}: {name}", found, "Use another adapter: its save went wrong.")

@@ -1,0 +1,73 @@
+"""A folder that is there whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from kyon_pl.errors import KyonError, MachineError, SettingError
+from kyon_pl.logs import from_here
+
+log = logging.getLogger(__name__)
+
+
+def refuse_existing(output: Path) -> None:
+    """Refuse to overwrite: best called first, before anything is downloaded.
+
+    Raises:
+        SettingError: the output is a file, or a folder with something in it.
+    """
+    output = output.expanduser()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise SettingError(str(output), "it exists, and nothing is overwritten", "Give another --output, or remove it")
+
+
+@contextmanager
+def side_folder(output: Path) -> Iterator[Path]:
+    """A folder `.NAME.writing` beside the output; it takes the output's name when the block ends, if that ends well.
+
+    If the block fails, nothing is left. If the process is killed, the side folder is, and the next one removes it.
+
+    Args:
+        output: what is to be written; it may exist if it is an empty folder.
+
+    Raises:
+        SettingError: the output exists.
+        MachineError: the disk is full, or cannot be written.
+    """
+    refuse_existing(output)
+    output = output.expanduser().absolute()
+    side = output.with_name(f".{output.name}.writing")
+    try:
+        if side.exists():
+            log.warning("%s is removed: a command that was killed left it", from_here(side))
+            shutil.rmtree(side)
+        side.mkdir(parents=True)
+        yield side
+        for path in (*side.iterdir(), side):
+            _sync(path)
+        side.rename(output)
+        _sync(output.parent)
+    except KyonError:  # one of them is an OSError
+        raise
+    except (OSError, SafetensorError) as error:  # which of them depends on who was writing
+        fix = "Make room and check the rights there, or give another --output"
+        raise MachineError(str(output), f"it could not be finished ({error})", fix) from error
+    finally:
+        if side.exists():
+            shutil.rmtree(side)
+
+
+def _sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk before anything relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

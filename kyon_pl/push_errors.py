@@ -1,0 +1,63 @@
+"""One clear text for each way in which a push can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from kyon_pl.errors import KyonError, MissingFileError, SettingError
+from kyon_pl.hub import check_hub_settings
+from kyon_pl.hub_errors import HUB_ERRORS, place_of, reason_of, told_by
+
+_LOGIN = "Set HF_TOKEN, or run `hf auth login`, with a token that may write (huggingface.co/settings/tokens)"
+_UNCHANGED = "the repository is as it was"
+
+
+@contextmanager
+def told(repo_id: str) -> Iterator[None]:
+    """Turn what goes wrong between here and the Hub into an error of ours.
+
+    Raises:
+        KyonError: as `explain_push` gives it.
+    """
+    try:
+        check_hub_settings()
+        yield
+    except KyonError:
+        raise
+    except (*HUB_ERRORS, ValueError) as error:  # ValueError: metadata that the Hub refuses, or LFS errors
+        raise explain_push(error, repo_id) from error
+
+
+def explain_push(error: Exception, repo_id: str) -> KyonError:
+    """The error of ours for what huggingface_hub raised while it wrote to a repository."""
+    if isinstance(error, LocalTokenNotFoundError):
+        return SettingError(f"push to {repo_id}", "there is no token on this machine", _LOGIN)
+    if isinstance(error, HFValidationError):
+        return SettingError("--repo_id", f"{repo_id!r} is no name of a repository", "Write NAME, or USER/NAME")
+    where, answer = f"push to {place_of(repo_id, 'model', None)}", told_by(error)
+    if isinstance(answer, HfHubHTTPError):
+        return _explain_answer(answer, where)
+    if isinstance(answer, OfflineModeIsEnabled):
+        return SettingError(where, "HF_HUB_OFFLINE forbids it", "Set HF_HUB_OFFLINE=0")
+    fix = f"Check the network and push again: {_UNCHANGED}"
+    return MissingFileError(where, f"the Hub cannot be written to ({reason_of(answer or error)})", fix)
+
+
+def _explain_answer(answer: HfHubHTTPError, where: str) -> KyonError:
+    status = answer.response.status_code
+    if status == 401:
+        sent = "authorization" in answer.response.request.headers
+        found = "the Hub refuses the token of this machine" if sent else "there is no token on this machine"
+        return SettingError(where, f"{found} (401)", _LOGIN)
+    if status == 403:
+        return SettingError(where, "this token may not write there (403)", f"Check the name. {_LOGIN}")
+    if status == 404:
+        return SettingError(where, "there is no such repository or branch (404)", "Check --repo_id and --revision")
+    if status in (409, 412):
+        found = f"somebody has changed the repository in the meantime ({status}), and nothing was written over it"
+        return SettingError(where, found, "Look at what is there now, and push again")
+    fix = f"Push again later: {_UNCHANGED}, and files that have arrived are not sent twice"
+    return MissingFileError(where, f"the Hub does not take it now ({reason_of(answer)})", fix)

@@ -1,0 +1,88 @@
+"""Steps of four micro-batches on 1, 2 and 4 processes, and a run that goes from 4 to 2 to 1: one trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from compare import load
+from curves import curves
+from runs import ForkServers, Way, only_run, write_inputs
+
+SAME = 1e-4  # of the adapter, relative in the L2 norm: sums in float32 in another order, with dropout, over 50 steps
+FOUR = Way(4, accumulate=1)
+STEPS = 50
+LONG = ("--trainer.max_epochs", "17", "--trainer.max_steps", str(STEPS), "--trainer.log_every_n_steps", "3")
+
+Fit = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def fit(servers: ForkServers, tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """Gives the run folder of a way that nothing happened to, run for 50 steps."""
+
+    @cache
+    def run(way: Way, *words: str) -> Path:
+        folder = tmp_path_factory.mktemp("long") / "inputs"
+        write_inputs(folder, way)
+        statuses, said = servers.fit(folder, way, "", *LONG, *words)
+        assert statuses == [0] * way.processes, said[-3000:]
+        return only_run(folder)
+
+    return run
+
+
+def adapter(run: Path) -> torch.Tensor:
+    """At the end, as one vector."""
+    state = load(run / f"checkpoints/step={STEPS}.ckpt")["state_dict"]
+    return torch.cat([state[name].double().flatten() for name in sorted(state)])
+
+
+def distance(left: Path, right: Path) -> float:
+    """Of the adapters, relative to the second."""
+    expected = adapter(right)
+    return float((adapter(left) - expected).norm() / expected.norm())
+
+
+@pytest.mark.slow
+def test_processes_and_accumulation_are_interchangeable(fit: Fit) -> None:
+    """And with the mean of means, which Lightning and DDP compute by themselves, they are not."""
+    for way in (Way(1, accumulate=4), Way(2, accumulate=2)):
+        assert distance(fit(way), fit(FOUR)) <= SAME
+    means = fit(Way(1, accumulate=4), "--model.loss_normalization", "batch")
+    assert distance(means, fit(FOUR)) > 100 * SAME
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_processes(servers: ForkServers, fit: Fit, tmp_path: Path) -> None:
+    """Killed in the middle of an epoch, twice; nothing but the number of processes is changed."""
+    folder = tmp_path / "inputs"
+    write_inputs(folder, FOUR)
+    # checkpoints are made at every second step; the micro-batch of a process that kills it is counted in its own
+    for processes, kill_at in ((4, "late on_train_batch_end 17"), (2, "late on_train_batch_end 60"), (1, "")):
+        words = ("--trainer.devices", str(processes))
+        statuses, said = servers.fit(folder, Way(processes), kill_at, *LONG, *words)
+        assert statuses == [-9 if kill_at else 0] * processes, said[-3000:]
+        accumulated = f"accumulation: {4 // processes} instead of 1, so that on {processes} devices"
+        assert (accumulated in said) == (processes < 4), said[-3000:]
+        assert said.count("going on with lightning_logs/version_0 from ") == (processes < 4)
+    assert distance(only_run(folder), fit(FOUR)) <= SAME
+    found, expected = (dict(curves(run)["train/loss"]) for run in (only_run(folder), fit(FOUR)))
+    assert list(expected) == list(range(3, STEPS, 3))  # an entry holds steps from before a kill and from after it
+    assert found == pytest.approx(expected, rel=SAME)
+
+
+@pytest.mark.slow
+def test_a_number_of_processes_that_cannot_share_a_step(servers: ForkServers, fit: Fit) -> None:
+    run = fit(FOUR)
+    folder = run.parents[1]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    words = ("--ckpt_path", "last", "--allow_changed_settings", "true", "--trainer.devices", "3")
+    statuses, said = servers.fit(folder, Way(3), "", *LONG, *words)
+    assert statuses == [2, 2, 2], said[-3000:]
+    assert "kyon-pl fit: trainer.devices: the run to go on with has 4 micro-batches an optimizer step" in said
+    assert "Use one of these numbers of devices: 1, 2, 4;" in said
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
