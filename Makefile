@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	OMP_WAIT_POLICY=passive $(BIN)/kyon-pl fit --config configs/demo.yaml
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
@@ -24,7 +24,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 fix: $(VENV)/installed
 	$(BIN)/ruff check --fix .

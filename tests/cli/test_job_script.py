@@ -17,5 +17,5 @@ def test_the_job_script_starts_the_command_once_a_task(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NTASKS_PER_NODE": "4"}
     subprocess.run([ROOT / "docs/slurm.sh", "--data.workers", "1"], check=True, env=environment, cwd=ROOT)
     asked = (tmp_path / "asked").read_text().split()
-    assert asked == "fit --config configs/lora.yaml --trainer.devices 4 --data.workers 1".split()
+    assert asked == ["fit", "--config", "configs/lora.yaml", "--trainer.devices", "4", "--data.workers", "1"]
     assert (ROOT / "configs/lora.yaml").is_file()

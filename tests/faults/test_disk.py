@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -34,6 +35,20 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a tmpfs")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(disk: Path, how: str) -> None:
+    """Make a disk readable only (`ro`), or as it was (`rw`).
+
+    The loader workers of a killed run hold its files open for a moment longer than it lives, and a disk with a file
+    open for writing stays writable.
+    """
+    for _ in range(100):
+        if mount("-o", f"remount,{how}", "tmpfs", str(disk)):
+            return
+        time.sleep(0.1)
+    holders = subprocess.run(["fuser", "-vm", str(disk)], capture_output=True, text=True)
+    raise AssertionError(f"after 10 s, some process still writes there:\n{holders.stderr}")
 
 
 def killed_run(folder: Path, servers: ForkServers) -> dict[Path, bytes]:
@@ -80,12 +95,12 @@ def test_full_disk(free_bytes: int, disk: Path, servers: ForkServers, undisturbe
 
 def test_disk_that_can_only_be_read(disk: Path, servers: ForkServers, undisturbed: Undisturbed) -> None:
     before = killed_run(disk / "inputs", servers)
-    assert mount("-o", "remount,ro", "tmpfs", str(disk))
+    remount(disk, "ro")
     statuses, said = servers.fit(disk / "inputs", WAY)
     assert statuses == [2], said[-3000:]
     assert "lightning_logs" in paragraph(said)
     assert files_of(disk / "inputs") == before
-    assert mount("-o", "remount,rw", "tmpfs", str(disk))
+    remount(disk, "rw")
     assert servers.fit(disk / "inputs", WAY)[0] == [0]
     assert run_differences(undisturbed(WAY), only_run(disk / "inputs")) == []
 
