@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from kyon_pl.data.build_report import BuildReport
-from kyon_pl.data.contexts import BuiltContext, ContextSettings, build_context, original_context, original_memory
-from kyon_pl.data.dialogues import DialogueRow, Dropped, Made, Mode, read_dialogue_rows, speakers_in
+from kyon_pl.data.built_rows import BuildSettings, built_rows
+from kyon_pl.data.contexts import ContextSettings
+from kyon_pl.data.dialogues import Mode
+from kyon_pl.data.listing import listing
+from kyon_pl.data.quality import Oddity, check_drop
 from kyon_pl.data.readers import READERS
-from kyon_pl.data.retrieval import Retriever
 from kyon_pl.data.roles import Role, find_roles
 from kyon_pl.data.row_writer import write_rows
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
 
-T = TypeVar("T")
 ORIGINAL_MEMORY_LENGTH = 2000  # characters
 ROOM = {"characters": (ORIGINAL_MEMORY_LENGTH, 1000), "tokens": (1000, 500)}  # for memories, for the history
-_ROWS_AT_ONCE = 1000
+_LENGTHS_KEPT = 10_000  # of memories and of turns, which come again in the next rows
 log = logging.getLogger("kyon_pl.data")
 
 
@@ -41,6 +41,8 @@ def build_data(
     exclude_own_scene: bool = True,
     tokenizer: str | None = None,
     tokenizer_revision: str | None = None,
+    drop: Sequence[Oddity] = (),
+    bad_rows_file: str | None = None,
 ) -> None:
     """Make training rows from dialogues and role folders.
 
@@ -68,6 +70,11 @@ def build_data(
         exclude_own_scene: leave out memories that hold the row's own answer; original keeps them.
         tokenizer: folder or Hub id of a tokenizer, to count lengths in tokens.
         tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
+        drop: kinds of odd rows to leave out, as in data.drop of fit: duplicate, loop, punctuation, leak. All are
+            counted in the report. Without a tokenizer, a loop is one of characters. Rows that cannot be trained on,
+            such as those with an empty target, are left out in mode fixed.
+        bad_rows_file: JSONL to write, one line for each row that is bad, odd or dropped: its file and line, what is
+            wrong, and whether it is left out.
 
     Raises:
         MissingFileError: a file or folder is not there.
@@ -78,26 +85,31 @@ def build_data(
     if mode == "original" and (history_length is not None or tokenizer is not None):
         found = "the original counts characters and has no limit for the history"
         raise SettingError("mode original", found, "Leave history_length and tokenizer out, or use mode fixed.")
-    count, unit = (_token_counter(tokenizer, tokenizer_revision), "tokens") if tokenizer else (len, "characters")
+    check_drop(drop, "drop")
+    ids, unit = (_token_ids(tokenizer, tokenizer_revision), "tokens") if tokenizer else (_characters, "characters")
     room_for_memories, room_for_history = ROOM[unit]
-    settings = ContextSettings(
+    context = ContextSettings(
         memory_number,
         room_for_memories if memory_length is None else memory_length,
         room_for_history if history_length is None else history_length,
         exclude_own_scene,
-        count,
+        lru_cache(maxsize=_LENGTHS_KEPT)(lambda text: len(ids(text))) if tokenizer else len,
     )
-    if min(settings.memory_number, settings.memory_length, settings.history_length) < 0:
+    if min(context.memory_number, context.memory_length, context.history_length) < 0:
         raise SettingError("memory_number, memory_length, history_length", "a negative number", "Give 0 or more.")
     roles = find_roles([characters] if isinstance(characters, str) else characters, aliases or {})
     files = files_of_roles(roles, [dialogues] if isinstance(dialogues, str) else dialogues)
     report = BuildReport(unit)
-    write_rows(Path(output), _built_rows(files, mode, retrieval, settings, report))
+    with listing(Path(bad_rows_file), "bad_rows_file") if bad_rows_file else nullcontext(report.note) as report.note:
+        settings = BuildSettings(mode, retrieval, context, drop, ids)
+        write_rows(Path(output), built_rows(files, settings, report))
     lines = list(report.lines())
     written = Path(output).with_suffix(".report.txt")
     written.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     for line in lines:
         log.info("%s", line)
+    if bad_rows_file:
+        log.info("bad, odd and dropped rows are listed in %s", from_here(bad_rows_file))
     log.info("build-data: %s rows in %s, report in %s", f"{report.rows:,}", from_here(output), from_here(written))
 
 
@@ -139,81 +151,18 @@ def _expand(name: str) -> list[Path]:
     return found
 
 
-def _built_rows(
-    files: list[tuple[Role, list[Path]]], mode: Mode, retrieval: str, settings: ContextSettings, report: BuildReport
-) -> Iterator[dict[str, str | None]]:
-    """The rows to write, and the report on them."""
-    for role, paths in files:
-        retriever = Retriever(role, retrieval)
-        for path in paths:
-            before, dropped_before = report.rows, report.dropped.copy()
-            for batch in _batches(read_dialogue_rows(path, role.aliases, mode), _ROWS_AT_ONCE):
-                for made in batch:
-                    report.count_read(made)
-                good = [(made, made.row) for made in batch if not isinstance(made.row, Dropped)]
-                for (made, row), context in zip(
-                    good, _contexts(role, retriever, [row for _, row in good], mode, settings), strict=True
-                ):
-                    report.remarks.update(context.remarks)
-                    report.count_row(row["query"], row["answer"], settings.count(context.text + row["answer"]))
-                    if made.of_dialogue:
-                        report.speakers[row["answer"].partition(":")[0]] += 1
-                    yield _row_to_write(role, made, row, context.text)
-            if report.rows == before:
-                raise _no_row(path, role, report.dropped - dropped_before)
-        report.ways.update(retriever.ways)
-
-
-def _contexts(
-    role: Role, retriever: Retriever, rows: list[DialogueRow], mode: Mode, settings: ContextSettings
-) -> Iterator[BuiltContext]:
-    # in fixed mode as many again, to take the place of those that are passed over
-    ranked = retriever.rank(rows, settings.memory_number * (2 if mode == "fixed" else 1))
-    for row, places in zip(rows, ranked, strict=True):
-        memories = [role.memories[place] for place in places]
-        if mode == "original":
-            memory = original_memory(memories, settings.memory_length)
-            text = original_context(role.system_prompt, memory, row["chat_history"], row["query"])
-            yield BuiltContext(text, frozenset())
-        else:
-            yield build_context(role.system_prompt, memories, row, settings)
-
-
-def _row_to_write(role: Role, made: Made, row: DialogueRow, context: str) -> dict[str, str | None]:
-    return {
-        "context": context,
-        "target": row["answer"],
-        "character": role.name,
-        "question": row["query"],
-        "dialogue": f"{role.name}/{made.file.name}#{made.number}" if made.of_dialogue else None,
-        "source": row["source"],
-    }
-
-
-def _no_row(path: Path, role: Role, dropped: Counter[str]) -> DataError:
-    kinds = ", ".join(f"{count:,} × {kind}" for kind, count in dropped.most_common())
-    speakers = speakers_in(path)[:5]
-    fix = f"The names of the role's turns must begin with {' or '.join(map(repr, role.aliases))}"
-    fix += f"; here speak {', '.join(speakers)}" if speakers else ""
-    fix += f'. Write its names into aliases.txt, or give --aliases \'{{"{role.name}": ["..."]}}\'.'
-    return DataError(str(path), f"not one row for role {role.name} ({kinds or 'the file is empty'})", fix)
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _token_counter(name: str, revision: str | None) -> Callable[[str], int]:
+def _token_ids(name: str, revision: str | None) -> Callable[[str], list[int]]:
     from kyon_pl.data.datamodule import load_tokenizer  # imports Lightning
 
     tokenizer: Any = load_tokenizer(name, revision)
     if tokenizer is None:
         raise SettingError("tokenizer", f"there is none called {name}", "Name a folder or Hub id.")
 
-    @lru_cache(maxsize=100_000)
-    def count(text: str) -> int:
-        return len(tokenizer([text], add_special_tokens=False, return_attention_mask=False)["input_ids"][0])
+    def ids(text: str) -> list[int]:
+        return list(tokenizer([text], add_special_tokens=False, return_attention_mask=False)["input_ids"][0])
 
-    return count
+    return ids
+
+
+def _characters(text: str) -> list[int]:
+    return [*map(ord, text)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from kyon_pl.data.readers import Unreadable, must_exist, read_rows
+from kyon_pl.data.readers import NumberedRows, Unreadable, must_exist, read_rows
 
 Mode = Literal["fixed", "original"]
 ORIGINAL_SOURCE = "story-synthesised"
@@ -59,12 +59,14 @@ class Made:
     Attributes:
         row: either.
         file: where it comes from.
-        number: of the object in the file, from 1; several rows share a dialogue.
+        line: of the file, from 1; of Parquet and JSON, the row.
+        number: of the object in the file, from 1; several rows share a dialogue, and several objects may share a line.
         of_dialogue: whether that object is a dialogue, and not a row by itself.
     """
 
     row: DialogueRow | Dropped
     file: Path
+    line: int
     number: int
     of_dialogue: bool
 
@@ -137,11 +139,11 @@ def read_dialogue_rows(path: Path, aliases: Sequence[str], mode: Mode = "fixed")
         DataError: the file as a whole cannot be read.
     """
     as_original = mode == "original" and path.suffix.lower() in (".jsonl", ".ndjson")
-    values = original_values(path) if as_original else (value for _, value in read_rows(path))
-    for number, value in enumerate(values, start=1):
+    values = original_values(path) if as_original else read_rows(path)
+    for number, (line, value) in enumerate(values, start=1):
         of_dialogue = isinstance(value, dict) and "dialogue" in value
         for row in _rows_of(value, aliases, mode):
-            yield Made(row, path, number, of_dialogue)
+            yield Made(row, path, line, number, of_dialogue)
 
 
 def speakers_in(path: Path) -> list[str]:
@@ -156,8 +158,8 @@ def speakers_in(path: Path) -> list[str]:
     return [name for name, _ in Counter(turn.role for turn in turns).most_common() if name]
 
 
-def original_values(path: Path) -> Iterator[Any]:
-    """The values of a file of JSON lines, as the original took them from it.
+def original_values(path: Path) -> NumberedRows:
+    """The values of a file of JSON lines with their lines, as the original took them from it.
 
     A line that is not JSON was cut behind each `}` before it was read again: so the rows of a file that has them all
     on one line were won, and those with a `}` in their text were lost.
@@ -167,12 +169,13 @@ def original_values(path: Path) -> Iterator[Any]:
     """
     must_exist(path)
     with path.open("rb") as file:
-        for line in filter(bytes.strip, file):
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             value = _value(line)
-            if isinstance(value, Unreadable):
-                yield from map(_value, filter(bytes.strip, line.replace(b"}", b"}\n").split(b"\n")))
-            else:
-                yield value
+            pieces = line.replace(b"}", b"}\n").split(b"\n") if isinstance(value, Unreadable) else []
+            values = map(_value, filter(bytes.strip, pieces)) if pieces else [value]
+            yield from ((number, value) for value in values)
 
 
 def _value(text: bytes) -> Any:

@@ -29,8 +29,12 @@ _NAME_CHARACTERS = 40
 _QUOTES = "「」『』“”‘’\"' \t\r\n"
 
 
-def check_drop(drop: Sequence[Oddity]) -> None:
+def check_drop(drop: Sequence[Oddity], setting: str = "data.drop") -> None:
     """Refuse a kind that there is not.
+
+    Args:
+        drop: kinds of odd rows.
+        setting: that names them, for the error.
 
     Raises:
         SettingError: there is one.
@@ -38,7 +42,7 @@ def check_drop(drop: Sequence[Oddity]) -> None:
     for kind in drop:
         if kind not in get_args(Oddity):
             choice = ", ".join(get_args(Oddity))
-            raise SettingError("data.drop", f"there is no {kind!r}", f"Choose among: {choice}.")
+            raise SettingError(setting, f"there is no {kind!r}", f"Choose among: {choice}.")
 
 
 def bits(kinds: Iterable[Oddity]) -> int:
@@ -109,3 +113,26 @@ def repeated(hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
     found = np.ones(len(hashes), dtype=np.bool_)
     found[np.unique(hashes, return_index=True)[1]] = False
     return found
+
+
+class Seen:
+    """Numbers that have come before, in 8 bytes each: a set of a million takes 90 MB.
+
+    Args:
+        unsorted: how many are kept in a set before they are sorted in.
+    """
+
+    def __init__(self, unsorted: int = 50_000) -> None:
+        self._unsorted = unsorted
+        self._sorted = np.empty(0, dtype=np.int64)
+        self._new: set[int] = set()
+
+    def before(self, number: int) -> bool:
+        """Whether this signed 64-bit number has come before; from now on it has."""
+        place = np.searchsorted(self._sorted, number)
+        known = number in self._new or number in self._sorted[place : place + 1]
+        self._new.add(number)
+        if len(self._new) == self._unsorted:
+            self._sorted = np.union1d(self._sorted, np.fromiter(self._new, dtype=np.int64))
+            self._new.clear()
+        return known

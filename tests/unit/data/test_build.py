@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import tempfile
@@ -17,8 +18,9 @@ from role_folder import PROMPT, dialogue, write_lines, write_role
 
 from kyon_pl.data import read_jsonl_file
 from kyon_pl.data.build import build_data
+from kyon_pl.data.quality import ODDITIES
 from kyon_pl.data.row_writer import COLUMNS, write_rows
-from kyon_pl.errors import DataError, MissingFileError, SettingError
+from kyon_pl.errors import DataError, MachineError, MissingFileError, SettingError
 
 TEXTS = {"lamp.txt": "灯塔在湾口，夜里亮。", "cake.txt": "蜜糕是甜的，三枚贝币。"}
 MEMORIES = f"{TEXTS['lamp.txt']}###{TEXTS['cake.txt']}"  # nearest first
@@ -89,7 +91,7 @@ def test_the_report_says_what_became_of_everything(zhao: Path, caplog: pytest.Lo
             " /dialogues/quay.jsonl, object 2: a turn that opens the dialogue and answers nothing",
         ]
     )
-    assert "duplicates           2   rows" in report(zhao)
+    assert "        2 × exact duplicates of an earlier row" in report(zhao)
     assert "taken for the roles: 小棹 × 5" in report(zhao)
     assert "5 × by shared characters" in report(zhao)
     assert "characters a row, context and target: half have up to" in report(zhao)
@@ -97,20 +99,81 @@ def test_the_report_says_what_became_of_everything(zhao: Path, caplog: pytest.Lo
     assert re.fullmatch(r"build-data: 5 rows in .*rows\.jsonl, report in .*rows\.report\.txt", caplog.messages[-1])
 
 
+def test_odd_rows_are_counted_and_listed_and_left_out_if_a_setting_says_so(zhao: Path) -> None:
+    """By the names and the code of data.drop. What fit cannot train on is left out too, but not by the original."""
+
+    def row(answer: str, query: str = "阿禾:「灯塔在哪里？」") -> dict[str, str]:
+        return {"query": query, "answer": f"小棹:「{answer}」"}
+
+    repeated, signs, leak = row("好好" * 20), row("……！"), row("灯塔在湾口")
+    sure, empty, half = row("湾口。"), row(""), row("湾口\ud800。")
+    objects: list[object] = [sure, repeated, sure, signs, leak, empty, half, dialogue("阿禾:「早。」"), sure]
+    file, listed = write_lines(zhao / "dialogues/quay.jsonl", []), zhao.parent / "lists/bad.jsonl"
+    file.write_text("\n".join(map(json.dumps, objects)))  # half a character as an escape: UTF-8 has none
+    kinds = ["duplicate", "loop", "punctuation"]
+    rows = build(zhao, drop=kinds, bad_rows_file=str(listed), exclude_own_scene=False)
+    assert [r["target"] for r in rows] == [sure["answer"], leak["answer"]]
+    expected = [
+        (2, ["loop"], True, ""),
+        (3, ["duplicate"], True, ""),
+        (4, ["punctuation"], True, ""),
+        (5, ["leak"], False, ""),
+        (6, [], True, "nothing said in 'target': '小棹:「」' (str)"),
+        (7, [], True, "half a character in 'target': a lone surrogate"),
+        (8, [], True, "no turn of the role in the dialogue"),
+        (9, ["duplicate"], True, ""),
+    ]
+    found = [(r["line"], r["odd"], r["left_out"], r["problem"]) for r in read_jsonl_file(listed)]
+    assert found == expected
+    assert {r["file"] for r in read_jsonl_file(listed)} == {str(zhao / "dialogues/quay.jsonl")}
+    for line in (
+        "read                 9",
+        "written              2",
+        "dropped              7",
+        "  1 × targets that stand",
+    ):
+        assert line in report(zhao)
+
+    assert len(build(zhao, exclude_own_scene=False)) == 6, "all that can be trained on, where nothing is dropped"
+    assert len(build(zhao, mode="original")) == 7, "and the empty one"
+    assert "bad                  1   rows, written as the original does; fit leaves them out" in report(zhao)
+    with pytest.raises(SettingError, match=r"^drop: there is no 'short'. Choose among: duplicate, loop"):
+        build(zhao, drop=["short"])
+    with pytest.raises(MachineError, match=r"bad_rows_file: .*cannot be written"):
+        build(zhao, bad_rows_file=str(zhao / "dialogues"))
+
+
+def test_loops_of_tokens(zhao: Path) -> None:
+    """Nine characters, and so no loop of characters; few tokens for the demo's tokenizer."""
+    rows: list[object] = [{"query": "阿禾:「唱！」", "answer": f"小棹:「{'the lamp ' * 40}」"}]
+    build(zhao, rows)
+    assert "  0 × targets that repeat" in report(zhao)
+    build(zhao, rows, tokenizer="demo")
+    assert "  1 × targets that repeat" in report(zhao)
+
+
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.lists(st.tuples(st.sampled_from(["小棹", "阿禾"]), st.text("}#{a「", max_size=4)), max_size=5)))
-def test_what_is_read_is_kept_or_dropped_and_no_target_is_altered(dialogues: list[list[tuple[str, str]]]) -> None:
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from(["小棹", "阿禾"]), st.text("}#{a「", max_size=4)), max_size=5)),
+    st.sets(st.sampled_from([*ODDITIES])),
+)
+def test_what_is_read_is_kept_or_dropped_and_no_target_is_altered(
+    dialogues: list[list[tuple[str, str]]], drop: set[str]
+) -> None:
     sure = [("阿禾", "早"), ("小棹", "早")]  # a file must yield a row
     said = [sure, *dialogues]
     with tempfile.TemporaryDirectory() as folder:
         zhao = write_role(Path(folder) / "zhao")
         objects: list[object] = [{"dialogue": [{"role": r, "text": t} for r, t in turns]} for turns in said]
         for mode in ("fixed", "original"):
-            rows = build(zhao, objects, aliases={"zhao": ["小棹"]}, mode=mode)
+            listed = Path(folder) / "bad.jsonl"
+            options = {"mode": mode, "drop": sorted(drop), "bad_rows_file": str(listed)}
+            rows = build(zhao, objects, aliases={"zhao": ["小棹"]}, **options)
+            left_out = sum(row["left_out"] for row in read_jsonl_file(listed))
             counts = re.findall(r"^(?:read|written|dropped) +(\d+)", report(zhao), re.MULTILINE)
             read, written, dropped = map(int, counts)
             assert read == written + dropped == sum(max(1, sum(r == "小棹" for r, _ in turns)) for turns in said)
-            assert written == len(rows)
+            assert (written, dropped) == (len(rows), left_out)
             answers = {f"{r}:{t}" for turns in said for r, t in turns if r == "小棹"}
             assert {row["target"] for row in rows} <= answers
             assert all(row["context"].endswith(row["question"]) or "###" in row["question"] for row in rows)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.quality import bits, has_loop, names, oddities, said
+from kyon_pl.data.quality import Seen, bits, has_loop, names, oddities, said
 from kyon_pl.errors import SettingError
 
 GOOD = {"context": "sys###where is the lamp?", "target": "Bo:「at the quay」"}
@@ -121,3 +121,10 @@ def test_what_is_said() -> None:
     assert said("「一:二」") == "二"
     assert not np.any([oddities("at the quay", target, [1]) for target in ("quayside", "at", "42")])
     assert oddities("上次说湾口有灯塔。###哪里？", "小棹:「湾口有灯塔。」", [1]) == bits(["leak"])
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), max_size=40))
+def test_numbers_that_have_come_before(numbers: list[int]) -> None:
+    """Also once they are sorted in: here every three, and else every 50,000."""
+    seen = Seen(unsorted=3)
+    assert [seen.before(number) for number in numbers] == [n in numbers[:i] for i, n in enumerate(numbers)]
