@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *PICKLED_WEIGHTS)
+LICENCE_FILES = ("MODEL_LICENSE", "LICENSE")  # ChatGLM2's is the former
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 

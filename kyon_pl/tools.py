@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.preview import preview
 from kyon_pl.run import add_reply_argument, add_resume_arguments, explain
+from kyon_pl.settings import check_config_files
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import ReplyWriter
 
@@ -32,8 +33,10 @@ def run_preview(args: list[str] | None) -> None:
     parser = LightningArgumentParser(prog="kyon-pl preview", description=description, exit_on_error=False)
     parser.add_function_arguments(preview, skip={"data"})
     add_fit_arguments(parser)
+    words = sys.argv[1:] if args is None else args
+    check_config_files(words)
     try:
-        settings = parser.parse_args((sys.argv[1:] if args is None else args)[1:])
+        settings = parser.parse_args(words[1:])
     except argparse.ArgumentError as error:
         raise explain(error, args) from error
     preview(DialogueDataModule(**settings.data.as_dict()), rows=settings.rows, png=settings.png)
@@ -93,6 +96,7 @@ def run_function(function: Callable[..., None], words: list[str]) -> None:
     parser = ArgumentParser(prog=f"kyon-pl {words[0]}", description=summary, exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with the options below")
+    check_config_files(words)
     try:
         settings = parser.parse_args(words[1:])
     except argparse.ArgumentError as error:

@@ -74,6 +74,7 @@ def _parse(words: list[str]) -> Namespace:
 
     from kyon_pl.errors import SettingError
     from kyon_pl.run import explain
+    from kyon_pl.settings import check_config_files
     from kyon_pl.tools import add_fit_arguments
 
     parser = LightningArgumentParser(prog="kyon-pl doctor", description=DESCRIPTION, exit_on_error=False)
@@ -82,6 +83,7 @@ def _parse(words: list[str]) -> Namespace:
         "--gpu_gib", type=float | None, default=None, help="plan for a GPU of so many GiB, on another machine"
     )
     add_fit_arguments(parser)
+    check_config_files(words)
     try:
         settings = parser.parse_args(words)
     except argparse.ArgumentError as error:

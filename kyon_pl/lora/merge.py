@@ -19,7 +19,7 @@ from kyon_pl.chatglm2.checkpoint import check_weights
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.errors import CheckpointError, MachineError, MissingFileError, SettingError
-from kyon_pl.hub import MODEL_FILES, TOKENIZER_FILES, fetch_model
+from kyon_pl.hub import LICENCE_FILES, MODEL_FILES, TOKENIZER_FILES, fetch_model
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import load_adapter
 from kyon_pl.lora.formats import FORMATS, Format, FormatName, chatglm_angles, save_configs
@@ -86,6 +86,7 @@ def merge(
         live_outputs = write_weights(live, weights, side, form, torch_dtype)
         save_configs(base_folder, config, side, form, torch_dtype)
         form.save_tokenizer(base_folder, side)
+        copy_licence(base_folder, side)
         rounding = verify(side, form, torch_dtype, live_outputs)
         record = {"base": base_name, "adapter": adapter or str(from_here(adapter_folder))}
         write_record(side, record | {"format": format, "dtype": dtype})
@@ -154,11 +155,18 @@ def _merge_part(module: nn.Module, part: str) -> None:
         raise CheckpointError(f"adapter at {part}", str(error), "Use another adapter") from error
 
 
+def copy_licence(base: Path, folder: Path) -> None:
+    """The base's terms go where its weights go."""
+    for name in LICENCE_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+
+
 def _base_folder(base: str, revision: str | None) -> Path:
     if base == "random":
         fix = "Give --base: a folder or Hub id with weights"
         raise SettingError("base", "the adapter was trained on random weights, which lie nowhere", fix)
-    folder = fetch_model(base, revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
+    folder = fetch_model(base, revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES, *LICENCE_FILES])
     for name in ("config.json", "tokenizer.model"):
         if not (folder / name).is_file():
             raise MissingFileError(str(folder), f"no {name}", "Give the complete folder of a ChatGLM2 base.")

@@ -23,7 +23,7 @@ _WITHOUT_EFFECT = re.compile(
     r"|trainer\.(accelerator|devices|num_nodes|strategy|logger|log_every_n_steps|enable_.*|default_root_dir|profiler|plugins"
     r"|num_sanity_val_steps|limit_test_batches|limit_predict_batches|inference_mode|use_distributed_sampler)(\..*)?"
     r"|data\.(workers|processes|cache_dir|test_source|test_split|predict_source|seed|tokenizer|tokenizer_revision)"
-    r"|model\.max_new_tokens"
+    r"|model\.(max_new_tokens|shard_base)"
 )
 
 
@@ -44,8 +44,8 @@ def fingerprint_of_base(folder: Path) -> dict[str, str]:
         folder: of a base; a snapshot of the Hub's cache tells its commit by its name.
     """
     weights = sorted({*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")})
-    others = [file for name in ("config.json", "tokenizer.model") if (file := folder / name).is_file()]
-    found = {file.name: hash_of(file) for file in (*others, *weights)}
+    files = (folder / "config.json", folder / "tokenizer.model", *weights)
+    found = {file.name: hash_of(file) for file in files if file.is_file()}
     if folder.parent.name == "snapshots":
         found["commit"] = folder.name
     return {f"base: {name}": text for name, text in found.items()}

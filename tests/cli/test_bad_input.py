@@ -297,6 +297,10 @@ BASES: dict[str, tuple[Prepare, list[str]]] = {
     ),
     "truncated safetensors": (cut("model.safetensors", 100_000), ["base/model.safetensors", "cut short"]),
     "empty weights": (base_file("model.safetensors", b""), ["base/model.safetensors", "cannot be read"]),
+    "weights that are a folder": (
+        base(lambda folder: [(folder / "model.safetensors").unlink(), (folder / "model.safetensors").mkdir()]),
+        ["neither model.safetensors nor"],
+    ),
     "no weights": (base(lambda folder: (folder / "model.safetensors").unlink()), ["neither model.safetensors nor"]),
     "missing shard": (sharded(INDEX), ["base/shard.safetensors", "index.json names it"]),
     "empty shard": (sharded(INDEX, shard=b""), ["base/shard.safetensors", "cannot be read"]),
@@ -456,6 +460,18 @@ def test_good_input_trains_and_the_trap_works(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.rglob("*.ckpt"))
     pickle.loads(pickle.dumps(Trap()))
     assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("command", ["preview", "doctor", "build-data"])
+def test_other_commands_read_a_yaml_as_fit_does(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twice.yaml").write_text("data: {source: good.jsonl}\ndata: {source: other.jsonl}\n")
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--config", "twice.yaml"])
+    assert stopped.value.code == 2
+    assert "twice.yaml, line 2" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")

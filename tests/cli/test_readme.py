@@ -30,7 +30,7 @@ SUBSTITUTIONS = [
     (r"^make demo$", "kyon-pl fit --config configs/demo.yaml --trainer.limit_train_batches 2"),
     (r"^make test$", f"{sys.executable} -m pytest --collect-only -q tests/unit/test_error_kinds.py"),
     # several GPUs: two processes are tests/cli/test_ddp.py's
-    (r" --trainer.devices 4 --trainer.accumulate_grad_batches 4", ""),
+    (r" --config configs/overlay/ddp.yaml --trainer.devices 4 --trainer.accumulate_grad_batches 4", ""),
     (r"(kyon-pl fit --config configs/lora.yaml)", rf"\1 {SMALL_LORA}"),
     (
         r"--model.base demo --data.source demo (.*)--data.source rows.jsonl",
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 19
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 
@@ -107,6 +107,12 @@ def test_tree_names_what_is_there() -> None:
     assert tree
     for line in tree[1].splitlines():
         assert (ROOT / line.split()[0]).exists(), line
+
+
+def test_named_tests_exist() -> None:
+    named = re.findall(r"`(tests/[\w/.]+\.py)`", README)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_named_settings_exist() -> None:

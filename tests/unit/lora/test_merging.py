@@ -71,6 +71,7 @@ def test_half_precision_costs_no_more_than_the_live_model_s(
 
 def test_the_folder_holds_what_it_should(adapters: dict[str, Path], tmp_path: Path) -> None:
     published = {"config.json", "generation_config.json", "kyon_pl.json", "model.safetensors", "tokenizer_config.json"}
+    published |= {"MODEL_LICENSE"}
     expected = {
         "chatglm": published | {"tokenizer.model"},
         "glm": published | {"tokenizer.json", "chat_template.jinja"},
@@ -80,6 +81,7 @@ def test_the_folder_holds_what_it_should(adapters: dict[str, Path], tmp_path: Pa
         content = json.loads((source / name).read_text()) | {"auto_map": {"AutoModel": "modeling_chatglm.X"}}
         (source / name).write_text(json.dumps(content))
     (source / "modeling_chatglm.py").write_text("raise RuntimeError\n")
+    (source / "MODEL_LICENSE").write_text("terms\n")
     for form in FORMATS:
         merge(tmp_path / form, str(adapters["fused"]), format=form, base=str(source))
         assert {path.name for path in (tmp_path / form).iterdir()} == expected[form]
