@@ -7,9 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
 from kyon_pl.adapters import SETTINGS, find_adapter
@@ -20,6 +19,7 @@ from kyon_pl.logs import from_here
 from kyon_pl.marker import MARKER
 from kyon_pl.model_card import hub_id, model_card
 from kyon_pl.push_errors import told
+from kyon_pl.repository import page, prepare_repository
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def push(
     with told(repo_id), limited_waits():
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
-        parent = prepare_repository(api, repo_id, private, revision)
+        parent = prepare_repository(api, repo_id, "model", private, revision)
     card = str(model_card(folder, repo_id, base))
     operations = [*additions(folder, files, card, base)]
     message = commit_message or f"{folder.name}, with kyon-pl push"
@@ -88,10 +88,16 @@ def push(
             repo_id, [*deleted, *operations], commit_message=message, revision=revision, parent_commit=parent
         )
     if commit.oid == parent:
-        log.info("nothing new: %s has all of %s", page(repo_id), from_here(folder))
+        log.info("nothing new: %s has all of %s", page(repo_id, "model"), from_here(folder))
     else:
         size = sum((folder / file).stat().st_size for file in files)
-        log.info("pushed %d files (%.1f MB) of %s: %s", len(operations), size / 1e6, from_here(folder), page(repo_id))
+        log.info(
+            "pushed %d files (%.1f MB) of %s: %s",
+            len(operations),
+            size / 1e6,
+            from_here(folder),
+            page(repo_id, "model"),
+        )
 
 
 def find_export(word: str | None, which: Literal["best", "last"]) -> Path:
@@ -140,19 +146,6 @@ def warn_of_local_base(base: str | None) -> None:
         log.warning("the base %s is no id on the Hub: name it with --base, or others cannot find it", base)
 
 
-def prepare_repository(api: HfApi, repo_id: str, private: bool, revision: str | None) -> str | None:
-    """Make the repository if need be, and say whether others can see it.
-
-    Returns:
-        its newest commit, behind which ours is to come.
-    """
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    info = api.repo_info(repo_id, revision=revision)
-    if private and not info.private:
-        log.warning("%s is there already and is public", page(repo_id))
-    return info.sha
-
-
 def additions(folder: Path, files: Sequence[str], card: str, base: str | None) -> list[CommitOperationAdd]:
     """The files, with the card, and with the base's public name in the adapter's settings."""
     contents: dict[str, Any] = {name: folder / name for name in files}
@@ -171,9 +164,3 @@ def deletions(
         return []
     there = [name for name in api.list_repo_files(repo_id, revision=revision) if name not in {*keep, ".gitattributes"}]
     return [CommitOperationDelete(name) for name in filter_repo_objects(there, allow_patterns=list(patterns))]
-
-
-def page(repo_id: str) -> str:
-    """The repository's address, without what an endpoint may hold besides: a password."""
-    url = urlsplit(constants.ENDPOINT)
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}/{repo_id}"

@@ -9,15 +9,20 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from kyon_pl.errors import KyonError, MissingFileError, SettingError
 from kyon_pl.hub import check_hub_settings
-from kyon_pl.hub_errors import HUB_ERRORS, place_of, reason_of, told_by
+from kyon_pl.hub_errors import HUB_ERRORS, Kind, place_of, reason_of, told_by
 
 _LOGIN = "Set HF_TOKEN, or run `hf auth login`, with a token that may write (huggingface.co/settings/tokens)"
 _UNCHANGED = "the repository is as it was"
 
 
 @contextmanager
-def told(repo_id: str) -> Iterator[None]:
+def told(repo_id: str, kind: Kind = "model", option: str = "--repo_id") -> Iterator[None]:
     """Turn what goes wrong between here and the Hub into an error of ours.
+
+    Args:
+        repo_id: the repository, as it was named.
+        kind: of repository.
+        option: that names it.
 
     Raises:
         KyonError: as `explain_push` gives it.
@@ -28,25 +33,25 @@ def told(repo_id: str) -> Iterator[None]:
     except KyonError:
         raise
     except (*HUB_ERRORS, ValueError) as error:  # ValueError: metadata that the Hub refuses, or LFS errors
-        raise explain_push(error, repo_id) from error
+        raise explain_push(error, repo_id, kind, option) from error
 
 
-def explain_push(error: Exception, repo_id: str) -> KyonError:
+def explain_push(error: Exception, repo_id: str, kind: Kind = "model", option: str = "--repo_id") -> KyonError:
     """The error of ours for what huggingface_hub raised while it wrote to a repository."""
     if isinstance(error, LocalTokenNotFoundError):
         return SettingError(f"push to {repo_id}", "there is no token on this machine", _LOGIN)
     if isinstance(error, HFValidationError):
-        return SettingError("--repo_id", f"{repo_id!r} is no name of a repository", "Write NAME, or USER/NAME")
-    where, answer = f"push to {place_of(repo_id, 'model', None)}", told_by(error)
+        return SettingError(option, f"{repo_id!r} is no name of a repository", "Write NAME, or USER/NAME")
+    where, answer = f"push to {place_of(repo_id, kind, None)}", told_by(error)
     if isinstance(answer, HfHubHTTPError):
-        return _explain_answer(answer, where)
+        return _explain_answer(answer, where, option)
     if isinstance(answer, OfflineModeIsEnabled):
         return SettingError(where, "HF_HUB_OFFLINE forbids it", "Set HF_HUB_OFFLINE=0")
     fix = f"Check the network and push again: {_UNCHANGED}"
     return MissingFileError(where, f"the Hub cannot be written to ({reason_of(answer or error)})", fix)
 
 
-def _explain_answer(answer: HfHubHTTPError, where: str) -> KyonError:
+def _explain_answer(answer: HfHubHTTPError, where: str, option: str) -> KyonError:
     status = answer.response.status_code
     if status == 401:
         sent = "authorization" in answer.response.request.headers
@@ -55,7 +60,7 @@ def _explain_answer(answer: HfHubHTTPError, where: str) -> KyonError:
     if status == 403:
         return SettingError(where, "this token may not write there (403)", f"Check the name. {_LOGIN}")
     if status == 404:
-        return SettingError(where, "there is no such repository or branch (404)", "Check --repo_id and --revision")
+        return SettingError(where, "there is no such repository or branch (404)", f"Check {option} and --revision")
     if status in (409, 412):
         found = f"somebody has changed the repository in the meantime ({status}), and nothing was written over it"
         return SettingError(where, found, "Look at what is there now, and push again")

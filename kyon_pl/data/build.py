@@ -21,6 +21,7 @@ from kyon_pl.data.roles import Role, find_roles
 from kyon_pl.data.row_writer import write_rows
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
+from kyon_pl.push_data import check_push, push_data
 
 ORIGINAL_MEMORY_LENGTH = 2000  # characters
 ROOM = {"characters": (ORIGINAL_MEMORY_LENGTH, 1000), "tokens": (1000, 500)}  # for memories, for the history
@@ -43,6 +44,8 @@ def build_data(
     tokenizer_revision: str | None = None,
     drop: Sequence[Oddity] = (),
     bad_rows_file: str | None = None,
+    push: str | None = None,
+    private: bool = True,
 ) -> None:
     """Make training rows from dialogues and role folders.
 
@@ -75,11 +78,15 @@ def build_data(
             such as those with an empty target, are left out in mode fixed.
         bad_rows_file: JSONL to write, one line for each row that is bad, odd or dropped: its file and line, what is
             wrong, and whether it is left out.
+        push: send the file to this data set on the Hub, too, with a card: USER/NAME, or NAME for the account of the
+            token, which comes from HF_TOKEN or from `hf auth login`. The data set is made if need be.
+        private: whether a data set that is made now is private; one that exists stays as it is.
 
     Raises:
         MissingFileError: a file or folder is not there.
         DataError: a file cannot be used, or yields no row.
-        SettingError: settings that do not fit each other, or an output that is neither Parquet nor JSONL.
+        SettingError: settings that do not fit each other, or an output that is neither Parquet nor JSONL; no token, or
+            no right to write to the data set.
         MachineError: a sentence-embedding model is asked for, and sentence-transformers is not installed.
     """
     if mode == "original" and (history_length is not None or tokenizer is not None):
@@ -99,6 +106,7 @@ def build_data(
         raise SettingError("memory_number, memory_length, history_length", "a negative number", "Give 0 or more.")
     roles = find_roles([characters] if isinstance(characters, str) else characters, aliases or {})
     files = files_of_roles(roles, [dialogues] if isinstance(dialogues, str) else dialogues)
+    repo_id = check_push(push) if push else None  # before the work, not after it
     report = BuildReport(unit)
     with listing(Path(bad_rows_file), "bad_rows_file") if bad_rows_file else nullcontext(report.note) as report.note:
         settings = BuildSettings(mode, retrieval, context, drop, ids)
@@ -111,6 +119,8 @@ def build_data(
     if bad_rows_file:
         log.info("bad, odd and dropped rows are listed in %s", from_here(bad_rows_file))
     log.info("build-data: %s rows in %s, report in %s", f"{report.rows:,}", from_here(output), from_here(written))
+    if repo_id:
+        push_data(repo_id, Path(output), {"mode": mode, **report.facts()}, private)
 
 
 def files_of_roles(roles: Sequence[Role], dialogues: Sequence[str] | None) -> list[tuple[Role, list[Path]]]:

@@ -32,6 +32,7 @@ class BuildReport:
         odd: rows by what is odd about them, as in `kyon_pl.data.quality`, the dropped ones too.
         bad: rows that are written and cannot be trained on, by kind; in mode `original` only.
         remarks: rows in which something was left out or changed, by kind.
+        characters: rows by the name of their role.
         speakers: rows by the name under which the role speaks in them, where that is known.
         ways: rows by the way in which their memories were ranked.
         lengths: of context and target together, row by row.
@@ -46,6 +47,7 @@ class BuildReport:
     odd: Counter[Oddity] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
+    characters: Counter[str] = field(default_factory=Counter)
     speakers: Counter[str] = field(default_factory=Counter)
     ways: Counter[str] = field(default_factory=Counter)
     lengths: array[int] = field(default_factory=lambda: array("i"))
@@ -107,6 +109,15 @@ class BuildReport:
             }
         )
 
+    def facts(self) -> dict[str, str]:
+        """What others may know of the rows: no file and no folder is named."""
+        return {
+            "rows": f"{self.rows:,}",
+            "characters": _in_words(self.characters),
+            "dropped": _in_words(self.dropped) or "0",
+            **{words: f"{self.odd[kind]:,}" for kind, words in ODDITIES.items()},
+        }
+
     def lines(self) -> Iterator[str]:
         """The report, for people to read."""
         yield f"read       {self.read:>11,}   turns of the roles, or rows"
@@ -137,6 +148,10 @@ class BuildReport:
 
 def _counted(counts: Counter[str]) -> Iterator[str]:
     return (f"  {count:>9,} × {kind}" for kind, count in counts.most_common())
+
+
+def _in_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} × {kind}" for kind, count in counts.most_common())
 
 
 def _target(made: Made) -> str:

@@ -87,6 +87,7 @@ def _rows_of_batch(
             odd |= bits(["duplicate"])
         length = settings.context.count(context.text + target)
         if report.count_row(made, problem, odd, settings.drop, length, context.remarks):
+            report.characters[role.name] += 1
             yield _row_to_write(role, made, made.row, context.text)
 
 
