@@ -119,10 +119,12 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint: the file first, without which there is none."""
+        """Remove a checkpoint: its name first, without which there is none, and what tells of a removal cut short last."""
         file = Path(path)
-        file.unlink(missing_ok=True)
+        if file.exists():
+            file.rename(_leaving(file))
         shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+        _leaving(file).unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, Any]:
@@ -184,9 +186,13 @@ def read_marker(file: Path) -> dict[str, Any]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed or failed save has left beside its place."""
+    """Remove what a killed or failed save has left beside its place, and what a killed removal has not removed."""
     for path in folder.glob(_beside(Path("*")).name):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in folder.glob(_leaving(Path("*.ckpt")).name):
+        adapter = path.with_name(path.name.removeprefix(".").removesuffix(".ckpt.removing"))
+        shutil.rmtree(adapter, ignore_errors=True)
+        path.unlink()
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -209,6 +215,10 @@ def sync(path: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.writing")
+
+
+def _leaving(path: Path) -> Path:
+    return path.with_name(f".{path.name}.removing")
 
 
 def _size_and_hash(file: Path) -> dict[str, Any]:

@@ -72,8 +72,8 @@ PRECISION = [
     Guard(
         "adapters are float32 on a half-precision base",
         "lora/adapter.py",
-        "get_peft_model(base, config)",
-        "get_peft_model(base, config, autocast_adapter_dtype=False)",
+        "get_peft_model(base, config)\n    except (ValueError, re.error)",
+        "get_peft_model(base, config, autocast_adapter_dtype=False)\n    except (ValueError, re.error)",
         f"{MODULE_TEST}test_adapters_are_float32_on_a_half_precision_base",
     ),
     Guard(
@@ -116,8 +116,8 @@ class ChatGLM2Attention(nn.Module):""",
     Guard(
         "a loss that is not finite on one rank stops all",
         "training/callbacks/finite_guard.py",
-        'trainer.strategy.reduce((~losses.isfinite()).sum().float(), reduce_op="sum")',
-        "(~losses.isfinite()).sum().float()",
+        "dist.all_reduce(bad_losses)",
+        "pass",
         f"{GUARDS_TEST}test_a_loss_that_is_not_finite_on_one_rank_stops_both",
     ),
     Guard(
@@ -144,14 +144,14 @@ class ChatGLM2Attention(nn.Module):""",
     Guard(
         "the command line has the guard of finite numbers",
         "run.py",
-        "FiniteGuard(), ",
+        "            FiniteGuard(),\n",
         "",
         f"{GUARDS_TEST}test_a_run_of_the_command_line_is_guarded",
     ),
     Guard(
         "16-mixed is refused where Lightning would make bf16-mixed of it",
-        "doctor.py",
-        'if device.type == "cpu" and precision == "16-mixed":',
+        "doctor/check.py",
+        'if device_type == "cpu" and precision == "16-mixed":',
         "if False:",
         f"{CLI_TEST}[16-mixed on a CPU]",
     ),
@@ -364,6 +364,13 @@ CHECKPOINTS = [
         f"{CHECKPOINT_TEST}test_a_save_that_dies_leaves_the_checkpoint_of_that_name",
     ),
     Guard(
+        "a removal that was cut short is finished",
+        "training/checkpoint_io.py",
+        "            file.rename(_leaving(file))\n",
+        "            file.unlink()\n",
+        f"{CHECKPOINT_TEST}test_a_removal_that_dies_is_finished_later",
+    ),
+    Guard(
         "a checkpoint with code is refused and not run",
         "training/checkpoint_io.py",
         'map_location or "cpu", weights_only=True)',
@@ -373,7 +380,7 @@ CHECKPOINTS = [
     Guard(
         "a signal to one rank saves on all, and stops all",
         "run.py",
-        ", StopSignals()]",
+        ", StopSignals(timeout)]",
         "]",
         "tests/faults/test_stop_signals.py::test_sigterm_to_one_of_two_ranks[in the first half of a step]",
     ),

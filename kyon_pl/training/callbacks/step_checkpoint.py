@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from kyon_pl.training.checkpoint_io import remove_unfinished
 from kyon_pl.training.resume import CHECKPOINTS
 
 
@@ -102,6 +103,8 @@ class StepCheckpoint(Checkpoint):
         self._remove_old(trainer)
 
     def _look(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            remove_unfinished(self.folder)
         saved = self._saved(trainer)
         self.last_saved_step = trainer.strategy.broadcast(saved[-1][0] if saved else 0)
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from rigged import fit, rigged_module, write_inputs
 
 from kyon_pl.errors import CheckpointError
-from kyon_pl.training.checkpoint_io import MARKER, AdapterCheckpointIO, fault_of
+from kyon_pl.training.checkpoint_io import MARKER, AdapterCheckpointIO, fault_of, remove_unfinished
 from kyon_pl.training.resume import newest_checkpoint
 
 
@@ -66,6 +66,26 @@ def test_a_save_that_dies_leaves_the_checkpoint_of_that_name(
 class Trap:
     def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
         return Path.touch, (Path("sprung"),)
+
+
+def test_a_removal_that_dies_is_finished_later(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In between there is no checkpoint of that name, and afterwards nothing of it, the adapter included."""
+    file = tmp_path / "step=4.ckpt"
+    save(trainer, file, 4)
+
+    def die(folder: Path, ignore_errors: bool) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.strategy.remove_checkpoint(file)
+    assert not file.exists()
+    assert file.with_suffix("").is_dir()
+    remove_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(
