@@ -119,7 +119,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint: its name first, without which there is none, and what tells of a removal cut short last."""
+        """Remove a checkpoint: first its name, without which there is none; last what tells of a removal cut short."""
         file = Path(path)
         if file.exists():
             file.rename(_leaving(file))
