@@ -149,7 +149,7 @@ def _csv(path: Path) -> NumberedRows:
 
 def _parquet(path: Path) -> NumberedRows:
     try:
-        with ParquetFile(path) as file:
+        with ParquetFile(path, pre_buffer=False) as file:  # else all of the file is in memory at its end
             if name := _repeated(file.schema_arrow.names):
                 raise DataError(str(path), f"two columns are called {name!r}", "Rename one of them.")
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
