@@ -270,7 +270,10 @@ class KyonCLI(LightningCLI):
     def _check_run(self) -> None:
         settings = self.config[str(self.subcommand)]
         check_run(
-            self.model.base_config, str(settings.trainer.precision or "32-true"), self.trainer.strategy.root_device
+            self.model.base_config,
+            str(settings.trainer.precision or "32-true"),
+            self.trainer.strategy.root_device,
+            sharded_over=self.trainer.world_size if self.model.shard_base else 1,
         )
 
     def before_predict(self) -> None:

@@ -16,6 +16,11 @@ from kyon_pl.errors import SettingError
 REMOTE_CODE = "trust_remote_code"
 _SECTIONS = ("trainer", "model", "data")
 _MOST_NESTED = 100
+_FSDP1 = "is torch's first FSDP, which wants one dtype in a layer, and the frozen base and its adapter have two"
+_OTHER_SHARDING = {
+    "ModelParallelStrategy": "leaves sharding and the exchange of gradients to the model, and cannot resume this one",
+    **dict.fromkeys(("FSDPStrategy", "fsdp", "fsdp_cpu_offload"), _FSDP1),
+}
 _LEAST = {"accumulate_grad_batches": 1, "log_every_n_steps": 1, "num_nodes": 1, "max_epochs": -1, "max_steps": -1}
 
 
@@ -128,6 +133,23 @@ def check_trainer(settings: Namespace) -> None:
         raise SettingError("trainer.limit_train_batches", "0 leaves nothing to train on", "Set 1 or more, or a share.")
     if trainer.val_check_interval == 0:
         raise SettingError("trainer.val_check_interval", "0 is no interval", "Set 1.0: once an epoch.")
+    _check_sharding(trainer, settings.model.shard_base)
+
+
+def _check_sharding(trainer: Namespace, shard_base: bool) -> None:
+    """What a sharded base needs, and strategies that would shard something else."""
+    chosen = trainer.strategy
+    name = str(chosen.class_path if isinstance(chosen, Namespace) else chosen).rpartition(".")[2]
+    fix = "Take all of configs/overlay/fsdp.yaml; or, for GPUs that hold the base, ddp.yaml without model.shard_base."
+    if name in _OTHER_SHARDING:
+        raise SettingError("trainer.strategy", f"{name} {_OTHER_SHARDING[name]}", fix)
+    if not shard_base:
+        return
+    if name not in ("ddp", "DDPStrategy"):
+        raise SettingError("trainer.strategy", f"model.shard_base needs ddp for the adapter, not {name}", fix)
+    if trainer.inference_mode:
+        found = "weights that are gathered in torch's inference mode for validation could not be trained on after it"
+        raise SettingError("trainer.inference_mode", found, fix)
 
 
 def _check_word(key: str, value: Any, known: list[str]) -> None:

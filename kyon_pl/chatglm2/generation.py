@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import GenerationConfig
 
@@ -23,7 +24,6 @@ class Reply(NamedTuple):
     stopped: bool
 
 
-@torch.inference_mode()
 def generate_replies(
     model: nn.Module,
     prompts: list[list[int]],
@@ -36,6 +36,7 @@ def generate_replies(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    sharded: bool = False,
     on_batch: Callable[[int], object] = lambda prompts: None,
 ) -> list[Reply]:
     """Reply to each prompt, greedily unless asked to sample.
@@ -53,6 +54,8 @@ def generate_replies(
         temperature: divides the logits, when sampling.
         top_p: draw from the likeliest tokens that make up this much probability, when sampling.
         seed: of the draws. torch's own random state is left as it was.
+        sharded: the weights are shared out over ranks (FSDP2). Every rank then has to call this, each with whatever
+            prompts it has, because they make all forward passes together.
         on_batch: told after each batch how many prompts it had, for a progress bar.
 
     Returns:
@@ -67,20 +70,37 @@ def generate_replies(
     settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, **sampling)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     replies: dict[int, Reply] = {}
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if sharded:
+        batches += [[]] * (_most(len(batches), speaker.device) - len(batches))
     was_training = model.training
     model.eval()
-    # layers compiled for training's shapes would be compiled again for the shape of every new token
-    with torch.random.fork_rng(_cuda_devices(speaker.device)), torch.compiler.set_stance("force_eager"):
+    with (
+        # weights that are first gathered in inference mode could not be trained on after it
+        torch.no_grad() if sharded else torch.inference_mode(),
+        torch.random.fork_rng(_cuda_devices(speaker.device)),
+        # layers compiled for training's shapes would be compiled again for the shape of every new token
+        torch.compiler.set_stance("force_eager"),
+    ):
         torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            ids, mask = _pad_left([prompts[index] for index in batch], pad, speaker.device)
-            output = speaker.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        for batch in batches:
+            # a rank without a prompt for this turn makes the forward passes, with one that nobody asked
+            ids, mask = _pad_left([prompts[index] for index in batch] or [[eos]], pad, speaker.device)
+            output = speaker.generate(
+                input_ids=ids, attention_mask=mask, generation_config=settings, synced_gpus=sharded
+            )
             new_ids = output[:, ids.shape[1] :].tolist()
-            replies |= {index: _until(eos, row) for index, row in zip(batch, new_ids, strict=True)}
+            replies |= {index: _until(eos, row) for index, row in zip(batch, new_ids, strict=bool(batch))}
             on_batch(len(batch))
     model.train(was_training)
     return [replies[index] for index in range(len(prompts))]
+
+
+def _most(count: int, device: torch.device) -> int:
+    """The largest of the ranks' counts."""
+    most = torch.tensor(count, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 def _pad_left(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -309,8 +309,8 @@ class DialogueDataModule(LightningDataModule):
         """This rank's share of the test rows, as in validation."""
         return self._evaluation_loader(self.rows["test"])
 
-    def predict_dataloader(self) -> DataLoader[Prompt]:
-        """This rank's share of the prompts, in their order."""
+    def predict_dataloader(self) -> DataLoader[Prompt | None]:
+        """This rank's share of the prompts, in their order, in as many batches as every other rank has."""
         prompts = PromptRows(self.rows["predict"], start=self._rank, step=self._world_size)
         return DataLoader(
             prompts, batch_size=self.validation_rows_per_batch, collate_fn=collate_prompts, num_workers=self.workers

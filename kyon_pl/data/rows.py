@@ -90,8 +90,8 @@ class Prompt:
     memories: tuple[str, ...]
 
 
-class PromptRows(Dataset[Prompt]):
-    """The prompts of some rows.
+class PromptRows(Dataset[Prompt | None]):
+    """The prompts of some rows, shared out over ranks: each has as many turns, and at the last one perhaps no prompt.
 
     Args:
         rows: whose.
@@ -102,11 +102,14 @@ class PromptRows(Dataset[Prompt]):
     def __init__(self, rows: TokenRows, start: int = 0, step: int = 1) -> None:
         self.rows = rows
         self.places = range(start, len(rows), step)
+        self.turns = -(-len(rows) // step)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return self.turns
 
-    def __getitem__(self, place: int) -> Prompt:
+    def __getitem__(self, place: int) -> Prompt | None:
+        if place >= len(self.places):
+            return None
         row = self.rows[self.places[place]]
         number = int(self.rows.numbers[self.places[place]])
         texts = self.rows.table.rows.dataset[number]
@@ -115,8 +118,9 @@ class PromptRows(Dataset[Prompt]):
         return Prompt(ids, texts["context"], texts["target"] or "", number, memories)
 
 
-def collate_prompts(prompts: list[Prompt]) -> PromptBatch:
+def collate_prompts(turns: list[Prompt | None]) -> PromptBatch:
     """A batch of prompts, each of its own length: generation pads them as it needs."""
+    prompts = [prompt for prompt in turns if prompt is not None]
     return PromptBatch(
         input_ids=[prompt.input_ids for prompt in prompts],
         prompts=[prompt.text for prompt in prompts],

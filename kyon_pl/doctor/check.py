@@ -19,26 +19,29 @@ CPU_PARAMETERS = 1_000_000_000
 LEAST_BATCH = Slots(rows=1, slots=512, trained_tokens=64)
 
 
-def check_run(config: ChatGLM2Config, precision: str, device: torch.device) -> None:
+def check_run(config: ChatGLM2Config, precision: str, device: torch.device, sharded_over: int = 1) -> None:
     """Refuse a run that cannot work here, before anything large is downloaded.
 
     Args:
         config: the shape of the base.
         precision: `trainer.precision` as the user wrote it, before Lightning replaces what a CPU cannot do.
         device: where this process would train.
+        sharded_over: ranks that share out the base; 1: each has all of it.
 
     Raises:
         MachineError: no GPU for a large base, 16-mixed without a GPU, or too little memory even for small batches.
         SettingError: a precision that does not keep trained weights in float32.
     """
     check_device(config, precision, device.type)
-    least, available = needed_bytes(least_memory(config, precision, device.type), device.type), memory_bytes(device)
+    least = needed_bytes(least_memory(config, precision, device.type, sharded_over), device.type)
+    available = memory_bytes(device)
     if least > available:
         raise MachineError(
             where="model.base",
             found=f"this base has {size(config, precision)} and does not fit into the {available / 2**30:.1f} GiB of "
             f"memory of {device}",
-            fix="Use a half-precision setting (--trainer.precision 16-mixed), a larger GPU, or a smaller base",
+            fix="Use a half-precision setting (--trainer.precision 16-mixed), a larger GPU, several GPUs that share it "
+            "out (configs/overlay/fsdp.yaml), or a smaller base",
         )
 
 
@@ -65,7 +68,7 @@ def check_device(config: ChatGLM2Config, precision: str, device_type: str) -> No
         )
 
 
-def least_memory(config: ChatGLM2Config, precision: str, device_type: str) -> int:
+def least_memory(config: ChatGLM2Config, precision: str, device_type: str, sharded_over: int = 1) -> int:
     """The peak of the smallest batch that is worth training on, in bytes."""
     settings = MemorySettings(
         precision=precision,
@@ -76,6 +79,7 @@ def least_memory(config: ChatGLM2Config, precision: str, device_type: str) -> in
         training=LEAST_BATCH,
         validation=None,
         device_type=device_type,
+        sharded_over=sharded_over,
     )
     return memory_estimate(config, settings).peak
 

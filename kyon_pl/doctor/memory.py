@@ -20,7 +20,7 @@ class MemoryEstimate:
     """Bytes by what holds them. Each is as large as where it is largest; they are not all there at one time.
 
     Attributes:
-        frozen_weights: the base, all the time.
+        frozen_weights: the base, or a rank's share with what is gathered of it, all the time.
         adapter: trained weights with gradients and Adam's state, all the time.
         workspace: of cuBLAS, all the time.
         mask: the attention mask of a batch, from its beginning to its end.
@@ -71,7 +71,7 @@ def memory_estimate(config: ChatGLM2Config, settings: MemorySettings) -> MemoryE
     kept_by_a_layer = parts.layer_saved_bytes(config, settings)
     inputs = layers * batch.total * config.hidden_size * settings.compute_bytes
     return MemoryEstimate(
-        frozen_weights=config.parameter_count * settings.compute_bytes,
+        frozen_weights=parts.frozen_bytes(config, settings),
         adapter=parts.adapter_bytes(config, settings),
         workspace=WORKSPACE_BYTES if settings.device_type == "cuda" else 0,
         mask=parts.mask_bytes(settings),

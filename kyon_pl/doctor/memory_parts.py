@@ -43,6 +43,18 @@ def trained_parameters(config: ChatGLM2Config, lora: LoraConfig) -> int:
     return config.num_layers * sum(lora.r * (inputs + outputs) for inputs, outputs in lora_targets(config, lora))
 
 
+def frozen_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """h a weight. Sharded: a rank's share, and twice the largest part that is gathered, a layer or V * C.
+
+    Twice, because what has been received is copied to its place, and because the next layer comes while one computes.
+    """
+    whole, table = config.parameter_count, config.padded_vocab_size * config.hidden_size
+    if settings.sharded_over > 1:
+        layer = (whole - 2 * table) // config.num_layers
+        whole = -(-whole // settings.sharded_over) + 2 * max(layer, table)
+    return whole * settings.compute_bytes
+
+
 def adapter_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
     """A weight, its gradient and Adam's two averages in float32, and autocast's copy in half: (4 * 4 + 2) a weight."""
     autocast = settings.compute_bytes if settings.compute_bytes < FLOAT32_BYTES else 0

@@ -42,6 +42,7 @@ class MemorySettings:
         training: the training batch that needs the most.
         validation: the largest validation batch, padded; None: no validation.
         device_type: `cuda` or `cpu`.
+        sharded_over: ranks that share out the base (`model.shard_base`); 1: each has all of it.
     """
 
     precision: str
@@ -52,6 +53,7 @@ class MemorySettings:
     training: Slots
     validation: Slots | None
     device_type: str = "cuda"
+    sharded_over: int = 1
 
     @property
     def compute_bytes(self) -> int:

@@ -130,6 +130,7 @@ def _needs(config: ChatGLM2Config, settings: Namespace, precision: str, target: 
         training=work.training,
         validation=None if settings.trainer.limit_val_batches == 0 else work.validation,
         device_type=target.device_type,
+        sharded_over=target.devices if settings.model.shard_base else 1,
     )
     one_more = 1 + _kept_checkpoints(settings.trainer)  # the old ones go when the new one is whole
     return Needs(

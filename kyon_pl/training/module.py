@@ -33,6 +33,7 @@ from kyon_pl.lora.saved import read_adapter
 from kyon_pl.training.contents import check_state_to_train_on
 from kyon_pl.training.fingerprint import fingerprint_of_adapter, fingerprint_of_base
 from kyon_pl.training.schedule import LinearDecay, ScheduleCallable
+from kyon_pl.training.sharding import keep_from_ddp, shard_base
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class ChatGLM2LoRA(LightningModule):
         lora: PEFT's own LoRA settings; unset, r=16, alpha=32, dropout 0.05 on `query_key_value`.
         adapter: a PEFT adapter to start from: its folder, a run folder, of which the best is taken, or a Hub id; its
             own settings then take the place of `lora`.
+        shard_base: give each rank a share of every frozen layer, and gather a layer when its turn comes (FSDP2), for
+            GPUs that cannot hold the base. It needs the strategy of configs/overlay/fsdp.yaml; one rank has it whole.
         gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: a
             third more work, a fraction of the memory.
         attention: `auto` takes the fastest that fits device, precision and batches, and says which and why at the
@@ -90,6 +93,7 @@ class ChatGLM2LoRA(LightningModule):
         random_config: str | None = None,
         lora: LoraConfig | None = None,
         adapter: str | None = None,
+        shard_base: bool = False,
         gradient_checkpointing: bool = True,
         attention: Literal["auto", "varlen", "sdpa", "eager"] = "auto",
         loss_normalization: Literal["tokens", "batch"] = "tokens",
@@ -105,6 +109,7 @@ class ChatGLM2LoRA(LightningModule):
         self.random_config = random_config
         self.lora = lora or reference_lora()
         self.adapter = adapter
+        self.shard_base = shard_base
         self.gradient_checkpointing = gradient_checkpointing
         self.attention = attention
         self.loss_normalization = loss_normalization
@@ -132,6 +137,11 @@ class ChatGLM2LoRA(LightningModule):
         """Of the adapter to start from; from the Hub it is downloaded."""
         return find_adapter(self.adapter) if self.adapter else None
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the base is shared out over ranks, so that they have to make all forward passes together."""
+        return self.shard_base and self.trainer.world_size > 1
+
     def prepare_data(self) -> None:
         """Download adapter and base once a machine; what is wrong with the former is said before 12 GB are there.
 
@@ -148,7 +158,7 @@ class ChatGLM2LoRA(LightningModule):
             fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
 
     def configure_model(self) -> None:
-        """Load the base onto this rank's device in the compute precision and attach the adapter.
+        """Load the base onto this rank's device, or its share of it, in the compute precision, and attach the adapter.
 
         Raises:
             SettingError: a precision or LoRA settings that do not fit (`frozen_dtype`, `attach_lora`).
@@ -161,21 +171,26 @@ class ChatGLM2LoRA(LightningModule):
         dtype = frozen_dtype(str(self.trainer.precision))
         attention, reason = choose_attention(self.attention, device, dtype)
         log.info("attention: %s (%s)", attention, reason)
-        log.info("base: %s in %s on %s", self.base, str(dtype).removeprefix("torch."), device)
+        where = f"{device}, sharded over {self.trainer.world_size} ranks" if self.sharded else str(device)
+        log.info("base: %s in %s on %s", self.base, str(dtype).removeprefix("torch."), where)
+        loaded_on = torch.device("cpu") if self.sharded else device
         if self.base == "random":
             self._check_ids()
-            base = random_base(self.base_config, dtype=dtype, device=device, attn_implementation=attention)
+            base = random_base(self.base_config, dtype=dtype, device=loaded_on, attn_implementation=attention)
         else:
             folder = fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
             if (folder / "tokenizer.model").is_file():
                 self.tokenizer = read_tokenizer(folder)
                 check_vocabulary(folder, self.tokenizer, self.base_config)
             self._check_ids()
-            base = load_base(folder, dtype=dtype, device=device, attn_implementation=attention)
+            base = load_base(folder, dtype=dtype, device=loaded_on, attn_implementation=attention)
         if self.adapter_folder:
             self.model = load_adapter(base, self.adapter_folder, self.base)
         else:
             self.model = attach_lora(base, self.lora, self.base)
+        if self.sharded:
+            shard_base(base, device)
+            keep_from_ddp(self)
         if self.gradient_checkpointing:
             # after attach_lora: PEFT would otherwise make the embedding's output ask for a gradient, which only the
             # reentrant kind needs
@@ -324,7 +339,12 @@ class ChatGLM2LoRA(LightningModule):
         assert self.model is not None
         assert self.tokenizer is not None
         replies = generate_replies(
-            self.model, batch.input_ids, max_new_tokens=max_new_tokens, batch_size=rows_per_batch, on_batch=on_batch
+            self.model,
+            batch.input_ids,
+            max_new_tokens=max_new_tokens,
+            batch_size=rows_per_batch,
+            sharded=self.sharded,
+            on_batch=on_batch,
         )
         texts = [self.tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in replies]
         return [GeneratedReply(str(text), reply.stopped) for text, reply in zip(texts, replies, strict=True)]

@@ -76,6 +76,13 @@ def load(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def distance(left: Path, right: Path) -> float:
+    """Of the adapters in two checkpoints, in the L2 norm, relative to the second."""
+    found, expected = (load(file)["state_dict"] for file in (left, right))
+    vectors = [torch.cat([state[name].double().flatten() for name in sorted(expected)]) for state in (found, expected)]
+    return float((vectors[0] - vectors[1]).norm() / vectors[1].norm())
+
+
 def folder_differences(left: Path, right: Path) -> list[str]:
     """Of all files of two adapter folders, byte for byte."""
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (left, right)]

@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-from compare import load
+from compare import distance
 from curves import curves
 from runs import ForkServers, Way, only_run, write_inputs
 
@@ -35,25 +34,18 @@ def fit(servers: ForkServers, tmp_path_factory: pytest.TempPathFactory) -> Fit:
     return run
 
 
-def adapter(run: Path) -> torch.Tensor:
-    """At the end, as one vector."""
-    state = load(run / f"checkpoints/step={STEPS}.ckpt")["state_dict"]
-    return torch.cat([state[name].double().flatten() for name in sorted(state)])
-
-
-def distance(left: Path, right: Path) -> float:
-    """Of the adapters, relative to the second."""
-    expected = adapter(right)
-    return float((adapter(left) - expected).norm() / expected.norm())
+def apart(left: Path, right: Path) -> float:
+    """The final adapters of two runs."""
+    return distance(*(run / f"checkpoints/step={STEPS}.ckpt" for run in (left, right)))
 
 
 @pytest.mark.slow
 def test_processes_and_accumulation_are_interchangeable(fit: Fit) -> None:
     """And with the mean of means, which Lightning and DDP compute by themselves, they are not."""
     for way in (Way(1, accumulate=4), Way(2, accumulate=2)):
-        assert distance(fit(way), fit(FOUR)) <= SAME
+        assert apart(fit(way), fit(FOUR)) <= SAME
     means = fit(Way(1, accumulate=4), "--model.loss_normalization", "batch")
-    assert distance(means, fit(FOUR)) > 100 * SAME
+    assert apart(means, fit(FOUR)) > 100 * SAME
 
 
 @pytest.mark.slow
@@ -69,7 +61,7 @@ def test_a_run_goes_on_with_fewer_processes(servers: ForkServers, fit: Fit, tmp_
         accumulated = f"accumulation: {4 // processes} instead of 1, so that on {processes} devices"
         assert (accumulated in said) == (processes < 4), said[-3000:]
         assert said.count("going on with lightning_logs/version_0 from ") == (processes < 4)
-    assert distance(only_run(folder), fit(FOUR)) <= SAME
+    assert apart(only_run(folder), fit(FOUR)) <= SAME
     found, expected = (dict(curves(run)["train/loss"]) for run in (only_run(folder), fit(FOUR)))
     assert list(expected) == list(range(3, STEPS, 3))  # an entry holds steps from before a kill and from after it
     assert found == pytest.approx(expected, rel=SAME)
