@@ -14,6 +14,8 @@ from kyon_pl.cli import main
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
+    "--trainer.max_epochs",
+    "2",
     "--trainer.limit_train_batches",
     "4",
     "--trainer.limit_val_batches",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kyon_pl import ChatGLM2ForCausalLM, ChatGLM2LoRA, ChatGLMTokenizer
 from kyon_pl.cli import main
-from kyon_pl.demo import BASE
+from kyon_pl.demo import ASSETS, BASE
+from kyon_pl.demo.grammar import CHARACTERS
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
+    "--trainer.max_epochs",
+    "2",
     "--trainer.limit_train_batches",
     "7",
     "--trainer.log_every_n_steps",
@@ -68,7 +72,7 @@ def test_curves_are_there_and_finite(curves: dict[str, list[tuple[int, float]]])
 
 
 def test_schedule_ends_exactly_at_its_last_value(run: Path, curves: dict[str, list[tuple[int, float]]]) -> None:
-    warmup_steps, rate = 5, 3e-3  # configs/demo.yaml
+    warmup_steps, rate = 5, 5e-3  # configs/demo.yaml
     shares = [2 / 6, 4 / 6, 1.0, (STEPS - 7) / (STEPS - warmup_steps)]  # steps 1, 3, 5 and 7, counted from 0
     assert [value for _, value in curves["train/learning_rate"]] == pytest.approx([rate * share for share in shares])
     checkpoint = torch.load(run / f"checkpoints/step={STEPS}.ckpt", weights_only=True)
@@ -137,3 +141,32 @@ def test_checkpoint_of_another_shape_is_refused(run: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main(["validate", *words, "--trainer.logger", "false"])
     assert "lora_A" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_demo_persuades(tmp_path: Path) -> None:
+    """The tuned character answers held-out questions in its own manner, and the base visibly does not."""
+    main(["fit", "--config", str(ROOT / "configs/demo.yaml"), "--trainer.enable_progress_bar", "false"])
+    run = tmp_path / "lightning_logs/version_0"
+    (best,) = run.glob("checkpoints/best-step=*.ckpt")
+    main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", str(best)])
+    validated = tmp_path / "lightning_logs/version_1"
+    events = EventAccumulator(str(validated)).Reload()
+    values = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    assert values["val/replies/stop_rate"] >= 0.95
+    assert values["val/replies/chrf"] >= max(40, 1.5 * values["val/base_replies/chrf"])
+    before = EventAccumulator(str(run)).Reload().Scalars("val/loss")[0].value
+    assert values["val/perplexity"] <= 0.5 * math.exp(before)
+    rows = [json.loads(line) for line in (validated / "held_out_replies.jsonl").read_text("utf-8").splitlines()]
+    trained = {json.loads(line)["target"] for line in (ASSETS / "train.jsonl").read_text("utf-8").splitlines()}
+    tuned = [row["replies"][-1]["reply"] for row in rows]
+    speakers = [next(c for c in CHARACTERS if row["reference"].startswith(c.name)) for row in rows]
+    assert len(rows) == 92
+    assert share(speaker.accepts(reply) for speaker, reply in zip(speakers, tuned, strict=True)) >= 0.9
+    assert share(speaker.accepts(row["base"]) for speaker, row in zip(speakers, rows, strict=True)) <= 0.1
+    assert share(reply in trained for reply in tuned) <= 0.5
+
+
+def share(answers: Iterable[bool]) -> float:
+    counted = list(answers)
+    return sum(counted) / len(counted)

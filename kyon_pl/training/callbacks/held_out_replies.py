@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 REPLIES = "held_out_replies.jsonl"
 SHOWN_STEPS = 30  # of a history, the newest: TensorBoard gets the whole table each time
 TOLD = ("chrf", "stop_rate", "opens_with_name")
+TOLD_ROWS = 3  # at the end, with what the base says
 
 
 @dataclass
@@ -94,6 +95,15 @@ class HeldOutReplies(Callback):
             self._say(values, f"before step {trainer.global_step + 1}")
             self._log_values(trainer, values)
             self._show(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what a few questions are answered with now."""
+        spread = self.rows[:: max(1, len(self.rows) // TOLD_ROWS)][:TOLD_ROWS]
+        for row in spread:
+            log.info("asked   %s", question(row))
+            if row["base"] is not None:
+                log.info("  base  %s", " ".join(row["base"].split()))
+            log.info("  tuned %s", " ".join(row["replies"][-1]["reply"].split()))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reply; before callbacks that stop or save by a metric look at it."""
@@ -237,12 +247,16 @@ def gathered(rows: list[Any]) -> list[Any]:
     return [row for rank in ranks for row in rank]
 
 
+def question(row: dict[str, Any]) -> str:
+    """The last segment of its prompt, on one line."""
+    return " ".join(row["prompt"].rpartition("###")[2].split()) or f"row {row['row']}"
+
+
 def history(row: dict[str, Any]) -> str:
     """A question and what has been said to it so far, as Markdown."""
-    question = row["prompt"].rpartition("###")[2] or f"row {row['row']}"
     base = [["base", row["base"]]] if row["base"] is not None else []
     steps = [
         [f"step {said['step']}", said["reply"] + ("" if said["stopped"] else " […]")]
         for said in row["replies"][-SHOWN_STEPS:]
     ]
-    return f"{plain(question)}\n\n" + table(["", "reply"], [["reference", row["reference"]], *base, *steps])
+    return f"{plain(question(row))}\n\n" + table(["", "reply"], [["reference", row["reference"]], *base, *steps])
