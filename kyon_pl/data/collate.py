@@ -16,7 +16,8 @@ from kyon_pl.errors import SettingError
 
 LabelBoundary = Literal["target", "seed"]
 Row = Mapping[str, Any]
-"""`input_ids`: ids of context, target and end of sequence; `seq_len`: how many of them are context."""
+"""`input_ids`: ids of context, target and end of sequence; `seq_len`: how many of them are context. `masked`, if it is
+there: start and end of each stretch behind `seq_len` that carries no labels, one after the other."""
 
 IGNORED = -100
 _DUMMY_TOKENS = 8
@@ -31,6 +32,27 @@ def first_label(seq_len: ArrayLike, boundary: LabelBoundary) -> NDArray[np.int64
     """
     place: NDArray[np.int64] = np.maximum(1, np.asarray(seq_len) - (boundary == "seed"))
     return place
+
+
+def labels_of(row: Row, first: int) -> NDArray[np.int64]:
+    """(tokens,) the labels of a row that is trained from the place `first` on, but for its masked stretches."""
+    labels = np.array(row["input_ids"], dtype=np.int64)
+    labels[:first] = IGNORED
+    for start, end in np.reshape(row.get("masked", ()), (-1, 2)).astype(np.int64):
+        labels[start:end] = IGNORED
+    return labels
+
+
+def predicting(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The places of the hidden states that predict a label: those in front of one.
+
+    Args:
+        labels: (R, T).
+
+    Returns:
+        (K,) places in the flattened (R * T), rising.
+    """
+    return np.flatnonzero(np.pad(labels[:, 1:] != IGNORED, ((0, 0), (0, 1))))
 
 
 class DialogueCollator:
@@ -69,9 +91,9 @@ class DialogueCollator:
         for place, row in enumerate(rows):
             length = len(row["input_ids"])
             # not `first_label`: the original labels even the very first token, and its model then drops that label
-            start = row["seq_len"] - (self.label_boundary == "seed")
+            first = row["seq_len"] - (self.label_boundary == "seed")
             ids[place, :length] = row["input_ids"]
-            labels[place, start:length] = row["input_ids"][start:]
+            labels[place, :length] = labels_of(row, first)
         batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
         if self.label_boundary == "target":
             lengths = np.array([len(row["input_ids"]) for row in rows])
@@ -112,15 +134,12 @@ class PlannedCollator:
 
     def _pad(self, micro_batch: MicroBatch, rows: list[Row]) -> Batch:
         tensors = self.collator(rows)
-        order = longest_first(rows)
-        width = tensors["input_ids"].shape[1]
-        predicting = [self._predicting(rows[place], turn * width) for turn, place in enumerate(order)]
         return Batch(
             input_ids=tensors["input_ids"],
             labels=tensors["labels"],
             position_ids=None,
-            row_numbers=tuple(micro_batch.row_numbers[place] for place in order),
-            **self._counts(micro_batch, rows, predicting),
+            row_numbers=tuple(micro_batch.row_numbers[place] for place in longest_first(rows)),
+            **self._counts(micro_batch, rows, tensors["labels"].numpy()),
         )
 
     def _pack(self, micro_batch: MicroBatch, rows: list[Row], total: int) -> Batch:
@@ -132,11 +151,9 @@ class PlannedCollator:
         ends = np.cumsum([0, *lengths, *pads])
         ids, labels = np.full(total, self.collator.pad_token_id), np.full(total, IGNORED)
         for row, start, end in zip(rows, ends, ends[1:], strict=False):
-            first = int(first_label(row["seq_len"], self.collator.label_boundary))
             ids[start:end] = row["input_ids"]
-            labels[start + first : end] = row["input_ids"][first:]
+            labels[start:end] = labels_of(row, int(first_label(row["seq_len"], self.collator.label_boundary)))
         positions = np.concatenate([np.arange(length) for length in (*lengths, *pads)])
-        predicting = [self._predicting(row, int(start)) for row, start in zip(rows, ends, strict=False)]
         return Batch(
             input_ids=torch.from_numpy(ids)[None],
             labels=torch.from_numpy(labels)[None],
@@ -144,7 +161,7 @@ class PlannedCollator:
             row_numbers=micro_batch.row_numbers,
             cu_seqlens=torch.from_numpy(ends.astype(np.int32)),
             max_seqlen=longest,
-            **self._counts(micro_batch, rows, predicting),
+            **self._counts(micro_batch, rows, labels[None]),
         )
 
     def _dummy(self, micro_batch: MicroBatch) -> Batch:
@@ -154,16 +171,11 @@ class PlannedCollator:
             labels=torch.full_like(ids, IGNORED),
             position_ids=None,
             row_numbers=(),
-            **self._counts(micro_batch, [], []),
+            **self._counts(micro_batch, [], np.full((1, _DUMMY_TOKENS), IGNORED)),
         )
 
-    def _predicting(self, row: Row, offset: int) -> NDArray[np.int64]:
-        """The places of the hidden states that predict a label of the row, whose first token stands at `offset`."""
-        first = int(first_label(row["seq_len"], self.collator.label_boundary))
-        return offset + np.arange(first - 1, len(row["input_ids"]) - 1)
-
-    def _counts(self, micro_batch: MicroBatch, rows: list[Row], predicting: list[NDArray[np.int64]]) -> dict[str, Any]:
-        positions = np.concatenate([np.arange(0), *predicting])
+    def _counts(self, micro_batch: MicroBatch, rows: list[Row], labels: NDArray[np.int64]) -> dict[str, Any]:
+        positions = predicting(labels)
         return {
             "tokens": sum(len(row["input_ids"]) for row in rows),
             "trained_tokens": len(positions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from kyon_pl.data.checks import ColumnNames
 from kyon_pl.data.collate import DialogueCollator, LabelBoundary, PlannedCollator
 from kyon_pl.data.encode import EncodeSettings, OverLength
 from kyon_pl.data.heaviest import heaviest, lighter_settings
+from kyon_pl.data.mix import Mix, check_weights
 from kyon_pl.data.plan import Batching, BatchPlanner
+from kyon_pl.data.prompt import TrainTurns, template_hash
 from kyon_pl.data.quality import Oddity, check_drop
 from kyon_pl.data.report import list_bad_rows, report
 from kyon_pl.data.rows import Prompt, PromptRows, TokenRows, Use, collate_prompts
@@ -41,6 +44,7 @@ _USES: dict[str | None, tuple[Use, ...]] = {
 }
 _FALLBACK: dict[Use, Use] = {"predict": "test", "test": "validation", "validation": "train"}
 _MOST_PROCESSES = 16
+log = logging.getLogger("kyon_pl.data")
 
 
 class PlannedLoader(DataLoader[Batch]):
@@ -61,20 +65,26 @@ class DialogueDataModule(LightningDataModule):
     """Dialogue rows, each a context and the reply to learn.
 
     Where a source is asked for, it is a Hub data set id; or a JSONL, JSON, CSV or Parquet file, a folder of such files,
-    a glob, or a list of these; or `demo`, the embedded rows. Rows that carry `input_ids` and `seq_len` instead of text
-    are taken as they are.
+    a glob; or `demo`, the embedded rows; or a list of these. A row with `messages` (a list of `role`: system, user or
+    assistant, and `content`) instead of a context is a conversation. Rows that carry `input_ids` and `seq_len` instead
+    of text are taken as they are.
 
     Args:
         source: the rows to train on.
-        name: configuration of `source` on the Hub; of other sources too where they name the same id.
-        revision: branch, tag or commit of `source` on the Hub; of other sources too where they name the same id.
+        source_weights: how often rows of each entry of the list `source` appear in an epoch, relative to each other. A
+            source of the least weight is gone through once, one of k times that weight k times over; of a fraction, as
+            many of its rows are drawn, once for all epochs. unset: each row once.
+        name: configuration of `source` on the Hub, of each where there are several; of other sources too where they
+            name the same id.
+        revision: likewise, branch, tag or commit.
         split: split of `source` on the Hub, or in a folder whose file names tell splits apart.
         context_column: name of the column with the prompt: system prompt, memories, history, question, joined by `###`.
         target_column: name of the column with the reply.
         validation_source: the rows to validate on; unset, `validation_share` of the rows to train on.
         validation_split: split of `validation_source`.
-        validation_share: share of the rows, 0 to 1, that is kept from training to validate on, by whole questions, so
-            that none is ever on both sides. 0: no validation.
+        validation_share: share of the rows, 0 to 1, that is kept from training to validate on, by whole questions, and
+            by whole dialogues where a column `dialogue` tells them, so that none is ever on both sides. 0: no
+            validation.
         test_source: the rows of `test`; unset, the validation rows.
         test_split: split of `test_source`, and of `predict_source`.
         predict_source: the prompts of `predict`, which need no target; unset, the rows of `test`.
@@ -89,10 +99,14 @@ class DialogueDataModule(LightningDataModule):
         tokenizer: Hub id or folder of ChatGLM2's tokenizer; the command line takes it from `model.base`. Not needed if
             all rows carry ids.
         tokenizer_revision: branch, tag or commit of `tokenizer` on the Hub.
-        template: how a context becomes a prompt; `raw`: as it stands.
+        template: how a context becomes a prompt. `raw`: as it stands, messages joined by `###`; `chatglm2`: in rounds,
+            as the published model was tuned, a context being the question of the first.
+        train_turns: of a conversation, train the `last` reply; or `all`, each with its end of sequence. A reply before
+            the last is part of the prompt, without an end, or trained.
         max_tokens: the longest row, in tokens, end of sequence included; null: no limit.
-        over_length: what becomes of longer rows. `shrink_context`: memories and turns go, the oldest first; system
-            prompt, question and target stay whole, and a row where these alone are too long is a bad one. `drop`: a
+        over_length: what becomes of longer rows. `shrink_context`: memories and turns go, the oldest first, rounds of
+            messages whole; system prompt, question and target stay whole, and a row where these alone are too long is a
+            bad one. `drop`: a
             longer row is a bad one. `error`: stop.
         append_eos: end each target with the end-of-sequence token, so that the model learns to stop.
         label_boundary: `target` trains target and end of sequence; `seed` trains the last token of the context too, as
@@ -115,6 +129,7 @@ class DialogueDataModule(LightningDataModule):
     def __init__(
         self,
         source: str | list[str] = "silk-road/Chat_Suzumiya_Fusion",
+        source_weights: list[float] | None = None,
         name: str | None = None,
         revision: str | None = None,
         split: str = "train",
@@ -132,6 +147,7 @@ class DialogueDataModule(LightningDataModule):
         tokenizer: str | None = None,
         tokenizer_revision: str | None = None,
         template: str = "raw",
+        train_turns: TrainTurns = "last",
         max_tokens: int | None = 2048,
         over_length: OverLength = "shrink_context",
         append_eos: bool = True,
@@ -162,7 +178,12 @@ class DialogueDataModule(LightningDataModule):
         ):
             if value is not None and value < least:
                 raise SettingError(f"data.{setting}", f"{value} is too low", f"Set {least} or more.")
+        if train_turns == "all" and label_boundary == "seed":
+            found = "all, and data.label_boundary seed is the original's, which trains one reply a row"
+            raise SettingError("data.train_turns", found, "Set last, or data.label_boundary: target.")
+        check_weights(source, source_weights)
         self.source = source
+        self.mix = Mix(tuple(source_weights), seed) if source_weights else None
         self.name = name
         self.revision = revision
         self.split = split
@@ -180,7 +201,7 @@ class DialogueDataModule(LightningDataModule):
         self.bad_rows_file = bad_rows_file
         self.tokenizer = tokenizer
         self.tokenizer_revision = tokenizer_revision
-        self.encoding = EncodeSettings(max_tokens, over_length, append_eos, template)
+        self.encoding = EncodeSettings(max_tokens, over_length, append_eos, template, train_turns)
         self.label_boundary: LabelBoundary = label_boundary
         self.batching: Batching = batching
         self.rows_per_batch = rows_per_batch
@@ -228,6 +249,7 @@ class DialogueDataModule(LightningDataModule):
             self._check_validation_interval(self.train_sampler.batches_used)
         if self.trainer is None or self.trainer.is_global_zero:
             report(list(tables.values()), self.rows, self.label_boundary)
+            self._report_shares()
             if self.bad_rows_file:
                 list_bad_rows(Path(self.bad_rows_file), list(tables.values()))
 
@@ -256,7 +278,8 @@ class DialogueDataModule(LightningDataModule):
         known = {self._origin(use): rows.table for use, rows in self.rows.items()}
         origins = sorted({self._origin(use) for use in _USES["fit"]})
         tables = {origin: known.get(origin) or self._table(origin) for origin in origins}
-        return {f"data: {origin} rows": f"{len(table)}, CRC {table.crc32:08x}" for origin, table in tables.items()}
+        found = {f"data: {origin} rows": f"{len(table)}, CRC {table.crc32:08x}" for origin, table in tables.items()}
+        return found | {"data: template": f"{self.encoding.template}, {template_hash(self.encoding.template)}"}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -369,8 +392,27 @@ class DialogueDataModule(LightningDataModule):
         if self._origin(use) != "train":
             return TokenRows(table, table.kept)
         share = 0.0 if self.validation_source else self.validation_share
-        train, validation = split_by_question(table.questions[table.kept], share)
-        return TokenRows(table, table.kept[train if use == "train" else validation])
+        kept = table.kept
+        train, validation = split_by_question(table.questions[kept], share, table.groups[kept])
+        if use != "train":
+            return TokenRows(table, kept[validation])
+        if self.mix is None:
+            return TokenRows(table, kept[train])
+        return TokenRows(table, self.mix.rows_of_an_epoch(kept[train], table.rows.source_numbers[kept[train]]))
+
+    def _report_shares(self) -> None:
+        """How sources are mixed, and a validation that was asked for and has no rows."""
+        if "train" not in self.rows:
+            return
+        rows, validation = self.rows["train"], self.rows["validation"]
+        if self.mix:
+            sources = rows.table.rows.source_numbers[np.unique(rows.numbers)]
+            self.mix.report([self.source] if isinstance(self.source, str) else self.source, sources)
+        if self.validation_share and validation.table is rows.table and not len(validation):
+            text = (
+                "data: no rows to validate on: there are too few, or questions and dialogues tie nearly all together;"
+            )
+            log.warning("%s data.validation_source can name others", text)
 
     # how they become batches
 

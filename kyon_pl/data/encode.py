@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
-from kyon_pl.data.prompt import Context, Segment, render
+from kyon_pl.data.groups import question_hash
+from kyon_pl.data.prompt import Message, Segment, TrainTurns, render
 from kyon_pl.data.quality import oddities, row_hash
+from kyon_pl.data.shrink import shrink_context, shrink_messages
 from kyon_pl.errors import DataError, SettingError
 
 OverLength = Literal["shrink_context", "drop", "error"]
+Pair = tuple[str | Sequence[Message], str | None]
+"""What is asked, a context or the messages up to the question; and the target, None in a prompt without a reply."""
 
 
 class Tokenizer(Protocol):
@@ -34,8 +36,9 @@ class EncodeSettings:
         max_tokens: the longest row, in tokens, end of sequence included; None: no limit, as in the original.
         over_length: what becomes of a longer one. `shrink_context`: the oldest of its context goes, see the function of
             that name; `drop`: the row counts as a bad one; `error`: the run stops.
-        append_eos: end each target with the end-of-sequence id, so that the model learns to stop.
+        append_eos: end each trained reply with the end-of-sequence id, so that the model learns to stop.
         template: how a context becomes a prompt, a name in `kyon_pl.data.prompt.TEMPLATES`.
+        train_turns: of a conversation, train the `last` reply, or `all`.
 
     Raises:
         SettingError: a value that none of these can have.
@@ -45,6 +48,7 @@ class EncodeSettings:
     over_length: OverLength = "shrink_context"
     append_eos: bool = True
     template: str = "raw"
+    train_turns: TrainTurns = "last"
 
     def __post_init__(self) -> None:
         render("", template=self.template)
@@ -54,6 +58,9 @@ class EncodeSettings:
         if self.over_length not in get_args(OverLength):
             found = f"there is no {self.over_length!r}"
             raise SettingError("data.over_length", found, f"Choose one of: {', '.join(get_args(OverLength))}.")
+        if self.train_turns not in get_args(TrainTurns):
+            found = f"there is no {self.train_turns!r}"
+            raise SettingError("data.train_turns", found, f"Choose one of: {', '.join(get_args(TrainTurns))}.")
 
 
 @dataclass(frozen=True)
@@ -62,15 +69,23 @@ class EncodedRow:
 
     Attributes:
         input_ids: context, then target and end of sequence; empty if there is a problem.
-        seq_len: number of context ids, prefix included: the index of the first id of the target.
+        seq_len: number of ids before the first trained one, prefix included; in a row with one reply: its context.
+        masked: where ids behind that carry no labels: start and end of each stretch, one after the other. Empty unless
+            several replies are trained.
         cut_tokens: tokens of the context that were left out to make the row fit.
         problem: why the row cannot be used: the kind, then `: ` and details; empty if it can.
     """
 
     input_ids: list[int]
     seq_len: int
+    masked: tuple[int, ...] = ()
     cut_tokens: int = 0
     problem: str = ""
+
+    @property
+    def prompt_len(self) -> int:
+        """Number of ids before the last reply."""
+        return self.masked[-1] if self.masked else self.seq_len
 
 
 def preprocess_dialogue(
@@ -112,32 +127,33 @@ def preprocess_dialogue(
     return {"input_ids": row.input_ids, "seq_len": row.seq_len}
 
 
-def encode_pairs(
-    pairs: list[tuple[str, str | None]], tokenizer: Tokenizer, settings: EncodeSettings
-) -> list[EncodedRow]:
-    """Encode rows of (context, target) together; a target of None makes a prompt without a reply."""
-    rows = _encode_segments([render(*pair, template=settings.template) for pair in pairs], tokenizer, settings)
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, settings: EncodeSettings) -> list[EncodedRow]:
+    """Encode rows of text together."""
     limit = settings.max_tokens
     return [
-        row if limit is None or len(row.input_ids) <= limit else _fit(row, context, tokenizer, settings, limit)
-        for row, (context, _) in zip(rows, pairs, strict=True)
+        row if limit is None or len(row.input_ids) <= limit else _fit(row, pair, tokenizer, settings, limit)
+        for row, pair in zip(_encode(pairs, tokenizer, settings), pairs, strict=True)
     ]
 
 
-def _encode_segments(rows: list[list[Segment]], tokenizer: Tokenizer, settings: EncodeSettings) -> list[EncodedRow]:
-    """The first segment of a row takes the prefix; ids of trained segments all come after `seq_len`."""
+def _encode(pairs: Sequence[Pair], tokenizer: Tokenizer, settings: EncodeSettings) -> list[EncodedRow]:
+    """However long they get. The first segment of a row takes the prefix."""
+    rows = [render(*pair, settings.template, settings.train_turns) for pair in pairs]
     first = _ids([row[0].text for row in rows], tokenizer, prefix=True)
     rest = iter(_ids([segment.text for row in rows for segment in row[1:]], tokenizer, prefix=False))
-    encoded = []
-    for segments, ids in zip(rows, first, strict=True):
-        seq_len = len(ids)
-        for segment in segments[1:]:
-            ids = ids + next(rest)
-            seq_len = seq_len if segment.trained else len(ids)
-        if segments[-1].trained and settings.append_eos:
-            ids.append(tokenizer.eos_token_id)
-        encoded.append(EncodedRow(ids, seq_len))
-    return encoded
+    end = [tokenizer.eos_token_id] if settings.append_eos else []
+    return [_joined(row, [ids, *(next(rest) for _ in row[1:])], end) for row, ids in zip(rows, first, strict=True)]
+
+
+def _joined(segments: list[Segment], ids_of_segments: list[list[int]], end: list[int]) -> EncodedRow:
+    ids: list[int] = []
+    bounds: list[int] = []  # where training begins and ends, in turn
+    for segment, own in zip(segments, ids_of_segments, strict=True):
+        if segment.trained != len(bounds) % 2:
+            bounds.append(len(ids))
+        ids += own + end if segment.trained else own
+    seq_len, *masked = bounds or [len(ids)]
+    return EncodedRow(ids, seq_len, tuple(masked if len(masked) % 2 == 0 else [*masked, len(ids)]))
 
 
 def _ids(texts: list[str], tokenizer: Tokenizer, *, prefix: bool) -> list[list[int]]:
@@ -147,53 +163,22 @@ def _ids(texts: list[str], tokenizer: Tokenizer, *, prefix: bool) -> list[list[i
     return ids
 
 
-def _fit(row: EncodedRow, context: str, tokenizer: Tokenizer, settings: EncodeSettings, limit: int) -> EncodedRow:
+def _fit(row: EncodedRow, pair: Pair, tokenizer: Tokenizer, settings: EncodeSettings, limit: int) -> EncodedRow:
     """A row over the limit, shrunk if the settings say so and it can be."""
     too_long = EncodedRow([], 0, problem=f"too long: {len(row.input_ids)} tokens, and max_tokens is {limit}")
     if settings.over_length != "shrink_context":
         return too_long
-    target = row.input_ids[row.seq_len :]
+    asked, target = pair
+    room = limit - len(row.input_ids) + row.prompt_len  # the last reply stays
 
-    def encode(text: str) -> list[int]:
-        prompt = render(text, template=settings.template)
-        return _ids([prompt[0].text], tokenizer, prefix=True)[0]
+    def fits(less: str | Sequence[Message]) -> bool:
+        return len(_encode([(less, None)], tokenizer, settings)[0].input_ids) <= room
 
-    kept = shrink_context(context, limit - len(target), encode)
-    if kept is None:
+    less = shrink_context(asked, fits) if isinstance(asked, str) else shrink_messages(asked, fits)
+    if less is None:
         return too_long
-    return EncodedRow(kept + target, len(kept), cut_tokens=row.seq_len - len(kept))
-
-
-def shrink_context(context: str, room: int, encode: Callable[[str], list[int]]) -> list[int] | None:
-    """The ids of a context with as much of its oldest text left out as it takes to fit.
-
-    System prompt (the first `###` segment) and question (the last) always stay whole. Of the segments between, whole
-    ones go, from the front: first the memories, then the turns of the dialogue from the oldest on, because the turns
-    right before the question are what it answers. Where not even the last fits whole, the end of its text stays.
-
-    Args:
-        context: segments joined by `###`.
-        room: tokens that the result may have.
-        encode: the ids of a context, prefix included.
-
-    Returns:
-        At most `room` ids; None if system prompt and question alone have more.
-    """
-    parts = Context.parse(context)
-
-    def fits(middle: tuple[str, ...]) -> bool:
-        return len(encode(parts.join(middle))) <= room
-
-    # a context without `###` is its own system prompt and question, so nothing in it may go
-    if not parts.middle or not fits(()):
-        return None
-    dropped = bisect_left(range(len(parts.middle)), True, key=lambda count: fits(parts.middle[count:]))
-    kept = parts.middle[dropped:]
-    if not kept:
-        last = parts.middle[-1]
-        start = bisect_left(range(len(last)), True, key=lambda place: fits((last[place:],)))
-        kept = (last[start:],) if start < len(last) else ()
-    return encode(parts.join(kept))
+    shrunk = _encode([(less, target)], tokenizer, settings)[0]
+    return replace(shrunk, cut_tokens=len(row.input_ids) - len(shrunk.input_ids))
 
 
 def encode_columns(
@@ -216,20 +201,28 @@ def encode_columns(
     texts = [i for i, row in enumerate(rows) if not row.problem and not row.input_ids]
     if texts:
         assert tokenizer is not None
-        pairs = [(columns["context"][i], columns["target"][i]) for i in texts]
+        pairs = [(columns["messages"][i] or columns["context"][i], columns["target"][i]) for i in texts]
         for i, row in zip(texts, encode_pairs(pairs, tokenizer, settings), strict=True):
             rows[i] = row
     return {
         "input_ids": [row.input_ids for row in rows],
         "seq_len": [row.seq_len for row in rows],
+        "masked": [row.masked for row in rows],
         "cut_tokens": [row.cut_tokens for row in rows],
         "problem": [row.problem for row in rows],
         "question": [
             question_hash(context or row.input_ids[: row.seq_len])
             for context, row in zip(columns["context"], rows, strict=True)
         ],
+        "other_questions": [
+            [question_hash(message["content"]) for message in messages[:-1] if message["role"] == "user"]
+            if settings.train_turns == "all"
+            else []
+            for messages in columns["messages"]
+        ],
+        "dialogue": columns["dialogue"],
         "odd": [
-            oddities(context, target, row.input_ids[row.seq_len :])
+            oddities(context, target, row.input_ids[row.prompt_len :])
             for context, target, row in zip(columns["context"], columns["target"], rows, strict=True)
         ],
         "row_hash": [
@@ -243,9 +236,3 @@ def _ready_made(ids: list[int], seq_len: int, limit: int | None) -> EncodedRow:
     if limit is not None and len(ids) > limit:
         return EncodedRow([], 0, problem=f"too long: {len(ids)} ready-made ids, and max_tokens is {limit}")
     return EncodedRow(ids, seq_len)
-
-
-def question_hash(context: str | list[int]) -> int:
-    """What rows with the same question have in common, as a signed 64-bit number; of ids, the whole context counts."""
-    question = Context.parse(context).question.strip() if isinstance(context, str) else repr(context)
-    return int.from_bytes(hashlib.blake2b(question.encode(), digest_size=8).digest(), "big", signed=True)

@@ -18,7 +18,17 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
 
 def local_files(source: str | list[str], split: str = "train") -> list[Path] | None:
-    """The files that a source names, in order; None if it is a Hub id. `demo` names the embedded rows.
+    """All files that a source or a list of sources names, in order; None if one of them is a Hub id.
+
+    Raises:
+        KyonError: as `files_of_each`.
+    """
+    named = files_of_each(source, split)
+    return None if None in named else [file for files in named if files for file in files]
+
+
+def files_of_each(source: str | list[str], split: str = "train") -> list[list[Path] | None]:
+    """For each source the files that it names, in order; None in place of a Hub id. `demo` names the embedded rows.
 
     Raises:
         MissingFileError: a path or glob that names nothing.
@@ -28,13 +38,17 @@ def local_files(source: str | list[str], split: str = "train") -> list[Path] | N
     sources = [source] if isinstance(source, str) else source
     if not sources or "" in sources:
         raise SettingError("data.source", "it is empty", "Name a file, a folder, a glob or a Hub data set.")
+    return [_files_of(one, split) for one in sources]
+
+
+def _files_of(source: str, split: str) -> list[Path] | None:
     if source == "demo":
         if split not in ("train", "validation", "test"):
             raise SettingError("data.split", f"demo has no rows of split {split!r}", "Set train, validation or test.")
         return [ASSETS / ("train.jsonl" if split == "train" else "validation.jsonl")]
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not _is_local(source):
+    if _HUB_ID.fullmatch(source) and not _is_local(source):
         return None
-    files = [file for path in sources for file in _expand(path, split)]
+    files = _expand(source, split)
     for file in files:
         if file.suffix.lower() not in READERS:
             fix = f"Give files that end in {', '.join(READERS)}."

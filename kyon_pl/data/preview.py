@@ -147,7 +147,8 @@ def _where(data: DialogueDataModule, place: int) -> str:
 
 def _count_lines(data: DialogueDataModule) -> Iterator[str]:
     train, validation = data.rows["train"], data.rows["validation"]
-    yield _count("rows to train", len(train), f"of {len(train.table):,} read")
+    weighted = ", by their weights" if data.mix else ""
+    yield _count("rows to train", len(train), f"of {len(train.table):,} read{weighted}")
     yield from _loss_lines(train.table)
     if validation.table is train.table:
         yield _count("rows to validate", len(validation), "of the same")

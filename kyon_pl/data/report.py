@@ -102,6 +102,7 @@ def _report_odd_rows(table: EncodedTable) -> None:
 
 
 def _report_split(train: TokenRows, validation: TokenRows) -> None:
+    _report_dialogues(train, validation)
     asked = np.unique(validation.questions)
     known = np.isin(asked, train.questions).sum()
     if known:
@@ -109,3 +110,15 @@ def _report_split(train: TokenRows, validation: TokenRows) -> None:
         log.warning(text, f"{known:,}", f"{len(asked):,}")
     else:
         log.info("data: none of the %s validation questions is trained on", f"{len(asked):,}")
+
+
+def _report_dialogues(train: TokenRows, validation: TokenRows) -> None:
+    """Where dialogues are known."""
+    spoken = np.setdiff1d(validation.dialogues, [0])
+    if not len(spoken):
+        return
+    if known := np.isin(spoken, train.dialogues).sum():
+        text = "data: %s of the %s validation dialogues are trained on too: the validation loss will look too good"
+        log.warning(text, f"{known:,}", f"{len(spoken):,}")
+    else:
+        log.info("data: none of the %s validation dialogues is trained on", f"{len(spoken):,}")

@@ -29,7 +29,7 @@ class TokenRows(Dataset[Any]):
     def __init__(self, table: EncodedTable, numbers: NDArray[np.int64]) -> None:
         self.table = table
         self.numbers = numbers
-        self._ids = table.encoded.select_columns(["input_ids", "seq_len"]).with_format("numpy")
+        self._ids = table.encoded.select_columns(["input_ids", "seq_len", "masked"]).with_format("numpy")
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -41,7 +41,7 @@ class TokenRows(Dataset[Any]):
 
     @property
     def seq_len(self) -> NDArray[np.int64]:
-        """(rows,) tokens of each row's context."""
+        """(rows,) tokens of each row before the first trained one."""
         return self.table.seq_len[self.numbers]
 
     @property
@@ -49,9 +49,14 @@ class TokenRows(Dataset[Any]):
         """(rows,) a number for each row's question."""
         return self.table.questions[self.numbers]
 
+    @property
+    def dialogues(self) -> NDArray[np.int64]:
+        """(rows,) a number for each row's dialogue; 0: not known."""
+        return self.table.dialogues[self.numbers]
+
     def trained_tokens(self, boundary: LabelBoundary) -> NDArray[np.int64]:
         """(rows,) labels of each row that the model learns to predict."""
-        return self.tokens - first_label(self.seq_len, boundary)
+        return self.tokens - first_label(self.seq_len, boundary) - self.table.masked_tokens[self.numbers]
 
     def __getitem__(self, place: int) -> Row:
         return self.read([place])[0]
@@ -66,8 +71,8 @@ class TokenRows(Dataset[Any]):
             return []
         columns = self._ids[self.numbers[places]]
         return [
-            {"input_ids": ids, "seq_len": int(seq_len)}
-            for ids, seq_len in zip(columns["input_ids"], columns["seq_len"], strict=True)
+            {"input_ids": ids, "seq_len": int(seq_len), "masked": masked}
+            for ids, seq_len, masked in zip(columns["input_ids"], columns["seq_len"], columns["masked"], strict=True)
         ]
 
 
@@ -77,7 +82,7 @@ class Prompt:
 
     Attributes:
         input_ids: of the context, prefix included.
-        text: the context; empty if the row came as ids.
+        text: the context, of a conversation its messages joined likewise; empty if the row came as ids.
         reference: the row's own target; empty if it has none or came as ids.
         row_number: its place in the table.
         memories: what stands between system prompt and question; none if the row came as ids.
@@ -113,7 +118,7 @@ class PromptRows(Dataset[Prompt | None]):
         row = self.rows[self.places[place]]
         number = int(self.rows.numbers[self.places[place]])
         texts = self.rows.table.rows.dataset[number]
-        ids = row["input_ids"][: row["seq_len"]].tolist()
+        ids = row["input_ids"][: row["masked"][-1] if len(row["masked"]) else row["seq_len"]].tolist()
         memories = Context.parse(texts["context"]).middle
         return Prompt(ids, texts["context"], texts["target"] or "", number, memories)
 

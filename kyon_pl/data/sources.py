@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value, load_dataset
+from datasets import Dataset, Features, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetBuildError, DatasetGenerationError
+from numpy.typing import NDArray
 
-from kyon_pl.data import checks, readers
+from kyon_pl.data import checks, groups, prompt, readers
 from kyon_pl.data.checks import ColumnNames, check_columns, check_row
-from kyon_pl.data.files import local_files
+from kyon_pl.data.files import files_of_each
 from kyon_pl.errors import DataError, KyonError, MachineError, SettingError
 from kyon_pl.hub import from_hub
 
@@ -26,6 +27,8 @@ ROW_FEATURES = Features(
         "row": Value("int64"),  # line or row in that file, from 1
         "context": Value("string"),
         "target": Value("string"),
+        "messages": List({"role": Value("string"), "content": Value("string")}),  # before the target; of conversations
+        "dialogue": Value("int64"),  # a number for it; 0: not known
         "input_ids": List(Value("int32")),  # of rows that come ready-made, empty otherwise
         "seq_len": Value("int32"),
         "problem": Value("string"),  # why the row cannot be used: the kind, then `: ` and details; empty if it can
@@ -39,9 +42,9 @@ class SourceSettings:
     """Where rows are, and how their columns are called.
 
     Attributes:
-        source: Hub data set id; or a file, a folder, a glob, or a list of these.
-        name: configuration of a Hub data set.
-        revision: branch, tag or commit of a Hub data set.
+        source: Hub data set id; or a file, a folder, a glob, or a list of any of these.
+        name: configuration of a Hub data set; of each, where `source` names several.
+        revision: branch, tag or commit of a Hub data set; of each, likewise.
         split: split of a Hub data set, or of a folder whose file names tell splits apart.
         columns: the names of the columns that are read.
     """
@@ -59,18 +62,25 @@ class Rows:
 
     Attributes:
         dataset: with the columns of `ROW_FEATURES`.
-        files: the files they come from, or the one Hub data set.
+        files: the files and Hub data sets that they come from.
+        sources: for each of these, which source it belongs to: its place in the list of sources.
         fingerprint: changes when the source, its files or this package's way of reading them do.
     """
 
     dataset: Dataset
     files: tuple[str, ...]
+    sources: tuple[int, ...]
     fingerprint: str
 
     @property
     def have_text(self) -> bool:
         """Whether there is any row to encode; rows of ids need no tokenizer."""
         return bool(pc.any(pc.not_equal(self.dataset.data.column("context"), "")).as_py())
+
+    @property
+    def source_numbers(self) -> NDArray[np.int64]:
+        """(rows,) the source of each row."""
+        return np.take(self.sources, np.asarray(self.dataset.data.column("file")))
 
     def count_without_end(self, eos_token_id: int) -> int:
         """How many rows that came as ids do not end with this one."""
@@ -102,10 +112,32 @@ def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes:
         SettingError: a split or configuration that the source does not have.
         MachineError: nothing can be written into `cache_dir`.
     """
-    files = local_files(settings.source, settings.split)
+    found = files_of_each(settings.source, settings.split)
     if cache_dir:
         _make_cache(Path(cache_dir))
-    return _load_hub(settings, cache_dir) if files is None else _load_files(files, settings, cache_dir, processes)
+    repos = [settings.source] if isinstance(settings.source, str) else settings.source
+    if None not in found:  # all files at once, so that several processes can share them
+        files = [(file, place) for place, own in enumerate(found) for file in own or ()]
+        return _load_files(files, 0, settings, cache_dir, processes)
+    parts: list[Rows] = []
+    for place, (repo, own) in enumerate(zip(repos, found, strict=True)):
+        first = sum(len(part.files) for part in parts)
+        if own is None:
+            parts.append(_load_hub(replace(settings, source=repo), cache_dir, first, place))
+        else:
+            parts.append(_load_files([(file, place) for file in own], first, settings, cache_dir, processes))
+    return _joined(parts)
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        concatenate_datasets([part.dataset for part in parts]),
+        tuple(chain.from_iterable(part.files for part in parts)),
+        tuple(chain.from_iterable(part.sources for part in parts)),
+        digest("joined", [part.fingerprint for part in parts]),
+    )
 
 
 def _make_cache(folder: Path) -> None:
@@ -126,23 +158,27 @@ def code_digest(*files: str | None) -> str:
     return digest(*(Path(file).read_bytes() for file in files if file))
 
 
-def _load_files(files: list[Path], settings: SourceSettings, cache_dir: str | None, processes: int) -> Rows:
-    names = tuple(map(str, files))
-    code = code_digest(__file__, checks.__file__, readers.__file__)
-    fingerprint = digest("files", names, [_size_and_time(file) for file in files], settings.columns, code)
+def _load_files(
+    files: list[tuple[Path, int]], first: int, settings: SourceSettings, cache_dir: str | None, processes: int
+) -> Rows:
+    """Files, each with the place of its source; they are numbered from `first` on."""
+    names = tuple(str(file) for file, _ in files)
+    code = code_digest(__file__, checks.__file__, readers.__file__, groups.__file__, prompt.__file__)
+    stamps = [_size_and_time(file) for file, _ in files]
+    fingerprint = digest("files", first, names, stamps, settings.columns, code)
     workers = min(processes, len(files))
     try:
         dataset = Dataset.from_generator(
             _generate,
             features=ROW_FEATURES,
             cache_dir=cache_dir,
-            gen_kwargs={"files": list(enumerate(names)), "columns": settings.columns},
+            gen_kwargs={"files": list(enumerate(names, first)), "columns": settings.columns},
             num_proc=workers if workers > 1 else None,
             fingerprint=fingerprint,
         )
     except DatasetGenerationError as error:
         raise _cause(error, ", ".join(names)) from None
-    return Rows(dataset, names, fingerprint)
+    return Rows(dataset, names, tuple(place for _, place in files), fingerprint)
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:
@@ -173,30 +209,33 @@ def _generate(files: list[tuple[int, str]], columns: ColumnNames) -> Iterator[di
             yield {"file": index, "row": number, **check_row(row, columns)}
 
 
-def _load_hub(settings: SourceSettings, cache_dir: str | None) -> Rows:
+def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, place: int) -> Rows:
     where = f"{settings.source} [{settings.split}]"
     dataset = _download(settings, cache_dir)
     if not len(dataset):
         raise DataError(where, "it has no rows", "Choose another split or configuration.")
     check_columns(where, settings.columns, set(dataset.column_names))
     # the library's own fingerprint of what it downloaded; it has no public name
-    fingerprint = digest("hub", dataset._fingerprint, settings.columns, code_digest(__file__, checks.__file__))
+    code = code_digest(__file__, checks.__file__, groups.__file__, prompt.__file__)
+    fingerprint = digest("hub", file, dataset._fingerprint, settings.columns, code)
     checked = dataset.map(
         _check_batch,
         batched=True,
         with_indices=True,
         remove_columns=dataset.column_names,
         features=ROW_FEATURES,
-        fn_kwargs={"names": settings.columns},
+        fn_kwargs={"names": settings.columns, "file": file},
         new_fingerprint=fingerprint,
         desc="checking rows",
     )
-    return Rows(checked, (where,), fingerprint)
+    return Rows(checked, (where,), (place,), fingerprint)
 
 
-def _check_batch(batch: dict[str, list[Any]], indices: list[int], names: ColumnNames) -> dict[str, list[Any]]:
+def _check_batch(
+    batch: dict[str, list[Any]], indices: list[int], names: ColumnNames, file: int
+) -> dict[str, list[Any]]:
     rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
-    checked = [{"file": 0, "row": i + 1, **check_row(row, names)} for i, row in zip(indices, rows, strict=True)]
+    checked = [{"file": file, "row": i + 1, **check_row(row, names)} for i, row in zip(indices, rows, strict=True)]
     return {name: [row[name] for row in checked] for name in ROW_FEATURES}
 
 

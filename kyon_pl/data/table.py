@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
+from pyarrow import ListArray
 
-from kyon_pl.data import encode, prompt, quality
+from kyon_pl.data import encode, groups, prompt, quality, shrink
 from kyon_pl.data.encode import EncodeSettings, Tokenizer, encode_columns
 from kyon_pl.data.sources import Rows, code_digest, digest
 from kyon_pl.errors import DataError, SettingError
@@ -25,9 +26,12 @@ ENCODED_FEATURES = Features(
     {
         "input_ids": List(Value("int32")),
         "seq_len": Value("int32"),
+        "masked": List(Value("int32")),
         "cut_tokens": Value("int32"),
         "problem": Value("string"),
         "question": Value("int64"),
+        "other_questions": List(Value("int64")),  # of trained replies before the last
+        "dialogue": Value("int64"),  # 0: not known
         "odd": Value("int32"),  # kyon_pl.data.quality.bits, without duplicates
         "row_hash": Value("int64"),
     }
@@ -74,6 +78,13 @@ class EncodedTable:
         return _numpy(self.encoded.data.column("seq_len"))
 
     @cached_property
+    def masked_tokens(self) -> NDArray[np.int64]:
+        """(rows,) tokens of each row behind `seq_len` that carry no label; 0 unless several replies are trained."""
+        row, bounds = self._lists("masked")
+        signs = np.where(np.arange(len(bounds)) % 2, 1, -1)  # ends less starts
+        return np.bincount(row, weights=bounds * signs, minlength=len(self)).astype(np.int64)
+
+    @cached_property
     def cut_tokens(self) -> NDArray[np.int64]:
         """(rows,) tokens of each row's context that were left out."""
         return _numpy(self.encoded.data.column("cut_tokens"))
@@ -84,14 +95,30 @@ class EncodedTable:
         return _numpy(self.encoded.data.column("question"))
 
     @cached_property
+    def dialogues(self) -> NDArray[np.int64]:
+        """(rows,) a number for each dialogue, the same for the same one; 0: not known."""
+        return _numpy(self.encoded.data.column("dialogue"))
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """(rows,) a number for each group of rows that questions and dialogues tie together."""
+        return groups.group_rows(self.questions, self.dialogues, self._lists("other_questions"))
+
+    @cached_property
     def crc32(self) -> int:
-        """Of all that training sees of the rows, wherever they came from: ids, boundaries and questions, in order."""
+        """Of all that training sees of the rows, wherever they came from: ids, labels, questions, dialogues."""
         crc = 0
-        for name in ("input_ids", "seq_len", "question"):
+        for name in ("input_ids", "seq_len", "masked", "question", "other_questions", "dialogue"):
             for chunk in self.encoded.data.column(name).chunks:
-                values = chunk.flatten() if name == "input_ids" else chunk
+                values = chunk.flatten() if isinstance(chunk, ListArray) else chunk
                 crc = zlib.crc32(values.to_numpy(zero_copy_only=False).tobytes(), crc)
-        return zlib.crc32(self.tokens.tobytes(), crc)
+        return zlib.crc32(np.concatenate([self.tokens, self.masked_tokens]).tobytes(), crc)
+
+    def _lists(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A column of lists as (values,) the row of each value, and (values,) the values."""
+        column = self.encoded.data.column(name)
+        row = np.repeat(np.arange(len(self)), _numpy(pc.list_value_length(column)))
+        return row, _numpy(pc.list_flatten(column))
 
     def first_row_beyond(self, vocabulary_size: int) -> int | None:
         """The number of the first row with an id that a vocabulary does not have; None if there is none."""
@@ -202,7 +229,7 @@ def encode_rows(
         found = "null, and there are rows of text to encode"
         raise SettingError("data.tokenizer", found, "Name the folder or Hub id of a tokenizer, or give rows of ids.")
     vocabulary = tokenizer.fingerprint if tokenizer else ""
-    code = code_digest(encode.__file__, prompt.__file__, quality.__file__)
+    code = code_digest(encode.__file__, groups.__file__, prompt.__file__, quality.__file__, shrink.__file__)
     workers = min(processes, len(rows.dataset) // _ROWS_PER_PROCESS)
     encoded = rows.dataset.map(
         encode_columns,

@@ -22,7 +22,7 @@ _WITHOUT_EFFECT = re.compile(
     r"config|ckpt_path|weights_only|auto_resume|allow_changed_settings|replies\..*|held_out(\..*)?"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|logger|log_every_n_steps|enable_.*|default_root_dir|profiler|plugins"
     r"|num_sanity_val_steps|limit_test_batches|limit_predict_batches|inference_mode|use_distributed_sampler)(\..*)?"
-    r"|data\.(workers|processes|cache_dir|test_source|test_split|predict_source|seed|tokenizer|tokenizer_revision)"
+    r"|data\.(workers|processes|cache_dir|bad_rows_file|test_source|test_split|predict_source|seed|tokenizer(_revision)?)"
     r"|model\.(max_new_tokens|shard_base)"
 )
 

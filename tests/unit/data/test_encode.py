@@ -7,7 +7,8 @@ from character_tokenizer import CharacterTokenizer, read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyon_pl.data.encode import EncodeSettings, encode_columns, encode_pairs, preprocess_dialogue, question_hash
+from kyon_pl.data.encode import EncodeSettings, encode_columns, encode_pairs, preprocess_dialogue
+from kyon_pl.data.groups import question_hash
 from kyon_pl.errors import DataError, SettingError
 
 TOKENIZER = CharacterTokenizer()
@@ -110,6 +111,8 @@ def test_a_batch_keeps_every_row_at_its_place() -> None:
         "input_ids": [[], [7, 8, 9], [], [], []],
         "seq_len": [0, 2, 0, 0, 0],
         "problem": ["", "", "broken JSON: here", "", ""],
+        "messages": [[]] * 5,
+        "dialogue": [0] * 5,
     }
     rows = encode_columns(columns, TOKENIZER, EncodeSettings(max_tokens=12))
     assert [read(ids) if ids != [7, 8, 9] else ids for ids in rows["input_ids"]] == [
@@ -127,7 +130,8 @@ def test_a_batch_keeps_every_row_at_its_place() -> None:
 
 
 def test_ready_made_rows_are_never_shortened() -> None:
-    columns = {"context": [""], "target": [None], "input_ids": [[7] * 9], "seq_len": [3], "problem": [""]}
+    columns = {"context": [""], "target": [None], "messages": [[]], "dialogue": [0]}
+    columns |= {"input_ids": [[7] * 9], "seq_len": [3], "problem": [""]}
     assert encode_columns(columns, None, EncodeSettings(max_tokens=9))["input_ids"] == [[7] * 9]
     too_long = encode_columns(columns, None, EncodeSettings(max_tokens=8))
     assert too_long["input_ids"] == [[]]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kyon_pl.data.prompt import Context, Segment, render, template_hash
+from kyon_pl.data.prompt import Context, Segment, Template, render, template_hash
 from kyon_pl.errors import SettingError
 
 
@@ -13,13 +13,13 @@ def test_raw_is_the_context_as_it_stands_and_only_the_target_is_trained() -> Non
 
 
 def test_an_unknown_template_is_refused_by_name() -> None:
-    with pytest.raises(SettingError, match=r"template: there is no 'chatml'\. Choose one of: raw"):
+    with pytest.raises(SettingError, match=r"template: there is no 'chatml'\. Choose one of: raw, chatglm2"):
         render("", template="chatml")
 
 
 def test_the_hash_tells_wordings_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = template_hash("raw")
-    monkeypatch.setattr("kyon_pl.data.prompt.TEMPLATES", {"raw": "{context}\n"})
+    monkeypatch.setattr("kyon_pl.data.prompt.TEMPLATES", {"raw": Template("{question}\n", "", "")})
     assert len(raw) == 8
     assert template_hash("raw") != raw
 

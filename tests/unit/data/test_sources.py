@@ -63,6 +63,51 @@ LINES = {
 }
 
 
+def talk(*turns: Any) -> str:
+    """A line with messages; a text is one of user and assistant in turn, anything else stands as it is."""
+    roles = ("user", "assistant") * len(turns)
+    listed = [
+        {"role": role, "content": turn} if isinstance(turn, str) else turn
+        for role, turn in zip(roles, turns, strict=False)
+    ]
+    return json.dumps({"messages": listed}, ensure_ascii=False)
+
+
+SYSTEM = {"role": "system", "content": "sys"}
+ASSISTANT = {"role": "assistant", "content": "a"}
+LINES |= {
+    "messages": (talk("q", "a", "r", "b"), ""),
+    "messages with a system prompt": (talk(SYSTEM, {"role": "user", "content": "q"}, ASSISTANT), ""),
+    "messages beside a context": (line(messages="of another form"), ""),
+    "messages of text": ('{"messages": "hello"}', "no list in 'messages': 'hello' (str)"),
+    "no message": ('{"messages": []}', "empty 'messages'"),
+    "text for a message": ('{"messages": ["q", "a"]}', "no message in 'messages': message 1, 'q' (str)"),
+    "unknown role": (
+        talk("q", {"role": "tool", "content": "a"}),
+        "no known role in 'messages': message 2, 'tool' (str)",
+    ),
+    "no content": (talk("q", {"role": "assistant"}), "no 'content' in 'messages': message 2"),
+    "null content": (talk("q", {"role": "assistant", "content": None}), "null in 'content' in 'messages': message 2"),
+    "content of parts": (
+        talk({"role": "user", "content": [1]}, "a"),
+        "no text in 'content' in 'messages': message 1, '[1]' (list)",
+    ),
+    "empty message": (talk("q", " "), "empty 'content' in 'messages': message 2"),
+    "silent message": (talk("q", "「」", "r", "b"), "nothing said in 'messages': message 2, '「」' (str)"),
+    "no reply": (talk("q", "a", "r"), "no reply at the end of 'messages': the last is of user"),
+    "only a system prompt": (talk(SYSTEM), "no reply at the end of 'messages': the last is of system"),
+    "reply first": (talk(ASSISTANT), "roles out of turn in 'messages': message 1 is of assistant, not of user"),
+    "two questions": (
+        talk(SYSTEM, {"role": "user", "content": "q"}, {"role": "user", "content": "r"}, "a"),
+        "roles out of turn in 'messages': message 3 is of user, not of assistant",
+    ),
+    "late system prompt": (
+        talk("q", "a", SYSTEM, "a"),
+        "roles out of turn in 'messages': message 3 is of system, not of user",
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def many_lines(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """All of LINES in one file, so that every kind of row stands next to every other, with an empty line in front."""
@@ -78,6 +123,10 @@ def test_every_row_is_kept_with_its_problem_and_its_line(many_lines: Rows, name:
     row = many_lines.dataset[number]
     assert row["problem"] == problem
     assert many_lines.place(number) == f"{many_lines.files[0]}, line {number + 2}"
+    if not problem and '"messages": [' in text:
+        turns = json.loads(text)["messages"]
+        assert (row["messages"], row["target"]) == (turns[:-1], turns[-1]["content"])
+        assert row["context"] == "###".join(turn["content"] for turn in turns[:-1])
     if not problem and "context" in text:
         assert (row["context"], row["target"]) == (json.loads(text)["context"], json.loads(text)["target"])
 
@@ -247,12 +296,14 @@ def test_hub_data_sets_are_checked_like_files(tmp_path: Path) -> None:
     datasets = {f"owner/{name}": tmp_path / name for name in ("good", "other", "script")}
     cases = [{"source": f"owner/{name}"} for name in ("good", "other", "script", "none")]
     cases += [{"source": "owner/good", "split": "test"}, {"source": "owner/good", "name": "english"}]
+    cases += [{"source": [str(tmp_path / "good/train.jsonl"), "owner/good", "owner/good"]}]
     with HubServer(datasets=datasets) as hub:
         command = [sys.executable, "-c", HUB_CASES, json.dumps(cases)]
         done = subprocess.run(command, env=hub_environment(hub, tmp_path / "home"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    good, other, script, none, split, name = map(json.loads, done.stdout.splitlines())
+    good, other, script, none, split, name, mixed = map(json.loads, done.stdout.splitlines())
     assert good == ["owner/good [train], row 3", ["", "null in 'target'", "nothing said in 'target': '「」' (str)"]]
+    assert mixed == [good[0], good[1] * 3]
     assert other[0] == "DataError"
     assert "no column 'context'; the columns are answer, question" in other[1]
     assert script[0] != "SettingError"
