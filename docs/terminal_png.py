@@ -3,6 +3,7 @@
 Needs Pillow, and the fonts DejaVu Sans Mono and Noto Sans CJK (Debian: fonts-dejavu-core, fonts-noto-cjk).
 
 python docs/terminal_png.py docs/preview.png kyon-pl preview --config configs/demo.yaml --seed_everything 2249
+python docs/terminal_png.py docs/demo.png --last 17 kyon-pl fit --config configs/demo.yaml --trainer.enable_progress_bar false
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ class Cell:
         return 2 if unicodedata.east_asian_width(self.character) in "WF" else 1
 
 
-def main(png: Path, command: list[str]) -> None:
-    """Run the command and draw its output under a prompt with the command."""
-    shown = f"\x1b[36m$ \x1b[0m{shlex.join(command)}\n\n{output_of(command)}"
+def main(png: Path, words: list[str]) -> None:
+    """Run the command and draw its output under a prompt with the command; `--last N`: the last lines of its log."""
+    lines, command = (int(words[1]), words[2:]) if words[0] == "--last" else (None, words)
+    said = output_of(command) if lines is None else "\n".join(["…", *log_of(command).splitlines()[-lines:]])
+    shown = f"\x1b[36m$ \x1b[0m{shlex.join(command)}\n\n{said}"
     lines = [line for text in shown.rstrip().split("\n") for line in wrapped(list(cells(text)))]
     size = COLUMNS * CELL_WIDTH + 2 * MARGIN, len(lines) * CELL_HEIGHT + 2 * MARGIN
     picture = Image.new("RGB", size, BACKGROUND)
@@ -57,6 +60,11 @@ def main(png: Path, command: list[str]) -> None:
     for number, line in enumerate(lines):
         draw_line(draw, line, MARGIN + number * CELL_HEIGHT)
     picture.quantize(64).save(png, optimize=True)
+
+
+def log_of(command: list[str]) -> str:
+    """What it says on standard error."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
 def output_of(command: list[str]) -> str:

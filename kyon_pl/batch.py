@@ -135,7 +135,7 @@ class RowSource(Protocol):
     def held_out_prompts(
         self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
     ) -> PromptBatch:
-        """The first held-out rows as prompts, of these this rank's share; there may be none.
+        """Held-out rows as prompts, evenly spread, of these this rank's share; there may be none.
 
         Args:
             use: which rows.

@@ -342,13 +342,15 @@ class DialogueDataModule(LightningDataModule):
     def held_out_prompts(
         self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
     ) -> PromptBatch:
-        """This rank's share of the first held-out rows as prompts; see `RowSource`."""
+        """This rank's share of some held-out rows as prompts; see `RowSource`."""
         rows = self.rows[use]
         places = np.arange(len(rows))
         if one_a_question:
             places = np.sort(np.unique(rows.questions, return_index=True)[1])
+        if most is not None and most < len(places):  # all over them: rows of one character stand together
+            places = places[np.arange(most) * len(places) // most]
         prompts = PromptRows(rows)
-        return collate_prompts([prompts[place] for place in places[:most][self._rank :: self._world_size].tolist()])
+        return collate_prompts([prompts[place] for place in places[self._rank :: self._world_size].tolist()])
 
     def shown_rows(self, count: int) -> str:
         """The first training rows as the model sees them; see `RowSource`."""

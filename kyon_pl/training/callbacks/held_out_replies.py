@@ -36,8 +36,8 @@ class ReplySettings:
     """Which held-out questions are replied to, and when.
 
     Attributes:
-        fit_rows: validation rows of different questions, the first ones, that each validation of fit replies to.
-        validate_rows: rows that validate and test reply to, the first ones; null: all.
+        fit_rows: validation rows of different questions, evenly spread, that each validation of fit replies to.
+        validate_rows: rows that validate and test reply to, evenly spread; null: all.
         every_n_validations: reply in fit at every so many validations.
         compare_base: let the base without its adapter reply too: in fit once, before the first step.
         max_new_tokens: the longest reply, in tokens.
