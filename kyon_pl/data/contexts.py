@@ -158,6 +158,6 @@ def _spoken(turn: str) -> str:
     return _SPEAKER.sub("", turn, count=1) if _SPEAKER.match(turn) else turn
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=10_000)  # of memories, which come again and again
 def _words(text: str) -> str:
     return "".join(filter(str.isalnum, text)).lower()

@@ -115,8 +115,9 @@ class Retriever:
             nearest = nearest_vectors(self._encode(questions), self._encoded, number)
         elif dimensions:
             self.ways["by stored vectors"] += len(rows)
-            queries = torch.tensor([row["embedding"] for row in rows], dtype=torch.float32)
-            nearest = nearest_vectors(queries, self.role.vectors[dimensions], number)
+            vectors = [row["embedding"] for row in rows]
+            queries = np.array(vectors, dtype=np.float32)  # torch.tensor takes 2.5 times as long
+            nearest = nearest_vectors(torch.from_numpy(queries), self.role.vectors[dimensions], number)
         else:
             self.ways["by shared characters"] += len(rows)
             self._lexical = self._lexical or LexicalIndex(self.role.memories)
