@@ -11,7 +11,7 @@ from typing import Any
 from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.curves import check_matplotlib, draw
 from kyon_pl.evaluation.markdown import block, plain, table
-from kyon_pl.evaluation.run_folder import RunFolder, read_run_folder
+from kyon_pl.evaluation.run_folder import RunFolder, read_run_folders
 from kyon_pl.logs import from_here
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def report(runs: list[str], output: str | None = None) -> None:
     if not runs or len({Path(run).absolute() for run in runs}) < len(runs):
         raise SettingError("kyon-pl report", f"{len(runs)} runs, each once", "Name one run folder or more.")
     check_matplotlib()
-    found = [read_run_folder(Path(run)) for run in runs]
+    found = read_run_folders([Path(run) for run in runs])
     folder = Path(output) if output else found[0].folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw({run.name: run.curves for run in found}, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ class RunFolder:
 
     Attributes:
         folder: the run folder.
+        name: the end of its path, as long as it takes to tell it from others.
         settings: of `config.yaml`, dotted name to value.
         finished_at_step: the optimizer step at which it ended; None if it has not.
         log: of the first rank.
@@ -49,17 +50,13 @@ class RunFolder:
     """
 
     folder: Path
+    name: str
     settings: Mapping[str, Any]
     finished_at_step: int | None
     log: list[LogLine]
     curves: Curves
     replies: list[dict[str, Any]]
     missing: list[str]
-
-    @property
-    def name(self) -> str:
-        """Of the folder and the one around it."""
-        return "/".join(self.folder.absolute().parts[-2:])
 
     @property
     def last_step(self) -> int:
@@ -79,15 +76,29 @@ class RunFolder:
         return self.log[starts[-1] if starts else 0 :]
 
 
-def read_run_folder(folder: Path) -> RunFolder:
+def read_run_folders(folders: Sequence[Path]) -> list[RunFolder]:
     """Read what is there.
 
     Args:
-        folder: `lightning_logs/version_N`.
+        folders: different ones, such as `lightning_logs/version_N`.
 
     Raises:
-        MissingFileError: it is no run folder: not even one of the files of a run is there.
+        MissingFileError: one is no run folder: not even one of the files of a run is there.
     """
+    return [_read_run_folder(folder, name) for folder, name in zip(folders, names_apart(folders), strict=True)]
+
+
+def names_apart(folders: Sequence[Path]) -> list[str]:
+    """The last two parts of their paths, and more of them where these are the same."""
+    paths, names = [folder.absolute().parts for folder in folders], list[str]()
+    parts = 2
+    while len(set(names)) < len(paths):
+        names = ["/".join(path[-parts:]) for path in paths]
+        parts += 1
+    return names
+
+
+def _read_run_folder(folder: Path, name: str) -> RunFolder:
     names = (RECORD, CONFIG, RUN_LOG, "events.out.tfevents.*")
     if not any(any(folder.glob(name)) for name in names):
         fix = f"Name a run folder, such as lightning_logs/version_0; it has one of: {', '.join(names)}."
@@ -99,6 +110,7 @@ def read_run_folder(folder: Path) -> RunFolder:
         missing.append("no curves in TensorBoard's files")
     return RunFolder(
         folder,
+        name,
         dict(_flat(config)),
         record.get("finished_at_step"),
         list(_log_lines(folder / RUN_LOG, missing)),

@@ -82,6 +82,14 @@ def test_runs_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     assert {path.name for path in Path("compared").iterdir()} >= {"report.md", "loss.png", "replies.png"}
 
 
+def test_runs_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("on", "off"):
+        shutil.copytree(runs[name], tmp_path / f"{name}/lightning_logs/version_0")
+    main(["report", "on/lightning_logs/version_0", "off/lightning_logs/version_0", "--output", "compared"])
+    heads = [line for line in written(Path("compared")).splitlines() if line.startswith("# ")]
+    assert [html.unescape(line) for line in heads] == ["# on/lightning_logs/version_0 and off/lightning_logs/version_0"]
+
+
 def test_a_run_that_failed_has_a_report_that_says_so(runs: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "runs/failed"
     shutil.copytree(runs["on"], run, ignore=shutil.ignore_patterns("report"))
