@@ -296,14 +296,14 @@ def test_hub_data_sets_are_checked_like_files(tmp_path: Path) -> None:
     datasets = {f"owner/{name}": tmp_path / name for name in ("good", "other", "script")}
     cases = [{"source": f"owner/{name}"} for name in ("good", "other", "script", "none")]
     cases += [{"source": "owner/good", "split": "test"}, {"source": "owner/good", "name": "english"}]
-    cases += [{"source": [str(tmp_path / "good/train.jsonl"), "owner/good", "owner/good"]}]
+    cases += [{"source": ["owner/good", "owner/good", str(tmp_path / "good/train.jsonl")]}]
     with HubServer(datasets=datasets) as hub:
         command = [sys.executable, "-c", HUB_CASES, json.dumps(cases)]
         done = subprocess.run(command, env=hub_environment(hub, tmp_path / "home"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     good, other, script, none, split, name, mixed = map(json.loads, done.stdout.splitlines())
     assert good == ["owner/good [train], row 3", ["", "null in 'target'", "nothing said in 'target': '「」' (str)"]]
-    assert mixed == [good[0], good[1] * 3]
+    assert mixed == [f"{tmp_path / 'good/train.jsonl'}, line 3", good[1] * 3]
     assert other[0] == "DataError"
     assert "no column 'context'; the columns are answer, question" in other[1]
     assert script[0] != "SettingError"
