@@ -23,7 +23,8 @@ def shard_base(base: ChatGLM2ForCausalLM, device: torch.device) -> None:
     and checkpoints are DDP's. What is left has one dtype and no gradient: FSDP2 gathers it, and reduces nothing.
 
     Args:
-        base: with LoRA attached, on the CPU; a part goes to the device, is cut there, and only the share stays.
+        base: with LoRA attached, on the CPU; a part goes to the device, is cut there, and only the share stays. In the
+            dtype of its files it is these files, mapped, and there once a machine; converted, each rank has a copy.
         device: of this rank; the process group is there.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))

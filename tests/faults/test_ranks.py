@@ -12,17 +12,17 @@ from runs import ForkServers, Run, Way, only_run, write_inputs
 
 from kyon_pl.training.checkpoint_io import fault_of
 
-OVERLAY = Path(__file__).parents[2] / "configs/overlay/ddp.yaml"
+OVERLAYS = Path(__file__).parents[2] / "configs/overlay"
 THREE = Way(3, accumulate=1)
 MOST_SECONDS = 60
 TIMEOUT_SECONDS = 6
 LAST = 2
 
 
-def start(servers: ForkServers, folder: Path, kill_at: str = "", **of_last_rank: str) -> Run:
-    """With the strategy of the shipped overlay; there is no launcher that would watch over the ranks."""
+def start(servers: ForkServers, folder: Path, kill_at: str = "", overlay: str = "ddp", **of_last_rank: str) -> Run:
+    """With the strategy of a shipped overlay; there is no launcher that would watch over the ranks."""
     write_inputs(folder, THREE)
-    words = ["fit", "--config", "run.yaml", "--config", str(OVERLAY), "--trainer.devices", "3"]
+    words = ["fit", "--config", "run.yaml", "--config", str(OVERLAYS / f"{overlay}.yaml"), "--trainer.devices", "3"]
     words += ["--trainer.strategy.init_args.timeout", f"0:00:{TIMEOUT_SECONDS:02}"]
     return servers.start(words, folder, THREE.processes, {"KILL_AT": kill_at}, of_last_rank)
 
@@ -43,10 +43,11 @@ FAULTS = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_lost_rank(fault: str, servers: ForkServers, tmp_path: Path) -> None:
+def test_a_lost_rank(fault: str, overlay: str, servers: ForkServers, tmp_path: Path) -> None:
     what, status, message = FAULTS[fault]
-    statuses, said = ends(start(servers, tmp_path / "inputs", f"late on_train_batch_start 4 {LAST} {what}"))
+    statuses, said = ends(start(servers, tmp_path / "inputs", f"late on_train_batch_start 4 {LAST} {what}", overlay))
     assert statuses == [2, 2, status], said[-3000:]
     assert message in said
     if fault == "out of memory":

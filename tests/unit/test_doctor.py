@@ -172,11 +172,14 @@ def test_work_of_a_token() -> None:
 
 
 def test_the_least_that_a_base_needs() -> None:
-    """6B in half precision is refused on a GPU of 12 GiB and not on one of 16 GB; in float32 on that one, too."""
+    """6B in half precision is refused on a GPU of 12 GiB and not on one of 16 GB; in float32 on that one, too. Shared out
+    over two, it is refused on 6 GiB and not on 8.
+    """
     shape = ChatGLM2Config()
     half, whole = (least_memory(shape, precision, "cuda") for precision in ("16-mixed", "32-true"))
     assert 11.8 * GIB < needed_bytes(half, "cuda") < 14.5 * GIB
     assert needed_bytes(whole, "cuda") > 23 * GIB
+    assert 6 * GIB < needed_bytes(least_memory(shape, "16-mixed", "cuda", sharded_over=2), "cuda") < 8 * GIB
 
 
 def on_l4(**changed: object) -> dict[str, Finding]:
