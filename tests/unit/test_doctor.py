@@ -172,8 +172,9 @@ def test_work_of_a_token() -> None:
 
 
 def test_the_least_that_a_base_needs() -> None:
-    """6B in half precision is refused on a GPU of 12 GiB and not on one of 16 GB; in float32 on that one, too. Shared out
-    over two, it is refused on 6 GiB and not on 8.
+    """6B in half precision is refused on a GPU of 12 GiB and not on one of 16 GB; in float32 on that one, too.
+
+    Shared out over two GPUs it is refused on 6 GiB, and not on 8.
     """
     shape = ChatGLM2Config()
     half, whole = (least_memory(shape, precision, "cuda") for precision in ("16-mixed", "32-true"))
