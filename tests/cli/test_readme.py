@@ -33,12 +33,12 @@ SUBSTITUTIONS = [
     (r" --config configs/overlay/ddp.yaml --trainer.devices 4 --trainer.accumulate_grad_batches 4", ""),
     (r"(kyon-pl fit --config configs/lora.yaml)", rf"\1 {SMALL_LORA}"),
     (
-        r"--model.base demo --data.source demo (.*)--data.source (\w+.jsonl)",
+        r"--model.base demo --data.source demo (.*)--data.source ('.+?'|\w+.jsonl)",
         r"--model.base demo \1--data.source \2",
     ),
     (r"(configs/lora.yaml)(?!.*--trainer.precision)(.*)$", r"\1\2 --trainer.precision 32-true"),
-    # the newest run is that of the reader's own rows
-    (r"(--ckpt_path last .*)$", r"\1 --data.source rows.jsonl"),
+    # the newest run is that of the reader's own character
+    (r"(--ckpt_path last .*)$", r"\1 --data.source bo.jsonl"),
     # there is no GPU, and so no good end
     (r"^kyon-pl doctor --config configs/lora.yaml", "kyon-pl doctor --config configs/demo.yaml"),
     # the server would not end
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 19
+    assert len(COMMANDS) == 27
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 
