@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -65,13 +65,15 @@ def test_the_check_sees_a_violation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["-m", "kyon_pl", "--help"], ["-c", "import kyon_pl"]])
 def test_answers_at_once(words: list[str]) -> None:
-    """Under 0.7 s, best of three, since machines are shared; and torch is the reason it would not be."""
+    """Under 0.7 s of a processor, best of three, since machines are shared; torch is the reason it would not be."""
     seconds = []
     for _ in range(3):
-        started_s = time.perf_counter()
+        before = os.times()
         subprocess.run([sys.executable, *words], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started_s)
-    assert min(seconds) < 0.7
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        seconds.append(spent)
+    assert 0 < min(seconds) < 0.7
 
 
 def test_help_does_not_import_torch() -> None:
