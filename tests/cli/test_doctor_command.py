@@ -52,7 +52,7 @@ def test_demo_works_and_is_counted(
     rows.setup("fit")
     assert rows.train_sampler is not None
     assert work["counted"] == "rows"
-    assert work["steps"] == 2 * math.ceil(len(rows.train_sampler) / 2)
+    assert work["steps"] == 3 * math.ceil(len(rows.train_sampler) / 2)
     assert work["validation"]["slots"] == rows.rows["validation"].tokens.max()
     assert (needs["device"], needs["device_is_here"], needs["download_bytes"]) == ("cpu", True, 0)
     assert 0 < needs["training_seconds"] < 3600
