@@ -18,7 +18,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
