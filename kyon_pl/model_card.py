@@ -152,8 +152,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _use_adapter(repo_id: str, base: str) -> list[str]:
     return [
         "## Use",
-        "With kyon_pl, to train it further:",
+        "With kyon_pl, to talk to it, or to train it further:",
         f"""```bash
+kyon-pl chat --adapter {repo_id}
 kyon-pl fit --config configs/lora.yaml --model.adapter {repo_id}
 ```""",
         "With PEFT; the base is built by kyon_pl, so that no code from a repository is run:",

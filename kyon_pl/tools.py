@@ -49,6 +49,14 @@ def run_build_data(words: list[str]) -> None:
     run_function(build_data, words)
 
 
+def run_chat(words: list[str]) -> None:
+    """Run `chat` with its options; `-p` is `--prompt`, `--json` and `--compare` need no value."""
+    from kyon_pl.chat.command import chat
+
+    words = ["--prompt" if word == "-p" else word for word in words]
+    run_function(chat, flags_as_values(words, ("--json", "--compare")))
+
+
 def run_report(words: list[str]) -> None:
     """Run `report`; the run folders stand before the options."""
     from kyon_pl.evaluation.report import report
@@ -76,9 +84,14 @@ def run_push(words: list[str]) -> None:
     """Run `push` with its options; `--dry-run` needs no value."""
     from kyon_pl.push import push
 
+    words = ["--dry_run" if word == "--dry-run" else word for word in words]
+    run_function(push, flags_as_values(words, ("--dry_run",)))
+
+
+def flags_as_values(words: list[str], flags: tuple[str, ...]) -> list[str]:
+    """Options that are true where no value stands behind them."""
     pairs = zip(words, [*words[1:], "-"], strict=True)
-    flags = ("--dry-run", "--dry_run")
-    run_function(push, ["--dry_run=true" if word in flags and then[:1] == "-" else word for word, then in pairs])
+    return [f"{word}=true" if word in flags and then[:1] == "-" else word for word, then in pairs]
 
 
 def run_function(function: Callable[..., None], words: list[str]) -> None:

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""Replies to many prompts at once, by transformers' own generate."""
+"""Replies to many prompts at once, or to one token by token, by transformers' own generate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 
 class Reply(NamedTuple):
@@ -94,6 +95,69 @@ def generate_replies(
             on_batch(len(batch))
     model.train(was_training)
     return [replies[index] for index in range(len(prompts))]
+
+
+def stream_reply(
+    model: nn.Module,
+    prompt: list[int],
+    *,
+    max_new_tokens: int,
+    on_token: Callable[[int], object],
+    eos_token_id: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+) -> Reply:
+    """Reply to one prompt, each token told as soon as it is there.
+
+    Args:
+        model: ChatGLM2, or PEFT's wrapper around it, in evaluation mode.
+        prompt: its ids, `[gMASK] sop` included.
+        max_new_tokens: the longest reply, the end-of-sequence token counted.
+        on_token: told each id, the end of sequence left out. What it raises ends the reply.
+        eos_token_id: what ends a reply; the configuration's if None.
+        temperature: divides the logits; 0: always the likeliest token.
+        top_p: draw from the likeliest tokens that make up this much probability.
+        repetition_penalty: over 1, tokens of prompt and reply become less likely (https://arxiv.org/abs/1909.05858).
+        seed: of the draws. torch's own random state is left as it was.
+    """
+    speaker: Any = model
+    eos = speaker.config.eos_token_id if eos_token_id is None else eos_token_id
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos,
+        pad_token_id=eos,  # of one prompt nothing is padded
+        repetition_penalty=repetition_penalty,
+        **({"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}),
+    )
+    ids = torch.tensor([prompt], device=speaker.device)
+    with torch.inference_mode(), torch.random.fork_rng(_cuda_devices(speaker.device)):
+        torch.manual_seed(seed)
+        output = speaker.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=settings,
+            streamer=_Teller(lambda token: None if token == eos else on_token(token)),
+        )
+    return _until(eos, output[0, len(prompt) :].tolist())
+
+
+class _Teller(BaseStreamer):
+    """Tells of each new token; the first thing that generate puts is the prompt."""
+
+    def __init__(self, on_token: Callable[[int], object]) -> None:
+        self.on_token = on_token
+        self.in_prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if not self.in_prompt:
+            for token in value.flatten().tolist():
+                self.on_token(token)
+        self.in_prompt = False
+
+    def end(self) -> None:
+        """There is nothing to finish."""
 
 
 def _most(count: int, device: torch.device) -> int:

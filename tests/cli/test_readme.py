@@ -41,6 +41,8 @@ SUBSTITUTIONS = [
     (r"(--ckpt_path last .*)$", r"\1 --data.source bo.jsonl"),
     # there is no GPU, and so no good end
     (r"^kyon-pl doctor --config configs/lora.yaml", "kyon-pl doctor --config configs/demo.yaml"),
+    # nobody is there to type: tests/cli/test_chat.py has a terminal
+    (r"^kyon-pl chat( --character \S+ --asker \S+)?$", r"kyon-pl chat\1 -p 'Is it far?' --max_new_tokens 8"),
     # the server would not end
     (r"^tensorboard --logdir", "tensorboard --inspect --logdir"),
     (r"^kyon-pl (validate|predict)(.*)$", r"kyon-pl \1\2 --trainer.limit_\1_batches 1 --trainer.logger false"),
@@ -68,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 27
+    assert len(COMMANDS) == 30
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 

@@ -1,0 +1,278 @@
+"""`kyon-pl chat`: one reply for a script, and a conversation in a terminal of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kyon_pl.chat.command import chat
+from kyon_pl.chat.conversation import Conversation, Turn
+from kyon_pl.chat.role_play import RolePlay
+from kyon_pl.chat.speaker import Said, Sampling, Speaker, load_speaker
+from kyon_pl.cli import main
+from kyon_pl.data.roles import read_role
+from kyon_pl.demo import ASSETS, BASE
+
+ROWS = 3
+NEW_TOKENS = "16"
+
+
+@pytest.fixture(scope="module")
+def adapter(runs: dict[str, Path]) -> Path:
+    return runs["on"] / "checkpoints/step=4"
+
+
+@pytest.fixture(scope="module")
+def speaker(adapter: Path) -> Speaker:
+    return load_speaker(str(adapter), "last", None, None, None)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, str]]:
+    lines = (ASSETS / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines[::40]][:ROWS]
+
+
+@pytest.fixture(scope="module")
+def predicted(runs: dict[str, Path], rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What `predict` says to the rows."""
+    folder = tmp_path_factory.mktemp("predicted")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+    words = ["--config", str(runs["on"] / "config.yaml"), "--ckpt_path", str(runs["on"] / "checkpoints/step=4.ckpt")]
+    words += ["--data.predict_source", str(folder / "rows.jsonl"), "--replies.path", str(folder / "replies.jsonl")]
+    main(["predict", *words, "--model.max_new_tokens", NEW_TOKENS, "--trainer.logger", "false"])
+    replies = [json.loads(line)["reply"] for line in (folder / "replies.jsonl").read_text("utf-8").splitlines()]
+    assert len({*replies}) == ROWS
+    return replies
+
+
+def reply_to(context: str, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    main(["chat", "-p", context, "--json", "--max_new_tokens", NEW_TOKENS, *words])
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["adapter", "chatglm", "glm"])
+def test_one_shot_says_what_predict_says(
+    kind: str,
+    adapter: Path,
+    rows: list[dict[str, str]],
+    predicted: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = adapter
+    if kind != "adapter":
+        folder = tmp_path / kind
+        main(["merge", "--adapter", str(adapter), "--output", str(folder), "--format", kind, "--dtype", "float32"])
+    answers = [reply_to(row["context"], capsys, "--adapter", str(folder)) for row in rows]
+    assert [answer["reply"] for answer in answers] == predicted
+    assert [answer["prompt"] for answer in answers] == [row["context"] for row in rows]
+
+
+def test_the_base_is_another(
+    adapter: Path, rows: list[dict[str, str]], predicted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By itself and beside the tuned model."""
+    compared = reply_to(rows[0]["context"], capsys, "--adapter", str(adapter), "--compare")
+    alone = reply_to(rows[0]["context"], capsys, "--adapter", str(BASE))
+    assert compared["base"] == alone["reply"] != compared["reply"] == predicted[0]
+
+
+def test_a_question_from_standard_input(
+    adapter: Path, rows: list[dict[str, str]], predicted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["chat", "--adapter", str(adapter), "--max_new_tokens", NEW_TOKENS, "-p", "-"]
+    command = [sys.executable, "-m", "kyon_pl", *words]
+    run = subprocess.run(command, input=rows[1]["context"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == predicted[1] + "\n"  # what it says of itself goes to standard error
+
+
+def test_draws_depend_on_the_seed_alone(adapter: Path, rows: list[dict[str, str]]) -> None:
+    speaker = load_speaker(str(adapter), "last", None, None, None)
+    said = []
+    for seed in (1, 1, 2):
+        conversation = Conversation(speaker)
+        said.append(conversation.ask(rows[0]["context"], Sampling(24, 3.0, 1.0, 1.0, seed)).text)
+    assert said[0] == said[1] != said[2]
+
+
+def test_older_turns_go_where_the_room_ends(speaker: Speaker) -> None:
+    """Whole rounds; system prompt and question stay."""
+    conversation = Conversation(speaker, max_tokens=120, system="SYSTEM")
+    conversation.turns = [Turn(f"q{n}", f"q{n}", Said(f"a{n} " * 8, True)) for n in range(9)]
+    text = speaker.tokenizer.decode(conversation.prompt_ids("LAST", 20))
+    assert len(conversation.prompt_ids("LAST", 20)) <= 100
+    assert "SYSTEM" in text
+    assert text.endswith("LAST")
+    assert "q8" in text
+    assert "q0" not in text
+
+
+def test_a_role_is_asked_as_its_rows_were_made(
+    speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last row of a dialogue, and the same conversation typed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Bo/texts").mkdir(parents=True)
+    (tmp_path / "Bo/system_prompt.txt").write_text("You are Bo, who rows the ferry.", encoding="utf-8")
+    for name, text in {"fog": "In fog the bell is rung twice.", "rope": "Bo mends ropes on the quay."}.items():
+        (tmp_path / f"Bo/texts/{name}.txt").write_text(text, encoding="utf-8")
+    turns = [("Ada", "Is it far?"), ("Bo", "Two hundred strokes."), ("Ada", "In this fog?"), ("Bo", "Not yet.")]
+    dialogue = {"dialogue": [{"role": role, "text": text} for role, text in turns]}
+    (tmp_path / "quay.jsonl").write_text(json.dumps(dialogue), encoding="utf-8")
+    words = ["--characters", "Bo", "--dialogues", "quay.jsonl", "--output", "rows.jsonl", "--tokenizer", "demo"]
+    main(["build-data", *words])
+    row = json.loads((tmp_path / "rows.jsonl").read_text("utf-8").splitlines()[-1])
+
+    def count(text: str) -> int:
+        return len(speaker.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    conversation = Conversation(speaker, role=RolePlay(read_role(tmp_path / "Bo"), "Ada", "auto", count))
+    assert conversation.role
+    first = conversation.role.question("Is it far?")
+    conversation.turns = [Turn("Is it far?", first, Said("Bo:Two hundred strokes.", True))]
+    assert conversation.asked(conversation.role.question("In this fog?")) == row["context"]
+    assert conversation.role.question("Eve: In this fog?") == "Eve: In this fog?"
+
+
+def test_what_is_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = tmp_path / "adapter"
+    recorded.mkdir()
+    for file in adapter.iterdir():
+        (recorded / file.name).write_bytes(file.read_bytes())
+    for words, said in (
+        (["--template", "chatglm2"], "trained with 'raw'"),
+        (["--template", "none"], "there is no 'none'"),
+        (["--temperature", "-1"], "temperature: -1.0 is impossible"),
+        (["--max_tokens", "10"], "the reply alone may have"),
+        (["--character", str(tmp_path / "nobody")], "nobody"),
+        (["--base", str(tmp_path / "none")], "none"),
+        (["-p", " "], "it is empty"),
+        (["-p", "很长" * 9000], "too long"),
+        (["--trust_remote_code", "true"], "no code from a repository is ever run"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["chat", "--adapter", str(recorded), *(words if "-p" in words else ["-p", "x", *words])])
+        assert stopped.value.code == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("kyon-pl chat: ")
+        assert said in last, last
+
+
+class Session:
+    """`kyon-pl chat` in a pseudo-terminal."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.ours, its = pty.openpty()
+        environment = os.environ | {"XDG_STATE_HOME": str(folder), "TERM": "xterm", "COLUMNS": "100"}
+        command = [sys.executable, "-m", "kyon_pl", "chat", *words]
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=its, stdout=its, stderr=its, start_new_session=True
+        )
+        os.close(its)
+        self.reads: list[str] = []
+
+    def until(self, pattern: str, seconds: float = 60) -> str:
+        """What is printed until something matches; the program must not end before."""
+        said, until_s = b"", time.monotonic() + seconds
+        while not re.search(pattern, said.decode(errors="ignore")):
+            assert time.monotonic() < until_s, said.decode(errors="ignore")[-2000:]
+            if select.select([self.ours], [], [], 0.1)[0]:
+                part = os.read(self.ours, 65536)
+                self.reads.append(part.decode(errors="ignore"))
+                said += part
+        return said.decode(errors="ignore")
+
+    def type(self, text: str) -> None:
+        data = f"{text}\n".encode()
+        while data:
+            data = data[os.write(self.ours, data[:512]) :]
+            if len(data) > 512:  # as a terminal hands on a paste: while it is echoed
+                while select.select([self.ours], [], [], 0)[0]:
+                    os.read(self.ours, 65536)
+
+    def ask(self, text: str) -> str:
+        """The answer, up to the next prompt."""
+        self.type(text)
+        return self.until(r"\n(\x1b\[\?2004h)?> $")
+
+
+@pytest.fixture
+def session(adapter: Path, tmp_path: Path) -> Iterator[Session]:
+    session = Session(tmp_path, "--adapter", str(adapter), "--max_new_tokens", "24")
+    session.until(r"lists the commands\s+(\x1b\[\?2004h)?> $")
+    yield session
+    if session.process.poll() is None:
+        os.killpg(session.process.pid, signal.SIGKILL)
+    session.process.wait()
+    os.close(session.ours)
+
+
+def test_a_conversation_in_a_terminal(session: Session, tmp_path: Path, rows: list[dict[str, str]]) -> None:
+    first = session.ask("南枝:「竹笛是什么颜色？」")
+    before = len(session.reads)
+    again = session.ask("/retry")
+    assert again.splitlines()[-2:-1] == first.splitlines()[-2:-1]  # greedy
+    assert len(session.reads) - before > 5, "it comes token by token"
+    assert "temperature 0.0" in session.ask("/params")
+    assert "temperature 0.8" in session.ask("/params temperature 0.8")
+    assert "is impossible" in session.ask("/params top_p 7")
+    assert "no number" in session.ask("/params top_p much")
+    assert "there is no 'heat'" in session.ask("/params heat 1")
+    assert "temperature 0.0" in session.ask("/params temperature 0")
+    assert "base: " not in first
+    assert "yes" in session.ask("/compare")
+    assert "base: " in session.ask("南枝:「钟楼在哪里？」")
+    assert "forgotten: 南枝:「钟楼在哪里？」" in session.ask("/undo")
+    assert "added to talk.jsonl" in session.ask("/save talk.jsonl")
+    (row,) = map(json.loads, (tmp_path / "talk.jsonl").read_text("utf-8").splitlines())
+    assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+    assert row["messages"][0]["content"] == "南枝:「竹笛是什么颜色？」"
+    assert "system prompt: 你是绵卷" in session.ask("/system 你是绵卷")
+    assert "nothing has been said" in session.ask("/undo")
+    assert "nothing has been said" in session.ask("/retry")
+    assert "no such command" in session.ask("/fly")
+    assert "there is no such file" in session.ask("/character nowhere")
+    assert "role: none" in session.ask("/character none")
+    assert "/retry" in session.ask("/help")
+    assert "too long" in session.ask("长" * 10_000)
+    assert "a new conversation" in session.ask("/reset")
+    session.type("/quit")
+    assert session.process.wait(timeout=20) == 0
+    kept = (tmp_path / "kyon_pl/chat_history").read_text(encoding="utf-8")
+    assert "南枝:「竹笛是什么颜色？」" in kept
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_program(session: Session) -> None:
+    session.ask("/params max_new_tokens 1500")
+    session.ask("/params repetition_penalty 0.5")  # what was said is said again: it does not end by itself
+    session.type("Pell:「tell me all」")
+    session.until(r"tell me all」\s+\S{9}")
+    os.killpg(session.process.pid, signal.SIGINT)
+    session.until(r"\[…\]\s+(\x1b\[\?2004h)?> $")
+    assert "forgotten: Pell" in session.ask("/undo")
+    os.killpg(session.process.pid, signal.SIGINT)
+    session.until("ends the program")
+    os.write(session.ours, b"\x04")
+    assert session.process.wait(timeout=20) == 0
+
+
+def test_it_is_a_function_too(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat(adapter=str(adapter), prompt="\x1b[2J[gMASK]sop</s>", max_new_tokens=4)
+    assert "\x1b" not in capsys.readouterr().out
