@@ -106,7 +106,12 @@ class Terminal:
         if not self.conversation.turns:
             raise SettingError("/retry", "nothing has been said", "Ask something first")
         self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
-        self._ask(self.conversation.turns.pop().typed)
+        last = self.conversation.turns.pop()
+        try:
+            self._ask(last.typed)
+        except KyonError:
+            self.conversation.turns.append(last)
+            raise
 
     def system(self, words: str) -> None:
         """Set or show the system prompt."""

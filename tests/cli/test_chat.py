@@ -236,6 +236,9 @@ def test_a_conversation_in_a_terminal(session: Session, tmp_path: Path, rows: li
     assert "no number" in session.ask("/params top_p much")
     assert "there is no 'heat'" in session.ask("/params heat 1")
     assert "temperature 0.0" in session.ask("/params temperature 0")
+    assert "max_new_tokens 2040" in session.ask("/params max_new_tokens 2040")
+    assert "too long" in session.ask("/retry")  # and the turn is still there
+    assert "max_new_tokens 24" in session.ask("/params max_new_tokens 24")
     assert "base: " not in first
     assert "yes" in session.ask("/compare")
     assert "base: " in session.ask("南枝:「钟楼在哪里？」")
