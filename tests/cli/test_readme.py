@@ -106,6 +106,22 @@ def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         exec(snippet.replace('"THUDM/chatglm2-6b"', f'"{ASSETS / "base"}"'), {})
 
 
+def test_the_chinese_readme_says_the_same() -> None:
+    """As far as a machine can tell: what is typed, run, shown and tested; two sections refer to the English one."""
+    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    english = re.sub(r"## (What is where|From train.py).+?(?=\n## )", "", README, flags=re.DOTALL)
+    for pattern in (
+        r"^```.*?^```$",
+        r"\]\((docs/[^)]+)\)",
+        r"`(tests/[\w/.]+\.py)`",
+        r"`((?:data|model|trainer)\.\w+)`",
+    ):
+        found = [re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in (english, chinese)]
+        assert found[0]
+        assert found[0] == found[1]
+    assert len(re.findall("^## ", english, re.MULTILINE)) == len(re.findall("^## ", chinese, re.MULTILINE))
+
+
 def test_tree_names_what_is_there() -> None:
     tree = re.search(r"## What is where\n\n```\n(.+?)```", README, re.DOTALL)
     assert tree
