@@ -270,6 +270,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(session: Session) -> None:
     os.killpg(session.process.pid, signal.SIGINT)
     session.until(r"\[…\]\s+(\x1b\[\?2004h)?> $")
     assert "forgotten: Pell" in session.ask("/undo")
+    time.sleep(1)  # a signal between the prompt and the wait for keys is seen with the next key
     os.killpg(session.process.pid, signal.SIGINT)
     session.until("ends the program")
     os.write(session.ours, b"\x04")
