@@ -72,6 +72,8 @@ def set_up_logging(level: str = "info") -> None:
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     threading.excepthook = report_thread
+    # PEFT imports it where it is installed, and it regrets a kernel that only a CPU would use
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quiet_libraries(level: str = "info") -> None:

@@ -274,6 +274,7 @@ class KyonCLI(LightningCLI):
             str(settings.trainer.precision or "32-true"),
             self.trainer.strategy.root_device,
             sharded_over=self.trainer.world_size if self.model.shard_base else 1,
+            quantization=self.model.quantization,
         )
 
     def before_predict(self) -> None:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
+from transformers import GenerationConfig
 from transformers.modeling_utils import load_state_dict
 
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
@@ -32,21 +36,30 @@ UNREADABLE = (
 )
 
 Shapes = dict[str, tuple[int, ...]]
+Quantize = Callable[[nn.Linear, Tensor], nn.Linear]
+"""From a linear layer whose weight is not there yet, and its weight, to the layer that takes its place."""
 
 
 def load_base(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, attn_implementation: str
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str,
+    quantize: Quantize | None = None,
 ) -> ChatGLM2ForCausalLM:
     """Load a base in the published layout: `config.json`, and shards of pickle or safetensors with their index.
 
-    The weights are mapped from disk and go straight to the device in the wanted precision. Pickles may hold tensors and
+    The weights are mapped from disk and go to the device one by one, where they are converted; this process holds none
+    of them, unless the device is the CPU and the precision another one than the files'. Pickles may hold tensors and
     nothing else (`weights_only`), and no code of the folder is run.
 
     Args:
         folder: what `hub.fetch_model` returned.
-        dtype: of all weights.
+        dtype: of all weights that are not quantized.
         device: where to.
         attn_implementation: `varlen`, `sdpa` or `eager`.
+        quantize: makes the linear layers of the decoder, each as soon as its weight is on the device.
 
     Returns:
         The model, in evaluation mode.
@@ -62,15 +75,11 @@ def load_base(
     if (folder / "generation_config.json").is_file():
         read_json_object(folder / "generation_config.json")  # transformers reads it, and has no words of its own
     check_weights(folder, config)
-    model: ChatGLM2ForCausalLM = ChatGLM2ForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        device_map={"": device},
-        attn_implementation=attn_implementation,
-        local_files_only=True,
-        weights_only=True,
-    )
+    model = _empty(config, dtype, attn_implementation)
+    for name, tensor in _weights_in(weight_files(folder)):
+        _fill(model, name, tensor.to(device).to(dtype), quantize)  # converted there: a CPU would need a copy
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 
@@ -85,28 +94,68 @@ def check_weights(folder: Path, config: ChatGLM2Config) -> None:
 
 
 def random_base(
-    config: ChatGLM2Config, *, dtype: torch.dtype, device: torch.device, attn_implementation: str
+    config: ChatGLM2Config,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str,
+    quantize: Quantize | None = None,
 ) -> ChatGLM2ForCausalLM:
     """A model of random weights, made on the device in its final precision, so that 6B in float16 needs 12.5 GB there.
 
     Args:
         config: the shape.
-        dtype: of all weights.
+        dtype: of all weights that are not quantized.
         device: where to.
         attn_implementation: `varlen`, `sdpa` or `eager`.
+        quantize: as in `load_base`.
 
     Returns:
         The model, in evaluation mode: normal weights of standard deviation 0.02, norms of one, biases of zero. They are
         the same every time on one kind of device, so that an adapter made on them can be used again.
     """
-    devices = [device] if device.type == "cuda" else []
-    with device, torch.random.fork_rng(devices):
-        torch.manual_seed(0)
+    model = _empty(config, dtype, attn_implementation)
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            tensor = torch.empty(shape, dtype=dtype, device=device).normal_(std=0.02, generator=generator)
+        else:
+            tensor = torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=dtype, device=device)
+        _fill(model, name, tensor, quantize)
+    return model
+
+
+def _empty(config: ChatGLM2Config, dtype: torch.dtype, attn_implementation: str) -> ChatGLM2ForCausalLM:
+    """A model without weights, in evaluation mode."""
+    with torch.device("meta"):
         model: ChatGLM2ForCausalLM = ChatGLM2ForCausalLM._from_config(
             config, dtype=dtype, attn_implementation=attn_implementation
         )
     model.eval()
     return model
+
+
+def _fill(model: ChatGLM2ForCausalLM, name: str, tensor: Tensor, quantize: Quantize | None) -> None:
+    """Put a weight into its place, and a quantized layer into the place of that which it is the weight of."""
+    path, _, kind = name.rpartition(".")
+    module = model.get_submodule(path)
+    if quantize and kind == "weight" and ".layers." in path and isinstance(module, nn.Linear):
+        model.set_submodule(path, quantize(module, tensor))
+    else:
+        module.register_parameter(kind, nn.Parameter(tensor))
+
+
+def _weights_in(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its name, mapped from disk, behind a progress bar on a terminal."""
+    files = list(files)
+    total = sum(file.stat().st_size for file in files)
+    with tqdm(desc="loading base", total=total, unit="B", unit_scale=True, delay=1, disable=None) as bar:
+        for file in files:
+            for name, tensor in load_state_dict(file, map_location="cpu", weights_only=True).items():
+                if name != KNOWN_EXTRA:
+                    yield name, tensor
+                bar.update(tensor.nbytes)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.doctor.memory import memory_estimate, needed_bytes
 from kyon_pl.doctor.memory_settings import MemorySettings, Slots
 from kyon_pl.errors import MachineError
-from kyon_pl.lora import frozen_dtype, reference_lora
+from kyon_pl.lora import Quantization, frozen_dtype, reference_lora
 
 # above this many parameters a step on a CPU takes minutes
 CPU_PARAMETERS = 1_000_000_000
@@ -19,7 +19,13 @@ CPU_PARAMETERS = 1_000_000_000
 LEAST_BATCH = Slots(rows=1, slots=512, trained_tokens=64)
 
 
-def check_run(config: ChatGLM2Config, precision: str, device: torch.device, sharded_over: int = 1) -> None:
+def check_run(
+    config: ChatGLM2Config,
+    precision: str,
+    device: torch.device,
+    sharded_over: int = 1,
+    quantization: Quantization | None = None,
+) -> None:
     """Refuse a run that cannot work here, before anything large is downloaded.
 
     Args:
@@ -27,21 +33,22 @@ def check_run(config: ChatGLM2Config, precision: str, device: torch.device, shar
         precision: `trainer.precision` as the user wrote it, before Lightning replaces what a CPU cannot do.
         device: where this process would train.
         sharded_over: ranks that share out the base; 1: each has all of it.
+        quantization: `model.quantization`.
 
     Raises:
         MachineError: no GPU for a large base, 16-mixed without a GPU, or too little memory even for small batches.
         SettingError: a precision that does not keep trained weights in float32.
     """
     check_device(config, precision, device.type)
-    least = needed_bytes(least_memory(config, precision, device.type, sharded_over), device.type)
+    least = needed_bytes(least_memory(config, precision, device.type, sharded_over, quantization), device.type)
     available = memory_bytes(device)
     if least > available:
         raise MachineError(
             where="model.base",
             found=f"this base has {size(config, precision)} and does not fit into the {available / 2**30:.1f} GiB of "
             f"memory of {device}",
-            fix="Use a half-precision setting (--trainer.precision 16-mixed), a larger GPU, several GPUs that share it "
-            "out (configs/overlay/fsdp.yaml), or a smaller base",
+            fix="Use configs/overlay/qlora.yaml, a half-precision setting (--trainer.precision 16-mixed), a larger "
+            "GPU, or several GPUs that share it out (configs/overlay/fsdp.yaml)",
         )
 
 
@@ -68,12 +75,19 @@ def check_device(config: ChatGLM2Config, precision: str, device_type: str) -> No
         )
 
 
-def least_memory(config: ChatGLM2Config, precision: str, device_type: str, sharded_over: int = 1) -> int:
+def least_memory(
+    config: ChatGLM2Config,
+    precision: str,
+    device_type: str,
+    sharded_over: int = 1,
+    quantization: Quantization | None = None,
+) -> int:
     """The peak of the smallest batch that is worth training on, in bytes."""
     settings = MemorySettings(
         precision=precision,
         lora=reference_lora(),
-        gradient_checkpointing=True,
+        checkpointing="full",
+        quantization=quantization,
         attention="varlen",
         packed=True,
         training=LEAST_BATCH,

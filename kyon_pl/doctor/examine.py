@@ -76,11 +76,12 @@ def _numbers(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _advice(plan: Plan) -> dict[str, int]:
+def _advice(plan: Plan) -> dict[str, int | None]:
     available, needs, shortest = plan.target.available_bytes, plan.needs, plan.longest_row
     if plan.target.device_type != "cuda" or available is None or needs is None:
         return {}
     return {
-        f"tokens_per_batch_{name}_checkpointing": needs.largest_pack(shortest, available, gradient_checkpointing=kept)
-        for name, kept in (("with", True), ("without", False))
+        "tokens_per_batch_with_checkpointing": needs.largest_pack(shortest, available, checkpointing="full"),
+        "tokens_per_batch_without_checkpointing": needs.largest_pack(shortest, available, checkpointing="none"),
+        "checkpointed_layers": needs.fewest_checkpointed(available),
     }

@@ -123,15 +123,19 @@ def _memory(plan: Plan, needs: Needs, machine: Machine) -> Finding:
 def lighter(needs: Needs, available_bytes: int) -> str:
     """What to set for less memory, in words."""
     memory, batch = needs.memory, needs.settings.training
-    most = needs.largest_pack(PACK_STEP, available_bytes, gradient_checkpointing=True)
+    most = needs.largest_pack(PACK_STEP, available_bytes, checkpointing="full")
     if memory.resident + memory.validation > memory.training and needs.settings.validation:
         rows = needs.settings.validation.rows
         if rows > 1 and (most or memory.training < available_bytes):
             return f"Validation needs the most: lower data.validation_rows_per_batch from {rows} to {max(1, rows // 4)}"
-    if not needs.settings.gradient_checkpointing and most:
-        return "Set model.gradient_checkpointing to true: a third more work, a fraction of the memory"
+    if needs.settings.checkpointing != "full" and most:
+        layers = needs.fewest_checkpointed(available_bytes)
+        chosen = "full" if layers is None else layers
+        return f"Set model.checkpointing to {chosen}: a third more work, a fraction of the memory"
     if not most:
-        return "Use a half-precision setting (--trainer.precision 16-mixed), a larger GPU, or a smaller base"
+        return (
+            "Use configs/overlay/qlora.yaml, a half-precision setting (--trainer.precision 16-mixed), or a larger GPU"
+        )
     if needs.settings.packed:
         return f"Lower data.tokens_per_batch (and data.max_tokens with it) to {min(most, batch.slots):,} or less"
     rows = most // batch.slots

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.doctor import memory_parts as parts
 from kyon_pl.doctor.memory_settings import MemorySettings
+from kyon_pl.lora import checkpointed_layers
 
 # cuBLAS takes one workspace of this size on Hopper (8 MiB elsewhere), and cuBLASLt another, out of torch's allocator;
 # see CUBLAS_WORKSPACE_CONFIG in torch's notes on CUDA semantics
@@ -24,8 +25,8 @@ class MemoryEstimate:
         adapter: trained weights with gradients and Adam's state, all the time.
         workspace: of cuBLAS, all the time.
         mask: the attention mask of a batch, from its beginning to its end.
-        saved: what the layers keep for the backward pass; with checkpointing, their inputs.
-        recomputed: what one layer keeps while it is computed again; 0 without checkpointing.
+        saved: what the layers keep for the backward pass; those that are checkpointed, their inputs.
+        recomputed: what one layer keeps while it is computed again; 0 where none is.
         layer_gradients: the most that the backward pass of one layer holds beside what was kept.
         head: logits at trained positions, their softmax and its gradients; then no layer is computed again.
         validation: a forward pass without gradients, beside weights and adapter only.
@@ -65,18 +66,20 @@ def memory_estimate(config: ChatGLM2Config, settings: MemorySettings) -> MemoryE
         settings: the run.
 
     Raises:
-        SettingError: a precision that does not keep trained weights in float32.
+        SettingError: a precision that does not keep trained weights in float32; a number of checkpointed layers that
+            the model does not have.
     """
     batch, layers = settings.training, config.num_layers
     kept_by_a_layer = parts.layer_saved_bytes(config, settings)
-    inputs = layers * batch.total * config.hidden_size * settings.compute_bytes
+    checkpointed = checkpointed_layers(settings.checkpointing, layers)
+    inputs = checkpointed * batch.total * config.hidden_size * settings.compute_bytes
     return MemoryEstimate(
         frozen_weights=parts.frozen_bytes(config, settings),
         adapter=parts.adapter_bytes(config, settings),
         workspace=WORKSPACE_BYTES if settings.device_type == "cuda" else 0,
         mask=parts.mask_bytes(settings),
-        saved=inputs if settings.gradient_checkpointing else layers * kept_by_a_layer,
-        recomputed=kept_by_a_layer if settings.gradient_checkpointing else 0,
+        saved=inputs + (layers - checkpointed) * kept_by_a_layer,
+        recomputed=kept_by_a_layer if checkpointed else 0,
         layer_gradients=parts.layer_gradient_bytes(config, settings),
         head=parts.head_bytes(config, settings),
         validation=parts.validation_bytes(config, settings),

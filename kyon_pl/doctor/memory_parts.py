@@ -18,17 +18,14 @@ from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.doctor.memory_settings import MemorySettings
 
 FLOAT32_BYTES = 4
+# half a byte, one for the scale of 64 weights, and 4 for that of 256 scales
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+FP8_BYTES = 2  # two copies
 
 
 def lora_targets(config: ChatGLM2Config, lora: LoraConfig) -> list[tuple[int, int]]:
     """Input and output channels of the linear maps of one layer that LoRA wraps, chosen by name as PEFT does."""
-    queries, fused, gated = _channels(config)
-    maps = {
-        "self_attention.query_key_value": (config.hidden_size, fused),
-        "self_attention.dense": (queries, config.hidden_size),
-        "mlp.dense_h_to_4h": (config.hidden_size, 2 * gated),
-        "mlp.dense_4h_to_h": (gated, config.hidden_size),
-    }
+    maps = _maps(config)
     chosen = lora.target_modules or ["query_key_value"]  # PEFT's default for this model type
     if chosen == "all-linear":
         return list(maps.values())
@@ -44,11 +41,15 @@ def trained_parameters(config: ChatGLM2Config, lora: LoraConfig) -> int:
 
 
 def frozen_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
-    """h a weight. Sharded: a rank's share, and twice the largest part that is gathered, a layer or V * C.
+    """h a weight; in nf4 and fp8 NF4_BYTES and FP8_BYTES a weight of the layers' linear maps.
 
-    Twice, because what has been received is copied to its place, and because the next layer comes while one computes.
+    Sharded: a rank's share, and twice the largest part that is gathered, a layer or V * C. Twice, because what has been received is copied to its place, and because the next layer comes while one computes.
     """
     whole, table = config.parameter_count, config.padded_vocab_size * config.hidden_size
+    if settings.quantization:
+        quantized = config.num_layers * sum(inputs * outputs for inputs, outputs in _maps(config).values())
+        each = {"nf4": NF4_BYTES, "fp8": FP8_BYTES}[settings.quantization]
+        return (whole - quantized) * settings.compute_bytes + round(quantized * each)
     if settings.sharded_over > 1:
         layer = (whole - 2 * table) // config.num_layers
         whole = -(-whole // settings.sharded_over) + 2 * max(layer, table)
@@ -157,6 +158,17 @@ def validation_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
     h, batch = settings.compute_bytes, settings.validation
     layer = batch.total * h * 4 * (config.hidden_size + gated)
     return max(layer, (h + 2 * FLOAT32_BYTES) * batch.trained_tokens * config.padded_vocab_size)
+
+
+def _maps(config: ChatGLM2Config) -> dict[str, tuple[int, int]]:
+    """Input and output channels of the linear maps of a layer."""
+    queries, fused, gated = _channels(config)
+    return {
+        "self_attention.query_key_value": (config.hidden_size, fused),
+        "self_attention.dense": (queries, config.hidden_size),
+        "mlp.dense_h_to_4h": (config.hidden_size, 2 * gated),
+        "mlp.dense_4h_to_h": (gated, config.hidden_size),
+    }
 
 
 def _masked(settings: MemorySettings) -> bool:

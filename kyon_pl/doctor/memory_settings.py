@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from peft import LoraConfig
 
-from kyon_pl.lora import frozen_dtype
+from kyon_pl.lora import Checkpointing, Quantization, frozen_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,24 +36,28 @@ class MemorySettings:
     Attributes:
         precision: `trainer.precision`.
         lora: PEFT's settings; variants of LoRA that compute more (DoRA, ...) are not counted.
-        gradient_checkpointing: `model.gradient_checkpointing`.
+        checkpointing: `model.checkpointing`.
         attention: `varlen`, `sdpa` or `eager`, as it will run.
         packed: whether several rows share a row of the batch.
         training: the training batch that needs the most.
         validation: the largest validation batch, padded; None: no validation.
         device_type: `cuda` or `cpu`.
         sharded_over: ranks that share out the base (`model.shard_base`); 1: each has all of it.
+        quantization: `model.quantization`.
+        compiled: `model.compile`.
     """
 
     precision: str
     lora: LoraConfig
-    gradient_checkpointing: bool
+    checkpointing: Checkpointing
     attention: str
     packed: bool
     training: Slots
     validation: Slots | None
     device_type: str = "cuda"
     sharded_over: int = 1
+    quantization: Quantization | None = None
+    compiled: bool = False
 
     @property
     def compute_bytes(self) -> int:

@@ -21,7 +21,7 @@ from kyon_pl.doctor.speed import Speed, estimate_time
 from kyon_pl.doctor.target import Target, choose_target
 from kyon_pl.doctor.work import LONGEST_ROW, Schedule, Work, assume_work, look_at_work
 from kyon_pl.errors import KyonError
-from kyon_pl.lora import frozen_dtype, reference_lora
+from kyon_pl.lora import Checkpointing, frozen_dtype, reference_lora
 
 # packs larger than this are not looked for, in steps of
 LARGEST_PACK, PACK_STEP = 65_536, 512
@@ -52,16 +52,24 @@ class Needs:
         """What the device has to have."""
         return needed_bytes(self.memory.peak, self.settings.device_type)
 
-    def largest_pack(self, shortest: int, available_bytes: int, *, gradient_checkpointing: bool) -> int:
+    def largest_pack(self, shortest: int, available_bytes: int, *, checkpointing: Checkpointing) -> int:
         """The most tokens of a packed batch that fit, a multiple of `PACK_STEP`, or 0 where `shortest` do not."""
         share = self.settings.training.trained_tokens / self.settings.training.total
         for tokens in range(LARGEST_PACK, shortest - 1, -PACK_STEP):
             batch = Slots(rows=1, slots=tokens, trained_tokens=round(tokens * share))
-            tried = replace(self.settings, gradient_checkpointing=gradient_checkpointing, packed=True, training=batch)
+            tried = replace(self.settings, checkpointing=checkpointing, packed=True, training=batch)
             peak = memory_estimate(self.config, tried).peak
             if needed_bytes(peak, self.settings.device_type) <= available_bytes:
                 return tokens
         return 0
+
+    def fewest_checkpointed(self, available_bytes: int) -> int | None:
+        """The fewest layers that have to be checkpointed for this batch to fit; None where all of them are too few."""
+        for layers in range(self.config.num_layers + 1):
+            peak = memory_estimate(self.config, replace(self.settings, checkpointing=layers)).peak
+            if needed_bytes(peak, self.settings.device_type) <= available_bytes:
+                return layers
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +132,9 @@ def _needs(config: ChatGLM2Config, settings: Namespace, precision: str, target: 
     memory_settings = MemorySettings(
         precision=precision,
         lora=lora,
-        gradient_checkpointing=settings.model.gradient_checkpointing,
+        checkpointing=settings.model.checkpointing,
+        quantization=settings.model.quantization,
+        compiled=settings.model.compile,
         attention=_attention(settings.model.attention, device, precision, here=target.here),
         packed=settings.data.batching == "packed",
         training=work.training,

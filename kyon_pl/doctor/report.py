@@ -35,7 +35,8 @@ class Report:
         numbers: of the machine, under names with units.
         needs: of the settings, likewise.
         memory: the peak and its parts.
-        advice: the largest packed batches that fit, in tokens; none without a GPU, here or planned for.
+        advice: the largest packed batches that fit, in tokens, and the fewest layers of the configured batch that have
+            to be checkpointed (None: all are too few); none without a GPU, here or planned for.
     """
 
     machine: list[Finding]
@@ -43,7 +44,7 @@ class Report:
     numbers: dict[str, Any]
     needs: dict[str, Any] | None = None
     memory: MemoryEstimate | None = None
-    advice: dict[str, int] = field(default_factory=dict)
+    advice: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[str]:
@@ -112,5 +113,7 @@ def _verdict(report: Report) -> Iterator[str]:
         return
     memory = gib(report.needs["available_bytes"])
     yield f"     largest packed batch in {memory}, with gradient checkpointing and without:"
-    told = [f"{tokens:,} tokens" if tokens else "none" for tokens in report.advice.values()]
-    yield f"     {' and '.join(told)}"
+    sizes = [report.advice[f"tokens_per_batch_{name}_checkpointing"] for name in ("with", "without")]
+    yield f"     {' and '.join(f'{tokens:,} tokens' if tokens else 'none' for tokens in sizes)}"
+    if (layers := report.advice["checkpointed_layers"]) is not None:
+        yield f"     fewest checkpointed layers that this batch needs: --model.checkpointing {layers or 'none'}"

@@ -23,7 +23,7 @@ _WITHOUT_EFFECT = re.compile(
     r"|trainer\.(accelerator|devices|num_nodes|strategy|logger|log_every_n_steps|enable_.*|default_root_dir|profiler|plugins"
     r"|num_sanity_val_steps|limit_test_batches|limit_predict_batches|inference_mode|use_distributed_sampler)(\..*)?"
     r"|data\.(workers|processes|cache_dir|bad_rows_file|test_source|test_split|predict_source|seed|tokenizer(_revision)?)"
-    r"|model\.(max_new_tokens|shard_base)"
+    r"|model\.(max_new_tokens|shard_base|checkpointing)"
 )
 
 

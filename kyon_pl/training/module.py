@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,19 @@ from kyon_pl.chatglm2.generation import generate_replies
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.hub import MODEL_FILES, TOKENIZER_FILES, fetch_config, fetch_model
-from kyon_pl.lora import attach_lora, frozen_dtype, load_adapter, reference_lora, trainable_names, write_adapter
+from kyon_pl.lora import (
+    Checkpointing,
+    Quantization,
+    attach_lora,
+    check_combination,
+    checkpointed_layers,
+    frozen_dtype,
+    load_adapter,
+    quantizer,
+    reference_lora,
+    trainable_names,
+    write_adapter,
+)
 from kyon_pl.lora.family import check_family
 from kyon_pl.lora.saved import read_adapter
 from kyon_pl.training.contents import check_state_to_train_on
@@ -74,8 +87,11 @@ class ChatGLM2LoRA(LightningModule):
             own settings then take the place of `lora`.
         shard_base: give each rank a share of every frozen layer, and gather a layer when its turn comes (FSDP2), for
             GPUs that cannot hold the base. It needs the strategy of configs/overlay/fsdp.yaml; one rank has it whole.
-        gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: a
-            third more work, a fraction of the memory.
+        quantization: how the frozen weights of the decoder layers are kept: `nf4`, 4 bits for a small GPU, or `fp8`, 8
+            bits for a fast one (see `lora.frozen`); unset, in the compute precision.
+        checkpointing: layers that keep only their input for the backward pass and compute the rest again, which takes
+            a third more work and a fraction of the memory: `full` for all of them, `none`, or their number.
+        compile: compile each decoder layer (torch.compile): a slower first step, and faster ones from then on.
         attention: `auto` takes the fastest that fits device, precision and batches, and says which and why at the
             start.
         loss_normalization: `tokens`: the loss of an optimizer step is the mean over its trained tokens, however they
@@ -94,7 +110,9 @@ class ChatGLM2LoRA(LightningModule):
         lora: LoraConfig | None = None,
         adapter: str | None = None,
         shard_base: bool = False,
-        gradient_checkpointing: bool = True,
+        quantization: Quantization | None = None,
+        checkpointing: Checkpointing = "full",
+        compile: bool = False,
         attention: Literal["auto", "varlen", "sdpa", "eager"] = "auto",
         loss_normalization: Literal["tokens", "batch"] = "tokens",
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0),
@@ -110,7 +128,9 @@ class ChatGLM2LoRA(LightningModule):
         self.lora = lora or reference_lora()
         self.adapter = adapter
         self.shard_base = shard_base
-        self.gradient_checkpointing = gradient_checkpointing
+        self.quantization = quantization
+        self.checkpointing = checkpointing
+        self.compiled = compile  # nn.Module has a method of the other name
         self.attention = attention
         self.loss_normalization = loss_normalization
         self.make_optimizer = optimizer
@@ -146,10 +166,14 @@ class ChatGLM2LoRA(LightningModule):
         """Download adapter and base once a machine; what is wrong with the former is said before 12 GB are there.
 
         Raises:
-            SettingError: a kind of LoRA that is refused (see `lora.family`).
+            SettingError: a kind of LoRA that is refused (see `lora.family`); settings that do not go together.
+            MachineError: weights in a format that this machine cannot work with (see `lora.quantizer`).
             CheckpointError: an adapter that cannot be read, or is refused.
             MissingFileError: no such base or adapter.
         """
+        check_combination(self.quantization, self.lora, sharded=self.shard_base, compiled=self.compiled)
+        quantizer(self.quantization, frozen_dtype(str(self.trainer.precision)), self.trainer.strategy.root_device)
+        checkpointed_layers(self.checkpointing, self.base_config.num_layers)
         if self.adapter_folder:
             read_adapter(self.adapter_folder)
         else:
@@ -169,21 +193,27 @@ class ChatGLM2LoRA(LightningModule):
             return
         device = self.trainer.strategy.root_device
         dtype = frozen_dtype(str(self.trainer.precision))
+        checkpointed = checkpointed_layers(self.checkpointing, self.base_config.num_layers)
+        quantize = quantizer(self.quantization, dtype, device)
         attention, reason = choose_attention(self.attention, device, dtype)
         log.info("attention: %s (%s)", attention, reason)
         where = f"{device}, sharded over {self.trainer.world_size} ranks" if self.sharded else str(device)
-        log.info("base: %s in %s on %s", self.base, str(dtype).removeprefix("torch."), where)
-        loaded_on = torch.device("cpu") if self.sharded else device
+        log.info("base: %s in %s on %s", self.base, self.quantization or str(dtype).removeprefix("torch."), where)
+        loaded_on, started_s = torch.device("cpu") if self.sharded else device, time.monotonic()
         if self.base == "random":
             self._check_ids()
-            base = random_base(self.base_config, dtype=dtype, device=loaded_on, attn_implementation=attention)
+            base = random_base(
+                self.base_config, dtype=dtype, device=loaded_on, attn_implementation=attention, quantize=quantize
+            )
         else:
             folder = fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
             if (folder / "tokenizer.model").is_file():
                 self.tokenizer = read_tokenizer(folder)
                 check_vocabulary(folder, self.tokenizer, self.base_config)
             self._check_ids()
-            base = load_base(folder, dtype=dtype, device=loaded_on, attn_implementation=attention)
+            base = load_base(folder, dtype=dtype, device=loaded_on, attn_implementation=attention, quantize=quantize)
+        log.info("base: there after %.1f s", time.monotonic() - started_s)
+        base.is_loaded_in_4bit = self.quantization == "nf4"  # type: ignore[assignment]  # PEFT asks
         if self.adapter_folder:
             self.model = load_adapter(base, self.adapter_folder, self.base)
         else:
@@ -191,10 +221,18 @@ class ChatGLM2LoRA(LightningModule):
         if self.sharded:
             shard_base(base, device)
             keep_from_ddp(self)
-        if self.gradient_checkpointing:
+        if checkpointed:
             # after attach_lora: PEFT would otherwise make the embedding's output ask for a gradient, which only the
             # reentrant kind needs
             base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        layers = base.transformer.encoder.layers
+        for layer in layers[checkpointed:]:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]
+        if self.compiled:
+            # or the first layer, whose input is frozen, would be a second graph to compile
+            base.enable_input_require_grads()  # type: ignore[no-untyped-call]
+            for layer in layers:
+                layer.compile()
         # bases are loaded for evaluation, and Lightning leaves modes alone; layers checkpoint in training mode only
         self.model.train()
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
@@ -250,6 +288,9 @@ class ChatGLM2LoRA(LightningModule):
     def loss(self, batch: Batch, num_items_in_batch: float | None) -> torch.Tensor:
         """The model's own loss at the trained positions of a batch, float32, no dimensions."""
         assert self.model is not None
+        if self.compiled and batch.cu_seqlens is not None:
+            # packs have one shape, but for the number of their rows
+            torch._dynamo.maybe_mark_dynamic(batch.cu_seqlens, 0)
         output = self.model(
             **batch.model_inputs(), use_cache=False, skip_logits=True, num_items_in_batch=num_items_in_batch
         )
@@ -285,7 +326,8 @@ class ChatGLM2LoRA(LightningModule):
         self._add("test", self.test_loss, self.test_perplexity, batch)
 
     def _add(self, stage: str, mean: MeanMetric, perplexity: Perplexity, batch: Batch) -> None:
-        loss = self.loss(batch, max(1, batch.trained_tokens))
+        with torch.compiler.set_stance("force_eager"):  # padded batches come in many shapes
+            loss = self.loss(batch, max(1, batch.trained_tokens))
         for name, metric in (("loss", mean), ("perplexity", perplexity)):
             metric.update(loss, weight=batch.trained_tokens)
             # Lightning computes and resets a metric that it is given, over all ranks
@@ -338,14 +380,15 @@ class ChatGLM2LoRA(LightningModule):
         """
         assert self.model is not None
         assert self.tokenizer is not None
-        replies = generate_replies(
-            self.model,
-            batch.input_ids,
-            max_new_tokens=max_new_tokens,
-            batch_size=rows_per_batch,
-            sharded=self.sharded,
-            on_batch=on_batch,
-        )
+        with torch.compiler.set_stance("force_eager"):  # each token would be a shape of its own
+            replies = generate_replies(
+                self.model,
+                batch.input_ids,
+                max_new_tokens=max_new_tokens,
+                batch_size=rows_per_batch,
+                sharded=self.sharded,
+                on_batch=on_batch,
+            )
         texts = [self.tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in replies]
         return [GeneratedReply(str(text), reply.stopped) for text, reply in zip(texts, replies, strict=True)]
 

@@ -26,6 +26,7 @@ SMALL = [
         "false",
     ),
     *("--data.rows_per_batch", "4", "--data.tokens_per_batch", "512", "--data.max_tokens", "512"),
+    *("--model.quantization", "null", "--model.compile", "false"),  # for GPUs; test_compile.py compiles on a CPU
     *("--trainer.limit_train_batches", "2", "--trainer.max_epochs", "2", "--trainer.num_sanity_val_steps", "0"),
 ]
 SMALL_REPLIES = ["--held_out.fit_rows", "2", "--held_out.max_new_tokens", "4"]

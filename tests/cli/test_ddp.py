@@ -28,11 +28,11 @@ def check(run: subprocess.CompletedProcess[str], folder: Path) -> None:
 
 def test_two_processes(tmp_path: Path) -> None:
     """A few steps, accumulated, with gradient checkpointing; an odd number of batches, so that one rank has a dummy."""
-    words = ["--trainer.limit_train_batches", "5", "--model.gradient_checkpointing", "true"]
+    words = ["--trainer.limit_train_batches", "5", "--model.checkpointing", "full"]
     check(fit(tmp_path, *words), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", ["true", "false"])
+@pytest.mark.parametrize("checkpointing", ["full", "none"])
 def test_two_processes_run_the_demo_to_its_end(tmp_path: Path, checkpointing: str) -> None:
-    check(fit(tmp_path, "--model.gradient_checkpointing", checkpointing), tmp_path)
+    check(fit(tmp_path, "--model.checkpointing", checkpointing), tmp_path)

@@ -81,8 +81,8 @@ def test_reference_run_on_a_cpu_machine(capsys: pytest.CaptureFixture[str]) -> N
     [
         ("24", [], 0, []),
         ("12", [], 1, ["GPU memory"]),
-        ("24", ["--data.tokens_per_batch", "8192", "--model.gradient_checkpointing", "false"], 1, ["GPU memory"]),
-        ("48", ["--data.tokens_per_batch", "8192", "--model.gradient_checkpointing", "false"], 0, []),
+        ("24", ["--data.tokens_per_batch", "8192", "--model.checkpointing", "none"], 1, ["GPU memory"]),
+        ("48", ["--data.tokens_per_batch", "8192", "--model.checkpointing", "none"], 0, []),
         ("24", ["--trainer.precision", "16-true"], 1, ["config"]),
         ("24", ["--data.source", "none.jsonl"], 1, ["rows"]),
         ("24", ["--model.base", "./none"], 1, ["base"]),
@@ -108,11 +108,11 @@ def test_the_original_settings_need_a_large_gpu_and_no_validation(capsys: pytest
 
 def test_advice_fits_and_a_larger_pack_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     _, told = doctor_json([*LORA, "--gpu_gib", "40"], capsys)
-    for name, checkpointing in (("with", "true"), ("without", "false")):
+    for name, checkpointing in (("with", "full"), ("without", "none")):
         most = told["advice"][f"tokens_per_batch_{name}_checkpointing"]
         assert most > 2048
         for tokens, status in ((most, 0), (most + 512, 1)):
-            options = ["--data.tokens_per_batch", str(tokens), "--model.gradient_checkpointing", checkpointing]
+            options = ["--data.tokens_per_batch", str(tokens), "--model.checkpointing", checkpointing]
             assert doctor([*LORA, "--gpu_gib", "40", *options], capsys)[0] == status
 
 

@@ -203,16 +203,16 @@ RANKS = [
     Guard(
         "checkpointing is on where it is asked for",
         MODULE,
-        "if self.gradient_checkpointing:\n",
+        "if checkpointed:\n",
         "if False:\n",
-        f"{MODULE_TEST}test_gradient_checkpointing_keeps_a_fraction_of_the_activations",
+        f"{MODULE_TEST}test_checkpointing_keeps_a_fraction_of_the_activations",
     ),
     Guard(
         "layers checkpoint in training mode, and bases load in the other",
         MODULE,
         "self.model.train()\n",
         "self.model.eval()\n",
-        f"{MODULE_TEST}test_gradient_checkpointing_keeps_a_fraction_of_the_activations",
+        f"{MODULE_TEST}test_checkpointing_keeps_a_fraction_of_the_activations",
     ),
     Guard(
         "each rank loads onto its own device",

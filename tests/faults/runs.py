@@ -98,7 +98,7 @@ class Way:
         model = {
             "base": "random",
             "random_config": "shape",
-            "gradient_checkpointing": False,
+            "checkpointing": "none",
             "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": ["query_key_value"]},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}},
             "schedule": {"class_path": "kyon_pl.training.LinearDecay", "init_args": {"warmup_steps": 3}},

@@ -54,7 +54,7 @@ def write_inputs(folder: Path, processes: int) -> None:
     }
     model = {
         "base": "demo",
-        "gradient_checkpointing": False,
+        "checkpointing": "none",
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}},
         "schedule": {"class_path": "kyon_pl.training.LinearDecay", "init_args": {"warmup_steps": 8}},
     }

@@ -67,7 +67,7 @@ def test_layers_that_are_computed_again(servers: ForkServers, tmp_path: Path) ->
         settings = yaml.safe_load((folder / "run.yaml").read_text())
         settings["trainer"]["callbacks"].append({"class_path": "held_weights.WriteHeld"})
         (folder / "run.yaml").write_text(yaml.safe_dump(settings))
-        statuses, said = servers.fit(folder, way, "", *words, "--model.gradient_checkpointing", "true")
+        statuses, said = servers.fit(folder, way, "", *words, "--model.checkpointing", "full")
         assert statuses == [0, 0], said[-3000:]
         runs[name] = only_run(folder)
         held[name] = [json.loads((folder / f"held-{rank}.json").read_text()) for rank in (0, 1)]

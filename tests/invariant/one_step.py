@@ -48,7 +48,7 @@ class Way:
     tokens_per_batch: int = 512
     accumulate: int = 1
     rows: int = ROWS
-    gradient_checkpointing: bool = False
+    checkpointing: str = "none"
     loss_normalization: Literal["tokens", "batch"] = "tokens"
 
 
@@ -64,7 +64,7 @@ ONE_PROCESS = {
 }
 TWO_PROCESSES = {
     "2 processes": Way(rows_per_batch=4),
-    "2 processes x accumulation 2": Way(rows_per_batch=2, accumulate=2, gradient_checkpointing=True),
+    "2 processes x accumulation 2": Way(rows_per_batch=2, accumulate=2, checkpointing="full"),
     "2 processes, packed x accumulation 4": Way("packed", tokens_per_batch=64, accumulate=4, rows=ROWS_OF_FIRST_STEP),
     "2 processes, mean of means": Way(rows_per_batch=4, loss_normalization="batch"),
 }
@@ -137,7 +137,7 @@ def train(folder: Path, name: str, way: Way, processes: int = 1) -> dict[str, Te
     module = ChatGLM2LoRA(
         base=str(folder / "base"),
         adapter=str(folder / "adapter"),
-        gradient_checkpointing=way.gradient_checkpointing,
+        checkpointing=way.checkpointing,
         loss_normalization=way.loss_normalization,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
     )

@@ -18,7 +18,7 @@ from kyon_pl.chatglm2.checkpoint import random_base
 from kyon_pl.doctor.memory import memory_estimate
 from kyon_pl.doctor.memory_parts import attention_saved_bytes, layer_saved_bytes, trained_parameters
 from kyon_pl.doctor.memory_settings import MemorySettings, Slots
-from kyon_pl.lora import attach_lora, reference_lora
+from kyon_pl.lora import Checkpointing, attach_lora, reference_lora
 
 GIB = 2**30
 
@@ -33,7 +33,7 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "2,048 tokens": ({"training": PACK_2048}, 13.50),
     "2,048 tokens, 16-mixed": ({"training": PACK_2048, "precision": "16-mixed"}, 13.50),
     "8,192 tokens": ({"training": PACK_8192}, 15.39),
-    "8,192 tokens, all activations kept": ({"training": PACK_8192, "gradient_checkpointing": False}, 45.23),
+    "8,192 tokens, all activations kept": ({"training": PACK_8192, "checkpointing": "none"}, 45.23),
     "8,192 tokens, a mask": ({"training": PACK_8192, "attention": "sdpa"}, 15.63),
     "8 padded rows": ({"training": ROWS_8, "attention": "sdpa", "packed": False}, 19.00),
     # benchmarks/head_memory.py: no validation, 351 trained tokens
@@ -45,7 +45,7 @@ def settings(**changed: Any) -> MemorySettings:
     reference: dict[str, Any] = {
         "precision": "bf16-mixed",
         "lora": reference_lora(),
-        "gradient_checkpointing": True,
+        "checkpointing": "full",
         "attention": "varlen",
         "packed": True,
         "training": PACK_2048,
@@ -95,7 +95,7 @@ class Case:
     packed: bool = False
     attention: str = "sdpa"
     precision: str = "bf16-mixed"
-    gradient_checkpointing: bool = False
+    checkpointing: Checkpointing = "none"
     rank: int = 4
     dropout: float = 0.0
     targets: list[str] = field(default_factory=lambda: ["query_key_value"])
@@ -107,7 +107,7 @@ class Case:
     @property
     def settings(self) -> MemorySettings:
         rows, slots = self.batch
-        names = ("precision", "lora", "gradient_checkpointing", "attention", "packed")
+        names = ("precision", "lora", "checkpointing", "attention", "packed")
         own = {name: getattr(self, name) for name in names}
         batch = Slots(rows=rows, slots=slots, trained_tokens=4 * rows)
         return settings(**own, training=batch, validation=None, device_type="cpu")
@@ -120,7 +120,7 @@ class Case:
         attention, cpu = self.attention, torch.device("cpu")
         base = random_base(self.config(layers), dtype=dtype, device=cpu, attn_implementation=attention)
         model = attach_lora(base, self.lora, "random").train()
-        if self.gradient_checkpointing:
+        if self.checkpointing == "full":
             base.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
@@ -213,7 +213,7 @@ def peak_bytes(case: Case) -> int:
     return counted.peak
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize(
     "changed",
     [
@@ -227,12 +227,12 @@ def peak_bytes(case: Case) -> int:
     ],
     ids=repr,
 )
-def test_peak_of_a_step(changed: dict[str, Any], checkpointing: bool) -> None:
+def test_peak_of_a_step(changed: dict[str, Any], checkpointing: Checkpointing) -> None:
     """Forward and backward of six layers, storage by storage, within 5 %."""
-    case = Case(gradient_checkpointing=checkpointing, **changed)
+    case = Case(checkpointing=checkpointing, **changed)
     estimate = memory_estimate(case.config(6), case.settings)
     assert estimate.training - estimate.resident == pytest.approx(peak_bytes(case), rel=0.05)
 
 
 def test_the_count_tells_checkpointing() -> None:
-    assert peak_bytes(Case(gradient_checkpointing=True)) < 0.4 * peak_bytes(Case())
+    assert peak_bytes(Case(checkpointing="full")) < 0.4 * peak_bytes(Case())

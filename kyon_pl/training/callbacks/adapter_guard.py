@@ -63,7 +63,7 @@ def check_gradients(module: torch.nn.Module) -> None:
             where=names[0],
             found=f"the first step gave it no gradient ({len(names)} of {len(weights)} adapted layers)",
             fix="Name in model.lora.target_modules only layers that the loss depends on. If they do, try "
-            "--model.gradient_checkpointing false: another version of torch or transformers may checkpoint differently",
+            "--model.checkpointing none: another version of torch or transformers may checkpoint differently",
         )
 
 

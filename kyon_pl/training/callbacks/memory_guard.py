@@ -76,8 +76,8 @@ def lighter(trainer: Trainer, module: LightningModule) -> str:
     source = trainer.datamodule  # type: ignore[attr-defined]
     if not trainer.training:
         return "Set data.validation_rows_per_batch to half of what it is"
-    if isinstance(module, ChatGLM2LoRA) and not module.gradient_checkpointing:
-        return "Set model.gradient_checkpointing to true: a third more work, a fraction of the memory"
+    if isinstance(module, ChatGLM2LoRA) and module.checkpointing != "full":
+        return "Set model.checkpointing to full: a third more work, a fraction of the memory"
     if isinstance(source, BatchSource):
         return f"Lower {source.lighter_settings()}"
     return "Use smaller batches, or a larger GPU"

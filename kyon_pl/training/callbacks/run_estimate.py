@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kyon_pl.batch import Workload
-from kyon_pl.lora import frozen_dtype
+from kyon_pl.lora import checkpointed_layers, frozen_dtype
 from kyon_pl.training.module import ChatGLM2LoRA
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,10 @@ class RunEstimate(Callback):
         steps = pl_module.total_steps
         tokens = workload.tokens_per_epoch * steps / workload.steps_per_epoch / trainer.world_size
         config = pl_module.base_config
-        # LoRA: forward 2, input gradients 2, and 2 more for the recomputed forward; the frozen weights need no gradient
-        flop = (6 if pl_module.gradient_checkpointing else 4) * config.parameter_count * tokens
+        # LoRA: forward 2, input gradients 2, and 2 more where the forward is computed again; the frozen weights need
+        # no gradient
+        share = checkpointed_layers(pl_module.checkpointing, config.num_layers) / config.num_layers
+        flop = (4 + 2 * share) * config.parameter_count * tokens
         flop_per_s = matrix_rate(trainer.strategy.root_device, frozen_dtype(str(trainer.precision)))
         each = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
         log.info(

@@ -27,6 +27,7 @@ from kyon_pl.cli import main
 from kyon_pl.data.heaviest import heaviest, lighter_settings
 from kyon_pl.data.plan import Batching, BatchPlanner
 from kyon_pl.errors import MachineError, TrainingError
+from kyon_pl.lora import Checkpointing
 from kyon_pl.training.callbacks import AdapterGuard, FiniteGuard, MemoryGuard
 from kyon_pl.training.callbacks.adapter_guard import STEPS_TO_MOVE
 from kyon_pl.training.checkpoint_io import AdapterCheckpointIO, fault_of
@@ -158,11 +159,11 @@ def silence(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("rig", "name"), [(cut_off, "dense"), (silence, "query_key_value")])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_a_layer_without_gradient_is_named_at_the_first_step(
-    folder: Path, rig: Callable[[torch.nn.Module], None], name: str, checkpointing: bool
+    folder: Path, rig: Callable[[torch.nn.Module], None], name: str, checkpointing: Checkpointing
 ) -> None:
-    module = rigged_module(folder, gradient_checkpointing=checkpointing)
+    module = rigged_module(folder, checkpointing=checkpointing)
     module.after_configure = rig
     words = rf"layers\.1\.self_attention\.{name}\.lora_B.*the first step gave it no gradient \(1 of 4 adapted layers\)"
     with pytest.raises(TrainingError, match=words):
@@ -179,12 +180,14 @@ def test_an_adapter_that_stays_zero_stops_the_run(folder: Path, epochs: int, ste
 
 
 @pytest.mark.parametrize("batching", ["packed", "padded"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_guards_change_nothing_in_a_run_that_is_well(folder: Path, batching: Batching, checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_guards_change_nothing_in_a_run_that_is_well(
+    folder: Path, batching: Batching, checkpointing: Checkpointing
+) -> None:
     """With dropout, so that the trial must not use up random numbers."""
     results = []
     for guards in ([], [FiniteGuard(), AdapterGuard(), MemoryGuard()]):
-        module = rigged_module(folder, gradient_checkpointing=checkpointing)
+        module = rigged_module(folder, checkpointing=checkpointing)
         assert fit(folder, module, guards, epochs=12, batching=batching, tokens_per_batch=64).global_step >= 12
         results.append(trained(module))
     assert lora_b(module).any()
@@ -231,13 +234,13 @@ def out_of_memory_above(tokens: int) -> Callable[..., torch.Tensor]:
 
 alive: list[weakref.ref[torch.Tensor]] = []
 PADDED = ["--data.batching", "padded", "--data.rows_per_batch", "6"]
-CHECKPOINTED = ["--model.gradient_checkpointing", "true"]
+CHECKPOINTED = ["--model.checkpointing", "full"]
 
 
 @pytest.mark.parametrize(
     ("words", "fix"),
     [
-        (["--trainer.num_sanity_val_steps", "0"], "Set model.gradient_checkpointing to true"),
+        (["--trainer.num_sanity_val_steps", "0"], "Set model.checkpointing to full"),
         (
             [*CHECKPOINTED, "--trainer.num_sanity_val_steps", "0"],
             "Lower data.tokens_per_batch from 1024 to 512, and raise trainer.accumulate_grad_batches from 2 to 4",

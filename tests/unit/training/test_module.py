@@ -76,13 +76,14 @@ class KeptForBackward(Rigged):
         return loss
 
 
-def test_gradient_checkpointing_keeps_a_fraction_of_the_activations(folder: Path) -> None:
+def test_checkpointing_keeps_a_fraction_of_the_activations(folder: Path) -> None:
     kept_bytes = {}
-    for checkpointing in (False, True):
-        module = rigged_module(folder, KeptForBackward, gradient_checkpointing=checkpointing)
+    for checkpointing in ("none", 1, "full"):
+        module = rigged_module(folder, KeptForBackward, checkpointing=checkpointing)
         fit(folder, module, [], epochs=1)
         kept_bytes[checkpointing] = module.kept_bytes
-    assert 0 < kept_bytes[True] < kept_bytes[False] / 2, kept_bytes
+    assert 0 < kept_bytes["full"] < kept_bytes["none"] / 2, kept_bytes
+    assert kept_bytes[1] == pytest.approx((kept_bytes["full"] + kept_bytes["none"]) / 2, rel=0.1)  # one layer of two
 
 
 def test_each_rank_loads_the_base_onto_its_own_device(folder: Path) -> None:

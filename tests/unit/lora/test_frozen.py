@@ -1,0 +1,183 @@
+"""Frozen weights in fp8 and nf4: what they compute, what they take, what the adapter around them is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.chatglm2.checkpoint import Quantize, load_base, random_base
+from kyon_pl.doctor.memory_parts import frozen_bytes
+from kyon_pl.doctor.memory_settings import MemorySettings, Slots
+from kyon_pl.errors import MachineError, SettingError
+from kyon_pl.lora import attach_lora, check_combination, checkpointed_layers, quantizer, reference_lora
+from kyon_pl.lora.fp8 import E4M3_MAX, Fp8Linear, quantize_rows
+from kyon_pl.lora.frozen import fp8_linear, nf4_linear
+
+CPU = torch.device("cpu")
+CONFIG = ChatGLM2Config(
+    num_layers=2,
+    padded_vocab_size=96,
+    hidden_size=64,
+    ffn_hidden_size=192,
+    kv_channels=16,
+    num_attention_heads=4,
+    multi_query_group_num=2,
+)
+nf4: Quantize = partial(nf4_linear, dtype=torch.bfloat16)
+QUANTIZE: dict[str, Quantize] = {"nf4": nf4, "fp8": fp8_linear}
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+def product(layer: nn.Module, tokens: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Output, and the input's gradient."""
+    tokens = tokens.detach().clone().requires_grad_()
+    output = layer(tokens)
+    output.backward(gradient.to(output.dtype))
+    assert tokens.grad is not None
+    return output.detach(), tokens.grad
+
+
+def test_fp8_products_are_those_of_the_weight() -> None:
+    """e4m3 has 3 bits behind the point: errors of up to 6 % in each factor, about 3 % in the sum of many products."""
+    draw = torch.Generator().manual_seed(0)
+    linear = nn.Linear(128, 96)
+    nn.init.normal_(linear.weight, std=0.02, generator=draw)
+    linear.weight.data[3] *= 1000  # a row of its own scale
+    linear.weight.data[5] = 0
+    tokens = torch.randn(2, 32, 128, generator=draw)
+    tokens[0, 1] = 0
+    gradient = torch.randn(2, 32, 96, generator=draw)
+    wanted = product(linear, tokens, gradient)
+    quantized = Fp8Linear(linear.weight.data, linear.bias)
+    found = product(quantized, tokens, gradient)
+    assert [x.shape for x in found] == [x.shape for x in wanted]
+    assert found[1].dtype == tokens.dtype
+    assert all(0.005 < relative_error(f, w) < 0.05 for f, w in zip(found, wanted, strict=True))
+    others = [row for row in range(96) if row not in (3, 5)]  # one scale for all would round these to nothing
+    assert relative_error(found[0][..., others], wanted[0][..., others]) < 0.05
+    quantized.scales = quantized.scales.roll(1)
+    assert relative_error(product(quantized, tokens, gradient)[0], wanted[0]) > 0.5
+
+
+def test_rows_that_e4m3_can_hold_come_back_as_they_are() -> None:
+    matrix = torch.tensor([[448.0, -2.0, 0.0, 7.0], [0.0, 0.0, 0.0, 0.0], [3.5, 1.75, -3.5, 0.4375]])
+    rows, scales = quantize_rows(matrix)
+    assert torch.equal(rows.float() * scales, matrix)
+    assert rows.float().abs().max() == E4M3_MAX
+
+
+@pytest.mark.parametrize("name", QUANTIZE)
+def test_a_step_around_quantized_layers(name: str) -> None:
+    """Layers are replaced, embedding and head are not; the adapter is float32, and its gradient nearly the base's own."""
+    ids = torch.randint(3, 96, (1, 48), generator=torch.Generator().manual_seed(0))
+    gradients: dict[bool, dict[str, Tensor]] = {}
+    for quantized in (False, True):
+        base = random_base(
+            CONFIG,
+            dtype=torch.bfloat16,
+            device=CPU,
+            attn_implementation="sdpa",
+            quantize=QUANTIZE[name] if quantized else None,
+        )
+        base.is_loaded_in_4bit = quantized and name == "nf4"
+        kinds = {type(layer).__name__ for layer in base.modules() if isinstance(layer, nn.Linear)}
+        assert kinds == ({"Linear", "Fp8Linear" if name == "fp8" else "Linear4bit"} if quantized else {"Linear"})
+        assert type(base.transformer.output_layer) is nn.Linear
+        torch.manual_seed(0)
+        model = attach_lora(base, LoraConfig(r=4, target_modules="all-linear"), "random").train()
+        trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+        assert len(trained) == 2 * 4 * 2
+        assert {value.dtype for value in trained.values()} == {torch.float32}
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids, use_cache=False, skip_logits=True).loss
+        loss.backward()
+        gradients[quantized] = {key: value.grad for key, value in trained.items() if ".lora_B." in key}
+    for key, wanted in gradients[False].items():
+        error = relative_error(gradients[True][key], wanted)
+        assert 0 < error < 0.35, (key, error)
+
+
+@pytest.mark.parametrize("name", QUANTIZE)
+def test_quantized_weights_take_what_the_doctor_says(name: str) -> None:
+    base = random_base(
+        CONFIG, dtype=torch.bfloat16, device=CPU, attn_implementation="sdpa", quantize=QUANTIZE[name]
+    )
+    seen: dict[int, int] = {}
+    for tensor in [*base.parameters(), *base.buffers()]:
+        seen[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        if state := getattr(tensor, "quant_state", None):
+            parts = [part for key, part in state.as_dict().items() if isinstance(part, Tensor) and "map" not in key]
+            seen |= {part.data_ptr(): part.nbytes for part in parts}
+    settings = MemorySettings(
+        precision="bf16-mixed",
+        lora=reference_lora(),
+        checkpointing="full",
+        attention="sdpa",
+        packed=True,
+        training=Slots(rows=1, slots=48, trained_tokens=4),
+        validation=None,
+        quantization=name,  # type: ignore[arg-type]
+    )
+    # the scales of fp8, and the parts of nf4's that are rounded up, weigh more in so small a model
+    assert frozen_bytes(CONFIG, settings) == pytest.approx(sum(seen.values()), rel=0.1)
+
+
+def test_a_folder_is_quantized_as_it_loads(tmp_path: Any) -> None:
+    how: dict[str, Any] = {"dtype": torch.bfloat16, "device": CPU, "attn_implementation": "sdpa"}
+    plain = random_base(CONFIG, **how)
+    nn.init.normal_(plain.transformer.encoder.layers[0].self_attention.query_key_value.bias)
+    plain.save_pretrained(tmp_path)
+    loaded = load_base(tmp_path, quantize=fp8_linear, **how)
+    by_hand = copy.deepcopy(plain)
+    for path, layer in plain.transformer.encoder.named_modules():
+        if isinstance(layer, nn.Linear):
+            by_hand.transformer.encoder.set_submodule(path, fp8_linear(layer, layer.weight.data))
+    ids = torch.arange(3, 60)[None]
+    assert torch.equal(loaded(ids).logits, by_hand(ids).logits)
+    assert not torch.equal(loaded(ids).logits, plain(ids).logits)
+
+
+def refused(call: Callable[[], object]) -> str:
+    with pytest.raises((SettingError, MachineError)) as raised:
+        call()
+    return str(raised.value)
+
+
+def test_what_does_not_go_together_is_refused_by_name() -> None:
+    cuda, half = torch.device("cuda"), torch.float16
+    assert "bf16-mixed" in refused(lambda: quantizer("fp8", half, cuda))
+    for kind in ("nf4", "fp8"):
+        assert "this is cpu" in refused(lambda kind=kind: quantizer(kind, torch.bfloat16, CPU))
+    assert quantizer(None, half, CPU) is None
+    dora = LoraConfig(use_dora=True)
+    assert "use_dora" in refused(lambda: check_combination("fp8", dora, sharded=False, compiled=False))
+    check_combination("nf4", dora, sharded=False, compiled=True)
+    for quantization, compiled in (("nf4", False), ("fp8", True), (None, True)):
+        told = refused(
+            lambda q=quantization, c=compiled: check_combination(q, reference_lora(), sharded=True, compiled=c)
+        )
+        assert "shard_base" in told
+    check_combination(None, reference_lora(), sharded=True, compiled=False)
+
+
+@pytest.mark.parametrize(("given", "layers"), [("full", 28), ("none", 0), (0, 0), (9, 9), (28, 28)])
+def test_checkpointed_layers(given: Any, layers: int) -> None:
+    assert checkpointed_layers(given, 28) == layers
+
+
+@pytest.mark.parametrize("given", [-1, 29, "all"])
+def test_another_number_of_layers_is_refused(given: Any) -> None:
+    assert "model.checkpointing" in refused(lambda: checkpointed_layers(given, 28))
+
+
