@@ -32,6 +32,7 @@ from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
 from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import from_here
+from kyon_pl.lora import check_combination, checkpointed_layers, frozen_dtype, quantizer
 from kyon_pl.settings import REMOTE_CODE, check_config_files, check_trainer, no_remote_code
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
@@ -268,13 +269,17 @@ class KyonCLI(LightningCLI):
         self.trainer.logger = TensorBoardLogger(**given)
 
     def _check_run(self) -> None:
-        settings = self.config[str(self.subcommand)]
+        precision = str(self.config[str(self.subcommand)].trainer.precision or "32-true")
+        model, device = self.model, self.trainer.strategy.root_device
+        check_combination(model.quantization, model.lora, sharded=model.shard_base, compiled=model.compiled)
+        checkpointed_layers(model.checkpointing, model.base_config.num_layers)
+        quantizer(model.quantization, frozen_dtype(precision), device)
         check_run(
-            self.model.base_config,
-            str(settings.trainer.precision or "32-true"),
-            self.trainer.strategy.root_device,
-            sharded_over=self.trainer.world_size if self.model.shard_base else 1,
-            quantization=self.model.quantization,
+            model.base_config,
+            precision,
+            device,
+            sharded_over=self.trainer.world_size if model.shard_base else 1,
+            quantization=model.quantization,
         )
 
     def before_predict(self) -> None:

@@ -115,14 +115,16 @@ def random_base(
         the same every time on one kind of device, so that an adapter made on them can be used again.
     """
     model = _empty(config, dtype, attn_implementation)
-    generator = torch.Generator(device).manual_seed(0)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for name, shape in shapes.items():
-        if len(shape) > 1:
-            tensor = torch.empty(shape, dtype=dtype, device=device).normal_(std=0.02, generator=generator)
-        else:
-            tensor = torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=dtype, device=device)
-        _fill(model, name, tensor, quantize)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for name, shape in shapes.items():
+            tensor = torch.empty(shape, dtype=dtype, device=device)
+            if len(shape) > 1:
+                tensor.normal_(std=0.02)
+            else:
+                tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+            _fill(model, name, tensor, quantize)
     return model
 
 

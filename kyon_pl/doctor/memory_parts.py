@@ -43,7 +43,8 @@ def trained_parameters(config: ChatGLM2Config, lora: LoraConfig) -> int:
 def frozen_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
     """h a weight; in nf4 and fp8 NF4_BYTES and FP8_BYTES a weight of the layers' linear maps.
 
-    Sharded: a rank's share, and twice the largest part that is gathered, a layer or V * C. Twice, because what has been received is copied to its place, and because the next layer comes while one computes.
+    Sharded: a rank's share, and twice the largest part that is gathered, a layer or V * C. Twice,
+    because what has been received is copied to its place, and because the next layer comes while one computes.
     """
     whole, table = config.parameter_count, config.padded_vocab_size * config.hidden_size
     if settings.quantization:

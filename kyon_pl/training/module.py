@@ -166,14 +166,10 @@ class ChatGLM2LoRA(LightningModule):
         """Download adapter and base once a machine; what is wrong with the former is said before 12 GB are there.
 
         Raises:
-            SettingError: a kind of LoRA that is refused (see `lora.family`); settings that do not go together.
-            MachineError: weights in a format that this machine cannot work with (see `lora.quantizer`).
+            SettingError: a kind of LoRA that is refused (see `lora.family`).
             CheckpointError: an adapter that cannot be read, or is refused.
             MissingFileError: no such base or adapter.
         """
-        check_combination(self.quantization, self.lora, sharded=self.shard_base, compiled=self.compiled)
-        quantizer(self.quantization, frozen_dtype(str(self.trainer.precision)), self.trainer.strategy.root_device)
-        checkpointed_layers(self.checkpointing, self.base_config.num_layers)
         if self.adapter_folder:
             read_adapter(self.adapter_folder)
         else:
@@ -185,7 +181,9 @@ class ChatGLM2LoRA(LightningModule):
         """Load the base onto this rank's device, or its share of it, in the compute precision, and attach the adapter.
 
         Raises:
-            SettingError: a precision or LoRA settings that do not fit (`frozen_dtype`, `attach_lora`).
+            SettingError: a precision, LoRA settings or others that do not fit (`frozen_dtype`, `attach_lora`,
+                `check_combination`, `checkpointed_layers`).
+            MachineError: weights in a format that this machine cannot work with (`quantizer`).
             CheckpointError: base weights that do not fit the model.
             MissingFileError: no such base.
         """
@@ -193,6 +191,7 @@ class ChatGLM2LoRA(LightningModule):
             return
         device = self.trainer.strategy.root_device
         dtype = frozen_dtype(str(self.trainer.precision))
+        check_combination(self.quantization, self.lora, sharded=self.shard_base, compiled=self.compiled)
         checkpointed = checkpointed_layers(self.checkpointing, self.base_config.num_layers)
         quantize = quantizer(self.quantization, dtype, device)
         attention, reason = choose_attention(self.attention, device, dtype)

@@ -79,7 +79,7 @@ def test_rows_that_e4m3_can_hold_come_back_as_they_are() -> None:
 
 @pytest.mark.parametrize("name", QUANTIZE)
 def test_a_step_around_quantized_layers(name: str) -> None:
-    """Layers are replaced, embedding and head are not; the adapter is float32, and its gradient nearly the base's own."""
+    """Layers are replaced, embedding and head are not; the adapter is float32, its gradient nearly the base's own."""
     ids = torch.randint(3, 96, (1, 48), generator=torch.Generator().manual_seed(0))
     gradients: dict[bool, dict[str, Tensor]] = {}
     for quantized in (False, True):
@@ -110,9 +110,7 @@ def test_a_step_around_quantized_layers(name: str) -> None:
 
 @pytest.mark.parametrize("name", QUANTIZE)
 def test_quantized_weights_take_what_the_doctor_says(name: str) -> None:
-    base = random_base(
-        CONFIG, dtype=torch.bfloat16, device=CPU, attn_implementation="sdpa", quantize=QUANTIZE[name]
-    )
+    base = random_base(CONFIG, dtype=torch.bfloat16, device=CPU, attn_implementation="sdpa", quantize=QUANTIZE[name])
     seen: dict[int, int] = {}
     for tensor in [*base.parameters(), *base.buffers()]:
         seen[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
@@ -179,5 +177,3 @@ def test_checkpointed_layers(given: Any, layers: int) -> None:
 @pytest.mark.parametrize("given", [-1, 29, "all"])
 def test_another_number_of_layers_is_refused(given: Any) -> None:
     assert "model.checkpointing" in refused(lambda: checkpointed_layers(given, 28))
-
-

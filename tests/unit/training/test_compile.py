@@ -44,9 +44,10 @@ def test_compiled_layers_train_the_same_adapter(tmp_path: Path, checkpointing: A
         module = rigged_module(tmp_path, Warm, compile=compiled, checkpointing=checkpointing)
         module.lora.lora_dropout = 0.0
         guards = [MemoryGuard(), FirstValidation()]
-        fit(tmp_path, module, guards, epochs=3, batching="packed", tokens_per_batch=40)
+        fit(tmp_path, module, guards, epochs=3, batching="packed", tokens_per_batch=90)
         results[compiled] = trained(module)
-        assert counters["stats"]["unique_graphs"] == int(compiled)  # one, for all layers
+        # one for all layers, or one for those that are checkpointed and one for the others
+        assert counters["stats"]["unique_graphs"] in (({1, 1 + (checkpointing == 1)}) if compiled else {0})
         assert not counters["graph_break"]
     assert len(set(module.batches)) > 1
     assert results[True].keys() == results[False].keys()
