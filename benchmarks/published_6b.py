@@ -11,7 +11,7 @@ FOLDER needs 13 GB for the base and 13 more for one merged model at a time. Weig
 | `fit` | `kyon-pl fit` from it, 5 optimizer steps of the reference run, and its adapter |
 | `adapter` | a random adapter in place of `fit` |
 | `live` | base and adapter loaded, logits of a few ids kept |
-| `chatglm`, `glm` | `kyon-pl merge` into this format; the folder loaded again, its logits against those of `live`; removed |
+| `chatglm`, `glm` | `kyon-pl merge` into this format; the folder loaded again, compared with `live`, and removed |
 | `clean` | FOLDER is removed |
 """
 
