@@ -22,8 +22,8 @@ from kyon_pl.lora import Checkpointing, attach_lora, reference_lora
 
 GIB = 2**30
 
-# 2026-11-24, one NVIDIA H100 80GB HBM3, torch 2.11.0+cu130, ChatGLM2-6B's shape, configs/lora.yaml through
-# benchmarks/reference_run.py, bf16-mixed unless said otherwise: what was set -> peak allocated, GiB. The trained tokens
+# 2026-11-24, one NVIDIA H100 80GB HBM3, torch 2.11.0+cu130, ChatGLM2-6B's shape, configs/lora.yaml as
+# benchmarks/arms.py runs it, bf16-mixed unless said otherwise: what was set -> peak allocated, GiB. The trained tokens
 # are those of the heaviest batches of its 1,500 rows; the longest of its validation batches has 8 rows of up to 1,669.
 VALIDATION = Slots(rows=8, slots=1669, trained_tokens=597)
 PACK_2048 = Slots(rows=1, slots=2048, trained_tokens=340)
