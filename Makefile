@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check fix
+.PHONY: demo test test-slow check fix docs
 
 # the pinned install happens once; after that the stamp is newer than what it was made from
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -29,3 +29,7 @@ check: $(VENV)/installed
 fix: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# what is generated from the code
+docs: $(VENV)/installed
+	$(BIN)/python docs/configuration.py
