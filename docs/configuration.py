@@ -6,7 +6,6 @@ make docs
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -54,7 +53,6 @@ def main() -> None:
 
 def page() -> str:
     """The whole page, as Markdown."""
-    logging.getLogger().setLevel(logging.ERROR)  # libraries say on import what they have not found
     parser = LightningArgumentParser()
     add_fit_arguments(parser)
     actions = list(settings_of(parser))
