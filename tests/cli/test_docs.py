@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from kyon_pl import DialogueDataModule
 
 ROOT = Path(__file__).parents[2]
 PINNED = dict(
@@ -40,3 +43,31 @@ def test_every_setting_of_ours_has_a_meaning(configuration: ModuleType) -> None:
     assert len(rows) > 100
     assert [row for row in rows if row.endswith("|  |")] == []
     assert {len(row) < 700 for row in rows} == {True}
+
+
+def test_the_way_of_a_row_has_the_demo_numbers() -> None:
+    page = (ROOT / "docs/how_it_works.md").read_text(encoding="utf-8")
+    data = DialogueDataModule(
+        "demo", validation_source="demo", max_tokens=512, tokens_per_batch=1024, workers=0, tokenizer="demo", seed=2023
+    )
+    data.setup("fit")
+    loader = data.train_dataloader()
+    batch = next(iter(loader))
+    row = int(batch.cu_seqlens[1])
+    trained = int((batch.labels[0, :row] != -100).sum())
+    assert batch.row_numbers[0] + 1 == 353
+    assert f"| the row | {row} | {row - trained} masked, {trained} trained |" in page
+    assert f"{len(loader)} micro-batches" in page
+    assert f"{tuple(batch.input_ids.shape)} int64 | {batch.tokens} real tokens, {batch.trained_tokens} of them" in page
+    assert f"{tuple(batch.cu_seqlens.shape)} int32 | where each of the {len(batch.row_numbers)} rows" in page
+    assert f"({batch.trained_tokens}, 2048)" in page
+
+
+@pytest.mark.parametrize("page", ["reliability.md", "how_it_works.md"])
+def test_named_files_and_tests_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for name in re.findall(r"`(\w+/[\w/]+\.py(?:::\w+)?)`", text):
+        file, _, test = name.partition("::")
+        path = ROOT / file if file.startswith("tests/") else ROOT / "kyon_pl" / file
+        assert path.is_file(), name
+        assert not test or f"def {test}(" in path.read_text(encoding="utf-8"), name
