@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from importlib.metadata import version
@@ -71,3 +72,27 @@ def test_named_files_and_tests_exist(page: str) -> None:
         path = ROOT / file if file.startswith("tests/") else ROOT / "kyon_pl" / file
         assert path.is_file(), name
         assert not test or f"def {test}(" in path.read_text(encoding="utf-8"), name
+
+
+def texts_of_the_code() -> list[str]:
+    """All texts that stand in the package, `…` for each value that is put into one."""
+    texts = []
+    for file in (ROOT / "kyon_pl").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values]
+                texts.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_quoted_messages_are_ones_that_the_code_says(readme: str) -> None:
+    table = (ROOT / readme).read_text(encoding="utf-8").split("|---|---|\n")
+    rows = next(part for part in table if part.startswith("| `no GPU was found")).partition("\n\n")[0]
+    quoted = re.findall(r"^\| `(.+?)` \|", rows, re.MULTILINE)
+    texts = texts_of_the_code()
+    assert len(quoted) > 10
+    assert [message for message in quoted if not any(message in text for text in texts)] == []
+    assert not any("no such message as this" in text for text in texts)
