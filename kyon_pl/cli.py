@@ -14,6 +14,7 @@ from kyon_pl import __version__
 from kyon_pl.doctor.packages import refuse_malicious_releases
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
+from kyon_pl.named_configs import names, with_named_configs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ COMMANDS = {
 }
 HELP = f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
 
-usage: kyon-pl COMMAND [--config FILE] [--KEY VALUE ...]
+usage: kyon-pl COMMAND [--config FILE_OR_NAME] [--KEY VALUE ...]
 
 commands:
 {chr(10).join(f"  {name:<17}{text}" for name, (text, _) in COMMANDS.items())}
@@ -65,6 +66,9 @@ commands:
 Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
   kyon-pl fit --help            all of them, explained
   kyon-pl fit --print_config    all of them with their values, as a file to start from
+
+Configs by name, wherever you are; --config may be given again, the last on top:
+  {", ".join(names())}
 
 with every command:
   --log_level LEVEL    what the terminal shows: {", ".join(LEVELS)}; run.log in the run folder has it all
@@ -96,7 +100,7 @@ def main(args: list[str] | None = None) -> None:
         set_up_logging(level)
         run = command(words[0])
         quiet_libraries(level)
-        run(words)
+        run(with_named_configs(words))
     except KyonError as error:
         if debug:
             traceback.print_exc()

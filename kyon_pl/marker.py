@@ -1,7 +1,7 @@
 """What a checkpoint's marker says: `COMPLETE` in the folder `NAME` beside `NAME.ckpt`, written last.
 
-It records the optimizer step, and size and SHA-256 of the checkpoint and of the adapter. `training.checkpoint_io`
-writes it; here it is read by what runs without Lightning.
+It records the optimizer step, whether a run can go on from there, and size and SHA-256 of the checkpoint and of the
+adapter. `training.checkpoint_io` writes it; here it is read, without Lightning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ADAPTER = "adapter_model.safetensors"
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
-    """What the marker in an adapter's folder records: step, checkpoint, adapter.
+    """What the marker in an adapter's folder records: step, resumable, checkpoint, adapter.
 
     Raises:
         FileNotFoundError: there is no marker.
@@ -25,7 +25,8 @@ def read_marker(folder: Path) -> dict[str, Any]:
         TypeError: it is JSON of another kind.
     """
     recorded = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    return {"step": int(recorded["step"])} | {key: dict(recorded[key]) for key in ("checkpoint", "adapter")}
+    parts = {key: dict(recorded[key]) for key in ("checkpoint", "adapter")}
+    return {"step": int(recorded["step"]), "resumable": bool(recorded["resumable"])} | parts
 
 
 def fault_of_adapter(folder: Path) -> str | None:

@@ -32,7 +32,11 @@ from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
 from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import from_here
+<<<<<<< HEAD
 from kyon_pl.lora import check_combination, checkpointed_layers, frozen_dtype, quantizer
+=======
+from kyon_pl.named_configs import names
+>>>>>>> 53055be22db82227b0df5ae25fb2647c9941eb40
 from kyon_pl.settings import REMOTE_CODE, check_config_files, check_trainer, no_remote_code
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
@@ -385,7 +389,7 @@ def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingErr
     text, words = str(error), sys.argv[1:] if args is None else args
     where = key[1] if (key := re.search(r'Parser key "([^"]+)"', text)) else "command line"
     if unknown := re.search(
-        r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'|unrecognized arguments: (\S+)", text
+        r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", text
     ):
         name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
         full = f"{where}.{name}" if key else name
@@ -410,9 +414,8 @@ def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingErr
         files = ", ".join(words[place + 1] for place, word in enumerate(words[:-1]) if word in ("--config", "-c"))
         return SettingError(files, f"not YAML: {found.split(': ', 1)[-1]}", "Correct the file at that line")
     if where == "config" or "File does not exist" in text:
-        return SettingError(
-            "--config", text.split(": ", 1)[-1].rstrip("."), "Give the path of a YAML file, such as configs/lora.yaml"
-        )
+        fix = f"Give the path of a YAML file, or one of the names {', '.join(names())}"
+        return SettingError("--config", text.split(": ", 1)[-1].rstrip("."), fix)
     return SettingError(where, found.rstrip("."), "kyon-pl fit --help explains every setting")
 
 

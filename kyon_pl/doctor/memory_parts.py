@@ -84,17 +84,20 @@ def layer_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
     - attention: `attention_saved_bytes`
     - feed-forward: gate and what it gates, and the activated gate, 3 * h * F
 
+    Compiled, a norm keeps its input in the compute precision, and the activated gate is computed again.
+
     The frozen maps keep nothing but their weights. The first layer keeps a little less, since its input asks for no
     gradient.
     """
     _, _, gated = _channels(config)
     h = settings.compute_bytes
-    norms = 2 * FLOAT32_BYTES * (config.hidden_size + 1)
+    norms = 2 * ((h if settings.compiled else FLOAT32_BYTES) * config.hidden_size + FLOAT32_BYTES)
     mask = 0 if not settings.lora.lora_dropout else 1 if settings.device_type == "cuda" else FLOAT32_BYTES
     wrapped = lora_targets(config, settings.lora)
     lora = sum(h * (inputs + settings.lora.r) + mask * inputs for inputs, _ in wrapped)
     rotation = settings.training.slots * h * config.kv_channels
-    return settings.training.total * (norms + lora + 3 * h * gated) + rotation + attention_saved_bytes(config, settings)
+    swiglu = (2 if settings.compiled else 3) * h * gated
+    return settings.training.total * (norms + lora + swiglu) + rotation + attention_saved_bytes(config, settings)
 
 
 def attention_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:

@@ -85,8 +85,13 @@ def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _multiply(tokens: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     """(M, K) by the rows of an e4m3 (N, K), kept as bytes, with scales (1, N): (M, N), bfloat16."""
-    rows, row_scales = quantize_rows(tokens)
-    return F.scaled_mm(
+    return _scaled_product(*quantize_rows(tokens), weight, scales)
+
+
+# an operator of its own, because torch 2.11 cannot look into scaled_mm when it compiles a layer
+@torch.library.custom_op("kyon_pl::scaled_product", mutates_args=())
+def _scaled_product(rows: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    product: Tensor = F.scaled_mm(
         rows,
         weight.view(E4M3).T,
         row_scales,
@@ -96,3 +101,10 @@ def _multiply(tokens: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
         output_dtype=torch.bfloat16,
         use_fast_accum=True,
     )
+    return product
+
+
+@_scaled_product.register_fake
+def _(rows: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    output: Tensor = rows.new_empty(rows.shape[0], weight.shape[0], dtype=torch.bfloat16)
+    return output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from kyon_pl.disk import sync
 from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import from_here
 
@@ -51,9 +51,9 @@ def side_folder(output: Path) -> Iterator[Path]:
         side.mkdir(parents=True)
         yield side
         for path in (*side.iterdir(), side):
-            _sync(path)
+            sync(path)
         side.rename(output)
-        _sync(output.parent)
+        sync(output.parent)
     except KyonError:  # one of them is an OSError
         raise
     except (OSError, SafetensorError) as error:  # which of them depends on who was writing
@@ -62,12 +62,3 @@ def side_folder(output: Path) -> Iterator[Path]:
     finally:
         if side.exists():
             shutil.rmtree(side)
-
-
-def _sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, on the disk before anything relies on it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,6 @@ folder gets its name, and last the file. So there is never a `NAME.ckpt` that a 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -22,15 +21,15 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from safetensors import SafetensorError
 
 from kyon_pl.chatglm2.checkpoint import UNREADABLE, why_unreadable
+from kyon_pl.disk import sync
 from kyon_pl.errors import CheckpointError, MachineError
 from kyon_pl.logs import from_here
+from kyon_pl.marker import ADAPTER, MARKER, size_and_sha256
 from kyon_pl.training.contents import CONTENTS, check_contents, contents_of
 from kyon_pl.training.fingerprint import FINGERPRINT
 
 log = logging.getLogger(__name__)
 
-MARKER = "COMPLETE"
-ADAPTER = "adapter_model.safetensors"
 STOPPING = "stopping"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -89,8 +88,8 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         marker = {
             "step": checkpoint["global_step"],
             "resumable": "optimizer_states" in checkpoint and not checkpoint.get(STOPPING),
-            "checkpoint": _size_and_hash(beside),
-            "adapter": _size_and_hash(folder_beside / ADAPTER),
+            "checkpoint": size_and_sha256(beside),
+            "adapter": size_and_sha256(folder_beside / ADAPTER),
         }
         (folder_beside / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
         for written in (beside, *folder_beside.iterdir(), folder_beside):
@@ -152,39 +151,6 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
     return checkpoint
 
 
-def fault_of(file: Path) -> str | None:
-    """Why a checkpoint is not whole, in words; None if it is.
-
-    Args:
-        file: its `NAME.ckpt`.
-    """
-    marker = file.with_suffix("") / MARKER
-    if not marker.is_file():
-        return f"{marker} is missing: it was not written to its end"
-    try:
-        recorded = read_marker(file)
-    except (ValueError, KeyError, TypeError):
-        return f"{marker} cannot be read"
-    wanted = {file: recorded["checkpoint"], file.with_suffix("") / ADAPTER: recorded["adapter"]}
-    for part, size_and_hash in wanted.items():
-        if not part.is_file():
-            return f"{part} is missing"
-        if _size_and_hash(part) != size_and_hash:
-            return f"{part} is not what was written ({part.stat().st_size:,} bytes)"
-    return None
-
-
-def read_marker(file: Path) -> dict[str, Any]:
-    """What the marker of a checkpoint records: step, resumable, checkpoint, adapter.
-
-    Raises:
-        ValueError: it is not JSON.
-        KeyError: something is missing in it.
-    """
-    recorded = json.loads((file.with_suffix("") / MARKER).read_text(encoding="utf-8"))
-    return {key: recorded[key] for key in ("step", "resumable", "checkpoint", "adapter")}
-
-
 def remove_unfinished(folder: Path) -> None:
     """Remove what a killed or failed save has left beside its place, and what a killed removal has not removed."""
     for path in folder.glob(_beside(Path("*")).name):
@@ -204,29 +170,12 @@ def write_whole(file: Path, text: str) -> None:
     sync(file.parent)
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.writing")
 
 
 def _leaving(path: Path) -> Path:
     return path.with_name(f".{path.name}.removing")
-
-
-def _size_and_hash(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def explain_disk_error(error: Exception, file: Path) -> MachineError:

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import LoraConfig, PeftModel
 from torchmetrics import MeanMetric
+from typing_extensions import Self
 
 from kyon_pl.adapters import find_adapter
 from kyon_pl.batch import Batch, IdSource, PromptBatch, Workload
@@ -236,6 +237,14 @@ class ChatGLM2LoRA(LightningModule):
         self.model.train()
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         log.info("LoRA: %s trained parameters, %.1f MB in float32", f"{trained:,}", trained * 4 / 1e6)
+
+    def cpu(self) -> Self:
+        """Stay on the device; `to("cpu")` moves.
+
+        Lightning calls this at the end of every run, and a base of 12 GB would go into host memory that a machine with
+        one small GPU may not have, to be thrown away there.
+        """
+        return self
 
     def _check_ids(self) -> None:
         if isinstance(data := self.trainer.datamodule, IdSource):  # type: ignore[attr-defined]

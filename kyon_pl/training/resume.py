@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kyon_pl.errors import CheckpointError, MissingFileError
-from kyon_pl.training.checkpoint_io import fault_of, read_marker, write_whole
+from kyon_pl.marker import fault_of_checkpoint, read_marker
+from kyon_pl.training.checkpoint_io import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +80,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """
     whole = []
     for file in sorted(folder.glob("*.ckpt")):
-        if fault := fault_of(file):
+        if fault := fault_of_checkpoint(file):
             log.info("checkpoint %s is skipped: %s", file, fault)
-        elif (marker := read_marker(file))["resumable"]:
-            whole.append((int(marker["step"]), file))
+        elif (marker := read_marker(file.with_suffix("")))["resumable"]:
+            whole.append((marker["step"], file))
     return max(whole)[1] if whole else None
 
 

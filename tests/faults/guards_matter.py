@@ -337,16 +337,16 @@ CHECKPOINTS = [
     ),
     Guard(
         "a checkpoint that is cut short is passed over",
-        "training/checkpoint_io.py",
-        "if _size_and_hash(part) != size_and_hash:",
-        "if False:",
+        "marker.py",
+        "same = size_and_sha256(file) == recorded",
+        "same = True",
         f"{CHECKPOINT_TEST}test_the_newest_checkpoint_is_the_whole_one_of_the_highest_recorded_step",
     ),
     Guard(
         "a checkpoint without its marker is passed over",
-        "training/checkpoint_io.py",
-        "    if not marker.is_file():\n        return ",
-        "    if not marker.is_file():\n        return None\n        ",
+        "marker.py",
+        "    return fault_of_adapter(folder) or",
+        "    if not (folder / MARKER).is_file():\n        return None\n    return fault_of_adapter(folder) or",
         f"{CHECKPOINT_TEST}test_the_newest_checkpoint_is_the_whole_one_of_the_highest_recorded_step",
     ),
     Guard(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import ForkServers, Run, Way, only_run, write_inputs
 
-from kyon_pl.training.checkpoint_io import fault_of
+from kyon_pl.marker import fault_of_checkpoint
 
 OVERLAYS = Path(__file__).parents[2] / "configs/overlay"
 THREE = Way(3, accumulate=1)
@@ -54,7 +54,7 @@ def test_a_lost_rank(fault: str, overlay: str, servers: ForkServers, tmp_path: P
         assert "[rank 2] kyon-pl fit: optimizer step 5" in said
     checkpoints = sorted((only_run(tmp_path / "inputs") / "checkpoints").glob("*.ckpt"))
     assert checkpoints
-    assert [fault_of(file) for file in checkpoints] == [None] * len(checkpoints)
+    assert [fault_of_checkpoint(file) for file in checkpoints] == [None] * len(checkpoints)
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def differences(model: ChatGLM2ForCausalLM, recorded: Tensors) -> dict[str, floa
 def assert_equal(model: ChatGLM2ForCausalLM, recorded: Tensors) -> None:
     found = differences(model, recorded)
     too_far = {name: difference for name, difference in found.items() if not difference <= TOLERANCE}
-    assert not too_far
+    assert not too_far, ", ".join(sorted(too_far))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])

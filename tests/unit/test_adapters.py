@@ -15,7 +15,6 @@ import torch
 from kyon_pl.adapters import adapter_base, find_adapter
 from kyon_pl.errors import CheckpointError, KyonError, MissingFileError
 from kyon_pl.marker import ADAPTER, MARKER, fault_of_checkpoint
-from kyon_pl.training import checkpoint_io
 from kyon_pl.training.checkpoint_io import AdapterCheckpointIO
 
 
@@ -115,12 +114,11 @@ def test_an_adapter_that_names_no_base(tmp_path: Path, text: str) -> None:
         adapter_base(tmp_path)
 
 
-def test_reader_and_writer_of_markers_agree(run: Path) -> None:
-    assert (checkpoint_io.MARKER, checkpoint_io.ADAPTER) == (MARKER, ADAPTER)
+def test_a_checkpoint_that_grew_is_not_what_was_written(run: Path) -> None:
     file = run / "checkpoints/a.ckpt"
     assert fault_of_checkpoint(file) is None
     file.write_bytes(file.read_bytes() + b"0")
-    assert fault_of_checkpoint(file) == checkpoint_io.fault_of(file) != None  # noqa: E711
+    assert "is not what was written" in str(fault_of_checkpoint(file))
 
 
 def test_it_runs_without_lightning() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,12 @@ FORBIDDEN = {
     "adapters": ["lightning", "kyon_pl.training"],
     "marker": ["lightning", "kyon_pl.", "torch"],
 }
+
+
+def test_contributing_has_this_table() -> None:
+    contributing = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = contributing.partition("| never imports |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(FORBIDDEN)
 
 
 def imported_names(file: Path) -> set[str]:

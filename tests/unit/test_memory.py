@@ -36,6 +36,23 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "8,192 tokens, all activations kept": ({"training": PACK_8192, "checkpointing": "none"}, 45.23),
     "8,192 tokens, a mask": ({"training": PACK_8192, "attention": "sdpa"}, 15.63),
     "8 padded rows": ({"training": ROWS_8, "attention": "sdpa", "packed": False}, 19.00),
+    # compiled, by benchmarks/arms.py: no validation
+    "compiled": ({"training": PACK_8192, "compiled": True, "validation": None}, 14.98),
+    "compiled, all activations kept": (
+        {"training": PACK_8192, "compiled": True, "checkpointing": "none", "validation": None},
+        35.97,
+    ),
+    "compiled, all activations kept, 16-mixed": (
+        {
+            "training": PACK_8192,
+            "compiled": True,
+            "checkpointing": "none",
+            "validation": None,
+            "precision": "16-mixed",
+        },
+        35.97,
+    ),
+    "nf4, compiled": ({"training": PACK_8192, "compiled": True, "validation": None, "quantization": "nf4"}, 7.08),
     # benchmarks/head_memory.py: no validation, 351 trained tokens
     "one batch alone": ({"training": Slots(rows=1, slots=8192, trained_tokens=351), "validation": None}, 15.35),
 }

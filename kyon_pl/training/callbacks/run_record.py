@@ -13,8 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
 from kyon_pl.errors import SettingError
+from kyon_pl.marker import fault_of_checkpoint
 from kyon_pl.training.callbacks.step_checkpoint import validates_after
-from kyon_pl.training.checkpoint_io import STOPPING, fault_of, read_checkpoint
+from kyon_pl.training.checkpoint_io import STOPPING, read_checkpoint
 from kyon_pl.training.elastic import place_loops
 from kyon_pl.training.fingerprint import FINGERPRINT, check_fingerprint
 from kyon_pl.training.resume import RECORD, write_record
@@ -150,7 +151,7 @@ def outdated(callback: ModelCheckpoint, state: dict[str, Any]) -> list[Path]:
     """
     folder = Path(str(callback.dirpath))
     kept = {*state["best_k_models"], *(state[key] for key in _PATHS)}
-    others = [file for file in folder.glob("*.ckpt") if str(file) not in kept and fault_of(file) is None]
+    others = [file for file in folder.glob("*.ckpt") if str(file) not in kept and fault_of_checkpoint(file) is None]
     found = []
     for file in others:
         own = read_checkpoint(file).get("callbacks", {}).get(callback.state_key, {})

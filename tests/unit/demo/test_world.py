@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
 import pytest
 import torch
+from packaging.version import Version
 
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.demo import ASSETS, corpus, make_base, make_tokenizer
@@ -31,10 +33,14 @@ def question(row: dict[str, str]) -> str:
     return row["context"].split("###")[-1]
 
 
-def test_the_scripts_make_the_committed_bytes(tmp_path: Path) -> None:
+def test_the_scripts_make_the_committed_rows(tmp_path: Path) -> None:
     corpus.main(tmp_path)
     for name in ("train.jsonl", "validation.jsonl", "bad_rows.jsonl"):
         assert (tmp_path / name).read_bytes() == (ASSETS / name).read_bytes()
+
+
+@pytest.mark.skipif(Version(version("sentencepiece")) < Version("0.2.3"), reason="its trainer counts in another way")
+def test_the_scripts_make_the_committed_tokenizer(tmp_path: Path) -> None:
     make_tokenizer.main(tmp_path)
     for name in ("tokenizer.model", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (BASE / name).read_bytes()

@@ -27,10 +27,14 @@ from kyon_pl.cli import main
 from kyon_pl.data.heaviest import heaviest, lighter_settings
 from kyon_pl.data.plan import Batching, BatchPlanner
 from kyon_pl.errors import MachineError, TrainingError
+<<<<<<< HEAD
 from kyon_pl.lora import Checkpointing
+=======
+from kyon_pl.marker import fault_of_checkpoint
+>>>>>>> 53055be22db82227b0df5ae25fb2647c9941eb40
 from kyon_pl.training.callbacks import AdapterGuard, FiniteGuard, MemoryGuard
 from kyon_pl.training.callbacks.adapter_guard import STEPS_TO_MOVE
-from kyon_pl.training.checkpoint_io import AdapterCheckpointIO, fault_of
+from kyon_pl.training.checkpoint_io import AdapterCheckpointIO
 
 ROOT = Path(__file__).parents[3]
 DEMO = ["fit", "--config", str(ROOT / "configs/demo.yaml"), "--trainer.limit_train_batches", "2"]
@@ -333,11 +337,11 @@ def test_a_full_disk_is_a_paragraph_and_the_older_checkpoint_stays(
     trainer = fit(folder, module, [], plugins=[writer])
     first, second = small_disk / "step=1.ckpt", small_disk / "step=2.ckpt"
     trainer.save_checkpoint(first)
-    assert fault_of(first) is None
+    assert fault_of_checkpoint(first) is None
     (small_disk / "filler").write_bytes(b"." * (shutil.disk_usage(small_disk).free - left_bytes))
     with pytest.raises(MachineError, match=r"step=2.ckpt: the disk is full .*Make room"):
         trainer.save_checkpoint(second)
-    assert fault_of(first) is None
+    assert fault_of_checkpoint(first) is None
     assert {path.name for path in small_disk.iterdir()} == {"filler", "step=1", "step=1.ckpt"}
 
 

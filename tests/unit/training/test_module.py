@@ -92,6 +92,8 @@ def test_each_rank_loads_the_base_onto_its_own_device(folder: Path) -> None:
     module._trainer = SimpleNamespace(strategy=strategy, precision="bf16-mixed", datamodule=None)  # type: ignore[assignment]
     module.configure_model()
     assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+    # what Lightning calls at the end of a run would bring all weights into host memory; from here it would fail
+    assert {parameter.device.type for parameter in module.cpu().parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("rows_per_batch", [1, 5, 12])

@@ -12,7 +12,8 @@ from lightning.pytorch import Trainer
 from rigged import fit, rigged_module, write_inputs
 
 from kyon_pl.errors import CheckpointError
-from kyon_pl.training.checkpoint_io import MARKER, AdapterCheckpointIO, fault_of, remove_unfinished
+from kyon_pl.marker import MARKER, fault_of_checkpoint
+from kyon_pl.training.checkpoint_io import AdapterCheckpointIO, remove_unfinished
 from kyon_pl.training.resume import newest_checkpoint
 
 
@@ -59,7 +60,7 @@ def test_a_save_that_dies_leaves_the_checkpoint_of_that_name(
     monkeypatch.setattr(torch, "save", die)
     with pytest.raises(KeyboardInterrupt):
         save(trainer, file, 5)
-    assert fault_of(file) is None
+    assert fault_of_checkpoint(file) is None
     assert newest_checkpoint(tmp_path) == file
 
 

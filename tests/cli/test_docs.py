@@ -1,0 +1,98 @@
+"""What stands in docs/ is what the code says."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kyon_pl import DialogueDataModule
+
+ROOT = Path(__file__).parents[2]
+PINNED = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split() if "==" in line
+)
+
+
+@pytest.fixture(scope="module")
+def configuration() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("configuration", ROOT / "docs/configuration.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(
+    any(version(name) != PINNED[name] for name in ("lightning", "peft")),
+    reason="the meaning of the Trainer's and of LoRA's settings is in the words of the pinned versions",
+)
+def test_configuration_is_generated(configuration: ModuleType) -> None:
+    written = configuration.PAGE.read_text(encoding="utf-8")
+    assert configuration.page() == written, "docs/configuration.md is not what the code says: run make docs"
+
+
+def test_every_setting_of_ours_has_a_meaning(configuration: ModuleType) -> None:
+    """One line each, with something in the last column."""
+    rows = [line for line in configuration.page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 100
+    assert [row for row in rows if row.endswith("|  |")] == []
+    assert {len(row) < 700 for row in rows} == {True}
+
+
+def test_the_way_of_a_row_has_the_demo_numbers() -> None:
+    page = (ROOT / "docs/how_it_works.md").read_text(encoding="utf-8")
+    data = DialogueDataModule(
+        "demo", validation_source="demo", max_tokens=512, tokens_per_batch=1024, workers=0, tokenizer="demo", seed=2023
+    )
+    data.setup("fit")
+    loader = data.train_dataloader()
+    batch = next(iter(loader))
+    row = int(batch.cu_seqlens[1])
+    trained = int((batch.labels[0, :row] != -100).sum())
+    assert batch.row_numbers[0] + 1 == 353
+    assert f"| the row | {row} | {row - trained} masked, {trained} trained |" in page
+    assert f"{len(loader)} micro-batches" in page
+    assert f"{tuple(batch.input_ids.shape)} int64 | {batch.tokens} real tokens, {batch.trained_tokens} of them" in page
+    assert f"{tuple(batch.cu_seqlens.shape)} int32 | where each of the {len(batch.row_numbers)} rows" in page
+    assert f"({batch.trained_tokens}, 2048)" in page
+
+
+@pytest.mark.parametrize("page", ["reliability.md", "how_it_works.md"])
+def test_named_files_and_tests_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for name in re.findall(r"`(\w+/[\w/]+\.py(?:::\w+)?)`", text):
+        file, _, test = name.partition("::")
+        path = ROOT / file if file.startswith("tests/") else ROOT / "kyon_pl" / file
+        assert path.is_file(), name
+        assert not test or f"def {test}(" in path.read_text(encoding="utf-8"), name
+
+
+def texts_of_the_code() -> list[str]:
+    """All texts that stand in the package, `…` for each value that is put into one."""
+    texts = []
+    for file in (ROOT / "kyon_pl").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values]
+                texts.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_quoted_messages_are_ones_that_the_code_says(readme: str) -> None:
+    table = (ROOT / readme).read_text(encoding="utf-8").split("|---|---|\n")
+    rows = next(part for part in table if part.startswith("| `no GPU was found")).partition("\n\n")[0]
+    quoted = re.findall(r"^\| `(.+?)` \|", rows, re.MULTILINE)
+    texts = texts_of_the_code()
+    assert len(quoted) > 10
+    assert [message for message in quoted if not any(message in text for text in texts)] == []
+    assert not any("no such message as this" in text for text in texts)
