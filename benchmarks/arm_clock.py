@@ -69,7 +69,13 @@ class Clock:
         return True
 
     def result(self) -> dict[str, Any]:
-        """The numbers, once all steps are done."""
+        """The numbers, once all steps are done.
+
+        Raises:
+            RuntimeError: training ended with the warm-up, because there were too few rows.
+        """
+        if len(self.marks) <= self.warmup_steps:
+            raise RuntimeError(f"{len(self.marks)} optimizer steps, and {self.warmup_steps} are for warming up")
         self._synchronize()
         first = self.warmup_steps
         seconds = [self._between(a, b) for a, b in zip(self.marks[first - 1 :], self.marks[first:], strict=False)]
