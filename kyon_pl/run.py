@@ -32,11 +32,8 @@ from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
 from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import from_here
-<<<<<<< HEAD
 from kyon_pl.lora import check_combination, checkpointed_layers, frozen_dtype, quantizer
-=======
 from kyon_pl.named_configs import names
->>>>>>> 53055be22db82227b0df5ae25fb2647c9941eb40
 from kyon_pl.settings import REMOTE_CODE, check_config_files, check_trainer, no_remote_code
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (

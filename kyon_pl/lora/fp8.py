@@ -85,7 +85,8 @@ def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _multiply(tokens: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     """(M, K) by the rows of an e4m3 (N, K), kept as bytes, with scales (1, N): (M, N), bfloat16."""
-    return _scaled_product(*quantize_rows(tokens), weight, scales)
+    product: Tensor = _scaled_product(*quantize_rows(tokens), weight, scales)
+    return product
 
 
 # an operator of its own, because torch 2.11 cannot look into scaled_mm when it compiles a layer

@@ -27,11 +27,8 @@ from kyon_pl.cli import main
 from kyon_pl.data.heaviest import heaviest, lighter_settings
 from kyon_pl.data.plan import Batching, BatchPlanner
 from kyon_pl.errors import MachineError, TrainingError
-<<<<<<< HEAD
 from kyon_pl.lora import Checkpointing
-=======
 from kyon_pl.marker import fault_of_checkpoint
->>>>>>> 53055be22db82227b0df5ae25fb2647c9941eb40
 from kyon_pl.training.callbacks import AdapterGuard, FiniteGuard, MemoryGuard
 from kyon_pl.training.callbacks.adapter_guard import STEPS_TO_MOVE
 from kyon_pl.training.checkpoint_io import AdapterCheckpointIO
