@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--pretrain_s", type=float, help="seconds to train the base; unset: 45, tiny: 10")
     parser.add_argument("--steps", type=int, help="optimizer steps of each run; unset: 100, tiny: 20")
     parser.add_argument("--validate_every", type=int, help="steps between two validations; unset: 10, tiny: 5")
-    parser.add_argument("--lr", type=float, default=1e-3, help="the peak; that of the demo is for a narrower model")
+    parser.add_argument("--lr", type=float, default=2e-3, help="the peak; that of the demo is for a narrower model")
     parser.add_argument("--tiny", action="store_true", help="on a CPU, a small base, bf16 in both places")
     options = parser.parse_args()
     tiny, folder = options.tiny, options.folder
