@@ -154,7 +154,11 @@ def _limit_wait(request: Any) -> None:  # of httpx or httpx2: see HTTPError
 
 
 def check_hub_settings() -> None:
-    """The address and the token, before a client trips over them and quotes them."""
+    """The address and the token, before a client trips over them and quotes them.
+
+    Raises:
+        SettingError: one of them cannot be right.
+    """
     if urlsplit(constants.ENDPOINT).scheme not in ("http", "https"):
         fix = "Write the whole address, such as https://hf-mirror.com, or unset it for huggingface.co."
         raise SettingError("HF_ENDPOINT", "the address does not begin with http:// or https://", fix)

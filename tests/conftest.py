@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; more threads only 
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """Take back what a test leaves in the environment: Lightning puts the rank of a process there, for good."""
+    """Take back what a test leaves in the environment: Lightning puts the rank of a process there, for good.
+
+    And let pytest see what is logged, whatever command line was run before in this process.
+    """
+    logging.getLogger("kyon_pl").propagate = True
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():

@@ -75,12 +75,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         yield hub
 
 
-@pytest.fixture(scope="module")
-def kyon_pl(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PushAsker]:
-    with PushAsker(hub, tmp_path_factory.mktemp("home")) as asker:
-        yield asker
-
-
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
     """Of the run, to be altered."""

@@ -26,12 +26,6 @@ def hub() -> Iterator[HubServer]:
         yield hub
 
 
-@pytest.fixture(scope="module")
-def kyon_pl(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PushAsker]:
-    with PushAsker(hub, tmp_path_factory.mktemp("home")) as asker:
-        yield asker
-
-
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     """The command for a role of two rows; its output is called as files of another split are."""
