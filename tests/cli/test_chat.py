@@ -19,8 +19,9 @@ import pytest
 
 from kyon_pl.chat.command import chat
 from kyon_pl.chat.conversation import Conversation, Turn
+from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.speaker import Said, Sampling, Speaker, load_speaker
+from kyon_pl.chat.speaker import Said, Sampling, Speaker
 from kyon_pl.cli import main
 from kyon_pl.data.roles import read_role
 from kyon_pl.demo import ASSETS, BASE
@@ -140,15 +141,12 @@ def test_a_role_is_asked_as_its_rows_were_made(
     main(["build-data", *words])
     row = json.loads((tmp_path / "rows.jsonl").read_text("utf-8").splitlines()[-1])
 
-    def count(text: str) -> int:
-        return len(speaker.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    conversation = Conversation(speaker, role=RolePlay(read_role(tmp_path / "Bo"), "Ada", "auto", count))
-    assert conversation.role
-    first = conversation.role.question("Is it far?")
+    role = RolePlay(read_role(tmp_path / "Bo"), "auto", speaker.count_tokens)
+    conversation = Conversation(speaker, role=role, asker="Ada")
+    first = role.question("Is it far?", "Ada")
     conversation.turns = [Turn("Is it far?", first, Said("Bo:Two hundred strokes.", True))]
-    assert conversation.asked(conversation.role.question("In this fog?")) == row["context"]
-    assert conversation.role.question("Eve: In this fog?") == "Eve: In this fog?"
+    assert conversation.asked(role.question("In this fog?", "Ada")) == row["context"]
+    assert role.question("Eve: In this fog?", "Ada") == "Eve: In this fog?"
 
 
 def test_what_is_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
