@@ -80,11 +80,14 @@ def build_page(host: Host, wishes: Wishes) -> Any:
         again = retry.click(actions.retry, [turns, *settings], shown, **waits)
         running = [asked, again]
         stop.click(None, cancels=running, api_visibility="private")
-        undo.click(actions.undo, [turns, *settings], shown, cancels=running, **at_once)
-        clear.click(actions.clear, None, shown, cancels=running, **at_once)
-        for event in (role.change, tuned.clear, base.clear):  # the last two: the bin in their corners
-            event(actions.clear, None, shown, cancels=running, api_visibility="private", **at_once)
-        exported = export.click(actions.export, [turns, *settings], row, **at_once)
+        # first the end of what runs, or a piece of its reply could come after
+        ended: dict[str, Any] = {"fn": None, "cancels": running, "api_visibility": "private", "queue": False}
+        undo.click(**ended).then(actions.undo, [turns, *settings], shown, api_name="undo", **at_once)
+        # the last two are the bins in the conversations' corners
+        gr.on([clear.click, role.change, tuned.clear, base.clear], **ended).then(
+            actions.clear, None, shown, api_name="clear", **at_once
+        )
+        exported = export.click(actions.export, [turns, *settings], row, show_progress="hidden")
         exported.success(None, row, None, js=_DOWNLOAD, api_visibility="private")
         compares.change(lambda on: gr.Column(visible=on), compares, beside, api_visibility="private", **at_once)
     return page.queue(max_size=host.limits.waiting, default_concurrency_limit=4)
