@@ -24,7 +24,7 @@ from kyon_pl.demo.grammar import CHARACTERS
 
 PORT = 7899
 QUESTIONS = ("南枝:「钟楼里是谁在忙呀？」", "南枝:「竹笛是什么颜色？」")
-SIZES = {"desktop": ("en-US", 1100, 1000), "phone": ("zh-CN", 390, 1100)}
+SIZES = {"desktop": ("en-US", 1100, 900), "phone": ("zh-CN", 390, 844)}
 DOCS = Path(__file__).parent
 
 

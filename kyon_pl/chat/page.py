@@ -180,9 +180,7 @@ def _choices(host: Host, wishes: Wishes) -> tuple[Any, ...]:
             min_width=140,
             elem_id="adapter",
         )
-        compares = gr.Checkbox(
-            wishes.compares, label=words("compare"), visible=bool(adapters), min_width=140, elem_id="compare"
-        )
+    compares = gr.Checkbox(wishes.compares, label=words("compare"), visible=bool(adapters), elem_id="compare")
     return role, asker, adapter, compares
 
 
@@ -203,7 +201,7 @@ def _replies(name: str) -> Any:
     return gr.Chatbot(
         label=words(name),
         elem_id=name,
-        height="56vh",
+        height="44vh",
         render_markdown=False,
         sanitize_html=True,
         latex_delimiters=[],

@@ -179,6 +179,13 @@ def test_a_phone_in_chinese(browser: Browser, address: str, recorder: Recorder) 
     page = opened(browser, address, recorder, "zh-CN", PHONE_PIXELS)
     replied(page, lambda: say(page, "长" * 200))
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE_PIXELS
+    for part in ("#role", "#asker", "#compare", "#message", "#send", "#export", "#parameters"):
+        box = page.locator(part).bounding_box()
+        assert box
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= PHONE_PIXELS
+    assert page.locator("#compare label").evaluate("part => part.scrollWidth <= part.clientWidth + 1")
+    assert page.locator("#compare").bounding_box()["height"] < 80  # type: ignore[index]  # its words are not stacked
     text = page.inner_text("body")
     for name in ("role", "send", "stop", "retry", "undo", "clear", "export", "memories", "parameters", "compare"):
         assert CHINESE[name] in text
