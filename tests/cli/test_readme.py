@@ -44,7 +44,7 @@ SUBSTITUTIONS = [
     # nobody is there to type: tests/cli/test_chat.py has a terminal
     (r"^kyon-pl chat( --character \S+ --asker \S+)?$", r"kyon-pl chat\1 -p 'Is it far?' --max_new_tokens 8"),
     # the servers would not end: tests/cli/test_web.py and tests/cli/test_serve.py have them
-    (r"^kyon-pl web .*$", "kyon-pl web --help"),
+    (r"^kyon-pl (web .*)$", rf"{sys.executable} -m kyon_pl \1 --help"),
     (r"^transformers serve .*$", "transformers serve --help"),
     # the server would not end
     (r"^tensorboard --logdir", "tensorboard --inspect --logdir"),
