@@ -3,11 +3,13 @@
 Needs Pillow, and the fonts DejaVu Sans Mono and Noto Sans CJK (Debian: fonts-dejavu-core, fonts-noto-cjk).
 
 python docs/terminal_png.py docs/preview.png kyon-pl preview --config configs/demo.yaml --seed_everything 2249
+python docs/terminal_png.py docs/chat.png --type '["/compare", "…"]' kyon-pl chat --character roles/绵卷
 python docs/terminal_png.py docs/demo.png --last 17 kyon-pl fit -c configs/demo.yaml --trainer.enable_progress_bar false
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -32,6 +34,7 @@ SIMPLIFIED_CHINESE = 2  # its place in that collection
 BACKGROUND, PLAIN = "#0d1117", "#c9d1d9"
 COLOURS = {"32": "#56d364", "36": "#79c0ff", "38;5;245": "#8b949e"}
 REVERSED = ";7"
+PROMPT = b"> "
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,15 @@ class Cell:
 
 
 def main(png: Path, words: list[str]) -> None:
-    """Run the command and draw its output under a prompt with the command; `--last N`: the last lines of its log."""
-    lines, command = (int(words[1]), words[2:]) if words[0] == "--last" else (None, words)
-    said = output_of(command) if lines is None else "\n".join(["…", *log_of(command).splitlines()[-lines:]])
+    """Run the command and draw its output under a prompt with the command; `--last N`: the last lines of its log.
+
+    `--type LINES`: a list of what is typed, each line at the next prompt.
+    """
+    option, command = (words[0], words[2:]) if words[0] in ("--last", "--type") else ("", words)
+    if option == "--last":
+        said = "\n".join(["…", *log_of(command).splitlines()[-int(words[1]) :]])
+    else:
+        said = output_of(command, json.loads(words[1]) if option else [])
     shown = f"\x1b[36m$ \x1b[0m{shlex.join(command)}\n\n{said}"
     lines = [line for text in shown.rstrip().split("\n") for line in wrapped(list(cells(text)))]
     size = COLUMNS * CELL_WIDTH + 2 * MARGIN, len(lines) * CELL_HEIGHT + 2 * MARGIN
@@ -67,10 +76,12 @@ def log_of(command: list[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
-def output_of(command: list[str]) -> str:
-    """What it prints into a terminal on standard output; standard error is for the log."""
+def output_of(command: list[str], typed: list[str]) -> str:
+    """What it prints into a terminal on standard output, with what is typed; standard error is for the log."""
     ours, its = pty.openpty()
-    process = subprocess.Popen(command, stdout=its, stderr=subprocess.DEVNULL)
+    plain = os.environ | {"TERM": "dumb"} if typed else None
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=subprocess.DEVNULL, env=plain)
+    to_type = [*typed, "\x04"] if typed else []
     os.close(its)
     printed = b""
     while True:
@@ -81,6 +92,9 @@ def output_of(command: list[str]) -> str:
         if not part:
             break
         printed += part
+        if to_type and printed.endswith(PROMPT):
+            line = to_type.pop(0)
+            os.write(ours, line.encode() + (b"\n" if to_type else b""))
     if process.wait():
         raise SystemExit(f"{shlex.join(command)} failed")
     return printed.decode().replace("\r\n", "\n")

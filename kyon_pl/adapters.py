@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from kyon_pl.errors import CheckpointError, MissingFileError
+from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
 from kyon_pl.hub import ADAPTER_FILES, fetch_model
 from kyon_pl.logs import from_here
 from kyon_pl.marker import fault_of_adapter, fault_of_checkpoint, read_marker
@@ -76,6 +76,24 @@ def adapter_base(folder: Path) -> str:
     if not (base and isinstance(base, str)):
         raise CheckpointError(str(folder / SETTINGS), said, "Name the base yourself, or use another adapter")
     return base
+
+
+def base_with_weights(base: str | None, folder: Path) -> str:
+    """The base to put an adapter on.
+
+    Args:
+        base: a Hub id or a folder; None: the one that the adapter names.
+        folder: what `find_adapter` returned.
+
+    Raises:
+        SettingError: random weights, which a debugging run trains on.
+        CheckpointError: as `adapter_base` raises it.
+    """
+    name = base or adapter_base(folder)
+    if name == "random":
+        fix = "Give --base: a folder or Hub id with weights"
+        raise SettingError("base", "the adapter was trained on random weights, which lie nowhere", fix)
+    return name
 
 
 def best_checkpoint(run: Path, newest: Path) -> Path:

@@ -27,6 +27,10 @@ COMMANDS = {
     "test": ("the same on the test rows", "kyon_pl.run:run_trainer"),
     "predict": ("write the replies of a checkpoint as JSONL", "kyon_pl.run:run_trainer"),
     "chat": ("talk to a tuned model, the newest run's if none is named:  kyon-pl chat", "kyon_pl.tools:run_chat"),
+    "web": (
+        "the same on a page in the browser, needs kyon-pl[web]:  kyon-pl web --characters roles",
+        "kyon_pl.tools:run_web",
+    ),
     "build-data": (
         "dialogues and role folders to rows:  kyon-pl build-data --characters roles/bo --output rows.parquet",
         "kyon_pl.tools:run_build_data",

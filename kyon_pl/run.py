@@ -5,7 +5,6 @@ after.
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 import platform
@@ -31,10 +30,10 @@ from kyon_pl.continuation import Start, find_checkpoint, folder_of_runs, start_b
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
 from kyon_pl.errors import KyonError, MachineError, SettingError
+from kyon_pl.explain import explain_words
 from kyon_pl.logs import from_here
 from kyon_pl.lora import check_combination, checkpointed_layers, frozen_dtype, quantizer
-from kyon_pl.named_configs import names
-from kyon_pl.settings import REMOTE_CODE, check_config_files, check_trainer, no_remote_code
+from kyon_pl.settings import check_config_files, check_trainer
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
     AdapterGuard,
@@ -377,43 +376,13 @@ def versions() -> str:
 
 
 def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingError:
-    """One paragraph out of the parser's report.
+    """One paragraph out of the parser's report on the settings of fit.
 
     Args:
         error: what it raised.
         args: what it was given; unset, the words of this process.
     """
-    text, words = str(error), sys.argv[1:] if args is None else args
-    where = key[1] if (key := re.search(r'Parser key "([^"]+)"', text)) else "command line"
-    if unknown := re.search(
-        r"[Oo]ption '([^']+)' is not accepted|accept option '([^']+)'|[Uu]nrecognized arguments: (\S+)", text
-    ):
-        name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
-        full = f"{where}.{name}" if key else name
-        if full.rpartition(".")[2] == REMOTE_CODE:
-            return no_remote_code(full)
-        return SettingError(full, "there is no such setting", suggestion(full))
-    lines = [line.strip(" -") for line in text.splitlines()]
-    boring: tuple[str, ...] = (
-        "Parser key",
-        "Does not validate",
-        "Subtypes",
-        "Errors:",
-        "Given value type",
-        "Problem with given class_path",
-    )
-    if len(keys := re.findall(r'Parser key "([^"]+)"', text)) > 1:  # of a class among the settings
-        where = f"{where}.init_args.{keys[-1]}"
-        boring += ("Type ", "Expected a path", "Expected a dot import path")
-    said = [line for line in lines if line and not line.startswith(boring) and "NoneType" not in line]
-    found = "; ".join(said).partition(". Got value: Namespace(")[0] if said else text
-    if "Problems parsing config" in text:
-        files = ", ".join(words[place + 1] for place, word in enumerate(words[:-1]) if word in ("--config", "-c"))
-        return SettingError(files, f"not YAML: {found.split(': ', 1)[-1]}", "Correct the file at that line")
-    if where == "config" or "File does not exist" in text:
-        fix = f"Give the path of a YAML file, or one of the names {', '.join(names())}"
-        return SettingError("--config", text.split(": ", 1)[-1].rstrip("."), fix)
-    return SettingError(where, found.rstrip("."), "kyon-pl fit --help explains every setting")
+    return explain_words(error, sys.argv[1:] if args is None else args, known_settings)
 
 
 def explain_misuse(error: MisconfigurationException) -> SettingError:
@@ -426,12 +395,6 @@ def explain_misuse(error: MisconfigurationException) -> SettingError:
     named = [key for key in known_settings() if re.search(rf"\b{re.escape(key.removeprefix('trainer.'))}\b", text)]
     where = next((key for key in named if key.startswith("trainer.")), "trainer")
     return SettingError(where, text, "kyon-pl fit --help explains every setting")
-
-
-def suggestion(name: str) -> str:
-    """The setting that was probably meant."""
-    close = difflib.get_close_matches(name, known_settings(), n=1)
-    return f"Did you mean '{close[0]}'?" if close else "kyon-pl fit --print_config lists all settings"
 
 
 def known_settings() -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.strategies import StrategyRegistry
 
 from kyon_pl.errors import SettingError
 
@@ -117,6 +116,8 @@ def check_trainer(settings: Namespace) -> None:
     Raises:
         SettingError: it names the key.
     """
+    from lightning.pytorch.strategies import StrategyRegistry  # a second, which chat has no use for
+
     seed, trainer = settings.seed_everything, settings.trainer
     if not 0 <= int(seed) < 2**32:
         raise SettingError("seed_everything", f"{seed} is no seed", "Set a number from 0 to 4294967295.")

@@ -8,15 +8,9 @@ import sys
 from collections.abc import Callable
 
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser
 
-from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.preview import preview
-from kyon_pl.run import add_reply_argument, add_resume_arguments, explain
+from kyon_pl.explain import explain_words
 from kyon_pl.settings import check_config_files
-from kyon_pl.training import ChatGLM2LoRA
-from kyon_pl.training.callbacks import ReplyWriter
 
 
 def run_preview(args: list[str] | None) -> None:
@@ -29,6 +23,13 @@ def run_preview(args: list[str] | None) -> None:
         SettingError: a key or value that the parser does not take.
         KyonError: whatever `preview` refuses.
     """
+    from lightning.pytorch.cli import LightningArgumentParser
+
+    from kyon_pl.data import DialogueDataModule
+    from kyon_pl.data.preview import preview
+    from kyon_pl.fit_arguments import add_fit_arguments
+    from kyon_pl.run import explain
+
     description = "Rows as the model sees them. Takes the YAML and the options of fit."
     parser = LightningArgumentParser(prog="kyon-pl preview", description=description, exit_on_error=False)
     parser.add_function_arguments(preview, skip={"data"})
@@ -55,6 +56,13 @@ def run_chat(words: list[str]) -> None:
 
     words = ["--prompt" if word == "-p" else word for word in words]
     run_function(chat, flags_as_values(words, ("--json", "--compare")))
+
+
+def run_web(words: list[str]) -> None:
+    """Run `web` with its options; `--compare` and `--ask_password` need no value."""
+    from kyon_pl.chat.web import web
+
+    run_function(web, flags_as_values(words, ("--compare", "--ask_password")))
 
 
 def run_report(words: list[str]) -> None:
@@ -113,23 +121,6 @@ def run_function(function: Callable[..., None], words: list[str]) -> None:
     try:
         settings = parser.parse_args(words[1:])
     except argparse.ArgumentError as error:
-        raise explain(error, words) from error
+        known = [name for name in parser.get_defaults().keys() if name != "config"]  # noqa: SIM118 (a Namespace)
+        raise explain_words(error, words, lambda: known, words[0]) from error
     function(**{key: value for key, value in settings.as_dict().items() if key != "config"})
-
-
-def add_fit_arguments(parser: LightningArgumentParser) -> None:
-    """Make a parser take every key that a YAML of fit may have, the saved `config.yaml` of a run included."""
-    parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="a YAML of fit; may be given again, the last on top"
-    )
-    parser.add_argument("--seed_everything", type=bool | int, default=2023, help="the seed of everything")
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_lightning_class_args(ChatGLM2LoRA, "model")
-    parser.add_lightning_class_args(DialogueDataModule, "data")
-    parser.add_lightning_class_args(ReplyWriter, "replies")
-    add_reply_argument(parser)
-    add_resume_arguments(parser)
-    parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
-    parser.link_arguments("model.base", "data.tokenizer")
-    parser.link_arguments("model.revision", "data.tokenizer_revision")
-    parser.link_arguments("seed_everything", "data.seed", compute_fn=int)

@@ -10,8 +10,9 @@ from typing import Literal
 
 from kyon_pl.chat.characters import harmless
 from kyon_pl.chat.conversation import Conversation
+from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.speaker import Sampling, load_speaker
+from kyon_pl.chat.speaker import Sampling
 from kyon_pl.chat.terminal import Terminal, show
 from kyon_pl.data.roles import read_role
 from kyon_pl.errors import SettingError
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def chat(
-    adapter: str | None = None,
+    adapter: str | list[str] | None = None,
     which: Literal["best", "last"] = "best",
     base: str | None = None,
     revision: str | None = None,
@@ -46,7 +47,7 @@ def chat(
 
     Args:
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a Hub id; or the folder of a merged
-            model; unset, the newest run here.
+            model; unset, the newest run here. Of several, '[one, another]', /adapter NAME chooses.
         which: of a run, the best checkpoint by validation loss, or the last.
         base: a folder or Hub id; unset, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
@@ -67,7 +68,8 @@ def chat(
         compare: let the base reply too.
 
     Raises:
-        SettingError: an impossible number, another template than the adapter's, or no question.
+        SettingError: an impossible number, another template than the adapter's, adapters that do not go together, or no
+            question.
         MissingFileError: no such adapter, base or role.
         CheckpointError: files that cannot be read, or do not fit together.
         DataError: a role's file cannot be used; a question that is too long.
@@ -84,16 +86,14 @@ def chat(
         raise SettingError("prompt", "it is empty", "Ask something")
     speaker = load_speaker(adapter, which, base, revision, template)
 
-    def count(text: str) -> int:
-        return len(speaker.tokenizer(text, add_special_tokens=False)["input_ids"])
-
     def play(name: str) -> RolePlay:
-        return RolePlay(read_role(Path(name).expanduser()), asker, retrieval, count)
+        return RolePlay(read_role(Path(name).expanduser()), retrieval, speaker.count_tokens)
 
-    playing = RolePlay(role, asker, retrieval, count) if role else None
-    conversation = Conversation(speaker, max_tokens, playing, system)
+    playing = RolePlay(role, retrieval, speaker.count_tokens) if role else None
+    conversation = Conversation(speaker, max_tokens, playing, system, asker=asker)
     if question is None:
-        log.info("%s; template %s. /help lists the commands", speaker.name, speaker.template)
+        with_adapters = f"{speaker.base} with {', '.join(speaker.adapters)}" if speaker.tuned else speaker.base
+        log.info("%s; template %s. /help lists the commands", with_adapters, speaker.template)
         Terminal(conversation, sampling, play, compare).run()
         return
     _answer_once(conversation, question, sampling, json, compare)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.speaker import Said, Sampling, Speaker
@@ -20,11 +20,15 @@ class Turn:
         typed: by the person.
         question: as the model got it.
         reply: whole, or what was said until Ctrl-C.
+        base: what the base replied, if it was asked too.
+        retries: how often this question was asked again.
     """
 
     typed: str
     question: str
     reply: Said
+    base: Said | None = None
+    retries: int = 0
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Conversation:
         role: who is played; None: the turns stand alone.
         system: before the first turn, where no role is played.
         turns: so far.
+        asker: whose name stands before a question to a role.
+        adapter: the one of the speaker's that replies; empty: the first.
     """
 
     speaker: Speaker
@@ -44,6 +50,8 @@ class Conversation:
     role: RolePlay | None = None
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
+    asker: str = ""
+    adapter: str = ""
 
     def ask(
         self,
@@ -61,17 +69,33 @@ class Conversation:
         Raises:
             DataError: the question alone is too long.
         """
-        question = self.role.question(typed) if self.role else typed
-        said = self.speaker.reply(self.prompt_ids(question, sampling.max_new_tokens), sampling, on_text)
+        question = self.role.question(typed, self.asker) if self.role else typed
+        prompt = self.prompt_ids(question, sampling.max_new_tokens)
+        said = self.speaker.reply(prompt, sampling, on_text, self.adapter)
         self.turns.append(Turn(typed, question, said))
         return said
 
     def compare(self, sampling: Sampling, on_text: Callable[[str], object] = lambda text: None) -> Said:
-        """What the base, without its adapter, replies to the last question. It is not remembered."""
-        *before, last = self.turns
-        earlier = Conversation(self.speaker, self.max_tokens, self.role, self.system, before)
-        prompt = earlier.prompt_ids(last.question, sampling.max_new_tokens)
-        return self.speaker.reply(prompt, sampling, on_text, adapter=False)
+        """What the base, without its adapter, replies to the last question. Later questions do not build on it."""
+        last = self.turns[-1]
+        prompt = self._before_last().prompt_ids(last.question, sampling.max_new_tokens)
+        said = self.speaker.reply(prompt, sampling, on_text, adapter=None)
+        self.turns[-1] = replace(last, base=said)
+        return said
+
+    def memories(self) -> tuple[str, ...]:
+        """What the last question brought to the role's mind, nearest first."""
+        if not (self.role and self.turns):
+            return ()
+        earlier = self._before_last()
+        return self.role.context(self.turns[-1].question, earlier.said()).memories
+
+    def said(self) -> list[str]:
+        """Questions and replies, oldest first."""
+        return [text for turn in self.turns for text in (turn.question, turn.reply.text)]
+
+    def _before_last(self) -> Conversation:
+        return replace(self, turns=self.turns[:-1])
 
     def prompt_ids(self, question: str, max_new_tokens: int) -> list[int]:
         """The ids that ask a question, through the same `render` as in training.
@@ -97,8 +121,7 @@ class Conversation:
     def asked(self, question: str) -> str | Sequence[Message]:
         """The context of a role's row, or the messages up to the question."""
         if self.role:
-            history = [text for turn in self.turns for text in (turn.question, turn.reply.text)]
-            return self.role.context(question, history).text
+            return self.role.context(question, self.said()).text
         return [*self.messages(), Message(role="user", content=question)]
 
     def messages(self) -> list[Message]:

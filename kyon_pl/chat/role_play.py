@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from kyon_pl.data.contexts import BuiltContext, ContextSettings, build_context
+from kyon_pl.data.contexts import MEMORY_NUMBER, ROOM, BuiltContext, ContextSettings, build_context
 from kyon_pl.data.retrieval import Retriever
 from kyon_pl.data.roles import Role
 
-MEMORY_NUMBER, MEMORY_TOKENS, HISTORY_TOKENS = 8, 1000, 500  # what build-data takes where nothing else is said
 _NAMED = re.compile(r"[^\s:：]{1,20}[:：]")
 
 
@@ -18,7 +17,6 @@ class RolePlay:
 
     Args:
         role: who is asked.
-        asker: whose name stands before a question that has none, as in training rows; empty: nobody's.
         retrieval: how a question finds memories, see `kyon_pl.data.build.build_data`.
         count: the tokens of a text.
 
@@ -26,15 +24,19 @@ class RolePlay:
         MachineError: `retrieval` is a model, and sentence-transformers is not installed.
     """
 
-    def __init__(self, role: Role, asker: str, retrieval: str, count: Callable[[str], int]) -> None:
+    def __init__(self, role: Role, retrieval: str, count: Callable[[str], int]) -> None:
         self.role = role
-        self.asker = asker
         self.retriever = Retriever(role, retrieval)
-        self.settings = ContextSettings(MEMORY_NUMBER, MEMORY_TOKENS, HISTORY_TOKENS, False, count)
+        self.settings = ContextSettings(MEMORY_NUMBER, *ROOM["tokens"], False, count)
 
-    def question(self, text: str) -> str:
-        """A question as a turn of a dialogue."""
-        return f"{self.asker}:{text}" if self.asker and not _NAMED.match(text) else text
+    def question(self, text: str, asker: str) -> str:
+        """A question as a turn of a dialogue.
+
+        Args:
+            text: what is asked.
+            asker: whose name stands before a question that has none, as in training rows; empty: nobody's.
+        """
+        return f"{asker}:{text}" if asker and not _NAMED.match(text) else text
 
     def context(self, question: str, history: Sequence[str]) -> BuiltContext:
         """What a row with this question would have as its context.

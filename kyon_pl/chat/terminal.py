@@ -130,6 +130,17 @@ class Terminal:
         role = self.conversation.role
         print(f"(role: {harmless(role.role.name) if role else 'none'})")
 
+    def adapter(self, words: str) -> None:
+        """Let another adapter reply, or list them."""
+        names = [*self.conversation.speaker.adapters]
+        if not names:
+            raise SettingError("/adapter", "a merged model has none", "Load its adapter instead")
+        if words and words not in names:
+            raise SettingError("/adapter", f"there is no {words!r}", f"Name one of: {', '.join(names)}")
+        self.conversation.adapter = words or self.conversation.adapter or names[0]
+        others = [name for name in names if name != self.conversation.adapter]
+        print(harmless(f"(adapter: {self.conversation.adapter}; others: {', '.join(others) or 'none'})"))
+
     def save(self, words: str) -> None:
         """Write the conversation as one row of messages."""
         if not self.conversation.turns:
@@ -178,6 +189,7 @@ COMMANDS = {
     "/retry": ("retry", "ask the last question again, with the next seed"),
     "/system": ("system", "TEXT: set the system prompt, and begin anew"),
     "/character": ("character", "FOLDER or none: play a role, and begin anew"),
+    "/adapter": ("adapter", "NAME: let another of the adapters reply; without a name, list them"),
     "/compare": ("compare", "let the base reply too, or no more"),
     "/params": ("params", "NAME NUMBER: temperature, top_p, repetition_penalty, max_new_tokens, seed"),
     "/save": ("save", "FILE.jsonl: add the conversation, as a row that fit can read"),

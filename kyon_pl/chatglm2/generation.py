@@ -67,8 +67,7 @@ def generate_replies(
     )
     eos = speaker.config.eos_token_id if eos_token_id is None else eos_token_id
     pad = speaker.config.pad_token_id if pad_token_id is None else pad_token_id
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}
-    settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, **sampling)
+    settings = _settings(max_new_tokens, eos, pad, temperature if do_sample else 0, top_p)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     replies: dict[int, Reply] = {}
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -124,13 +123,7 @@ def stream_reply(
     """
     speaker: Any = model
     eos = speaker.config.eos_token_id if eos_token_id is None else eos_token_id
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=eos,
-        pad_token_id=eos,  # of one prompt nothing is padded
-        repetition_penalty=repetition_penalty,
-        **({"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}),
-    )
+    settings = _settings(max_new_tokens, eos, eos, temperature, top_p, repetition_penalty)  # nothing is padded
     ids = torch.tensor([prompt], device=speaker.device)
     with torch.inference_mode(), torch.random.fork_rng(_cuda_devices(speaker.device)):
         torch.manual_seed(seed)
@@ -141,6 +134,20 @@ def stream_reply(
             streamer=_Teller(lambda token: None if token == eos else on_token(token)),
         )
     return _until(eos, output[0, len(prompt) :].tolist())
+
+
+def _settings(
+    max_new_tokens: int, eos: int, pad: int, temperature: float, top_p: float, repetition_penalty: float = 1.0
+) -> GenerationConfig:
+    """What generate is told; temperature 0: always the likeliest token."""
+    drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos,
+        pad_token_id=pad,
+        repetition_penalty=repetition_penalty,
+        **drawn,
+    )
 
 
 class _Teller(BaseStreamer):

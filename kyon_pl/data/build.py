@@ -12,7 +12,7 @@ from typing import Any
 
 from kyon_pl.data.build_report import BuildReport
 from kyon_pl.data.built_rows import BuildSettings, built_rows
-from kyon_pl.data.contexts import ContextSettings
+from kyon_pl.data.contexts import MEMORY_NUMBER, ROOM, ContextSettings
 from kyon_pl.data.dialogues import Mode
 from kyon_pl.data.listing import listing
 from kyon_pl.data.quality import Oddity, check_drop
@@ -23,8 +23,6 @@ from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.push_data import check_push, push_data
 
-ORIGINAL_MEMORY_LENGTH = 2000  # characters
-ROOM = {"characters": (ORIGINAL_MEMORY_LENGTH, 1000), "tokens": (1000, 500)}  # for memories, for the history
 _LENGTHS_KEPT = 10_000  # of memories and of turns, which come again in the next rows
 log = logging.getLogger("kyon_pl.data")
 
@@ -36,7 +34,7 @@ def build_data(
     aliases: dict[str, list[str]] | None = None,
     mode: Mode = "fixed",
     retrieval: str = "auto",
-    memory_number: int = 8,
+    memory_number: int = MEMORY_NUMBER,
     memory_length: int | None = None,
     history_length: int | None = None,
     exclude_own_scene: bool = True,

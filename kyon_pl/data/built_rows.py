@@ -102,7 +102,7 @@ def _contexts(
         if original:
             memory = original_memory(memories, settings.context.memory_length)
             text = original_context(role.system_prompt, memory, row["chat_history"], row["query"])
-            yield BuiltContext(text, frozenset())
+            yield BuiltContext(text, (), frozenset())
         else:
             yield build_context(role.system_prompt, memories, row, settings.context)
 

@@ -11,6 +11,8 @@ from typing import Any
 from kyon_pl.data.prompt import SEPARATOR, Context
 from kyon_pl.data.roles import TITLE_END
 
+ROOM = {"characters": (2000, 1000), "tokens": (1000, 500)}  # for memories and for the history, if nothing is said
+MEMORY_NUMBER = 8
 _SHORT_WORDS = 8  # characters; a shorter reply ("Yes, of course") stands in many a scene that is not its own
 _SPEAKER = re.compile(r"[^:：\n]{0,40}[:：]")
 _SEPARATORS = re.compile(f"{SEPARATOR}+")
@@ -76,10 +78,12 @@ class BuiltContext:
 
     Attributes:
         text: the context.
+        memories: those in it, nearest to the question first.
         remarks: kinds of things that were left out or changed, each once.
     """
 
     text: str
+    memories: tuple[str, ...]
     remarks: frozenset[str]
 
 
@@ -117,7 +121,7 @@ def build_context(
         remarks.add(f"{SEPARATOR} inside a text shortened to ##")
     system, *middle = (segment(part) for part in (system_prompt, *taken, *history))
     context = Context(system, tuple(middle), without_separator(row["query"]))
-    return BuiltContext(context.join(context.middle), frozenset(remarks))
+    return BuiltContext(context.join(context.middle), tuple(taken), frozenset(remarks))
 
 
 def newest(history: Sequence[str], length: int, count: Callable[[str], int] = len) -> list[str]:

@@ -73,9 +73,9 @@ def _parse(words: list[str]) -> Namespace:
     from lightning.pytorch.cli import LightningArgumentParser
 
     from kyon_pl.errors import SettingError
+    from kyon_pl.fit_arguments import add_fit_arguments
     from kyon_pl.run import explain
     from kyon_pl.settings import check_config_files
-    from kyon_pl.tools import add_fit_arguments
 
     parser = LightningArgumentParser(prog="kyon-pl doctor", description=DESCRIPTION, exit_on_error=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

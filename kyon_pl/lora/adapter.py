@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -82,8 +82,39 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
         log.warning("adapter %s was made for %s, and the base here is %s", folder, made_for, base_name)
     config.base_model_name_or_path = None  # PEFT would warn that it differs from the base's own name
     config.task_type = TaskType.CAUSAL_LM
+    model = _attached(folder, lambda: get_peft_model(base, config))
+    check_fit(folder, model, state)
+    set_peft_model_state_dict(model, state)
+    config.base_model_name_or_path = base_name
+    return model
+
+
+def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
+    """Put one more adapter beside those of a model, for inference; the one in use stays.
+
+    Args:
+        model: from `load_adapter`.
+        folder: a PEFT folder, as there.
+        name: to switch to it by, with PEFT's `set_adapter`.
+
+    Raises:
+        MissingFileError: as `load_adapter` raises it.
+        CheckpointError: as `load_adapter` raises it.
+    """
+    config, state = read_adapter(folder)
+    config.base_model_name_or_path, config.task_type = None, TaskType.CAUSAL_LM
+
+    def attach() -> PeftModel:
+        model.add_adapter(name, config)
+        return model
+
+    check_fit(folder, _attached(folder, attach), state, name)
+    set_peft_model_state_dict(model, state, adapter_name=name)
+
+
+def _attached(folder: Path, attach: Callable[[], PeftModel]) -> PeftModel:
     try:
-        model = get_peft_model(base, config)
+        model = attach()
         check_targets(model)
     except (ValueError, TypeError, re.error) as error:  # TypeError: a setting of another kind
         raise CheckpointError(
@@ -91,9 +122,6 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
             found=str(error).splitlines()[0],
             fix="Use an adapter that was made for this base",
         ) from error
-    check_fit(folder, model, state)
-    set_peft_model_state_dict(model, state)
-    config.base_model_name_or_path = base_name
     return model
 
 

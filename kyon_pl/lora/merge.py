@@ -14,11 +14,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from kyon_pl.adapters import adapter_base, find_adapter
+from kyon_pl.adapters import base_with_weights, find_adapter
 from kyon_pl.chatglm2.checkpoint import check_weights
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
-from kyon_pl.errors import CheckpointError, MachineError, MissingFileError, SettingError
+from kyon_pl.errors import CheckpointError, MachineError, MissingFileError
 from kyon_pl.hub import LICENCE_FILES, MODEL_FILES, TOKENIZER_FILES, fetch_model
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import load_adapter
@@ -74,7 +74,7 @@ def merge(
     """
     refuse_existing(output)
     adapter_folder = find_adapter(adapter, which)
-    base_name = base or adapter_base(adapter_folder)
+    base_name = base_with_weights(base, adapter_folder)
     base_folder = _base_folder(base_name, revision)
     config = read_config(base_folder)
     check_weights(base_folder, config)
@@ -163,9 +163,6 @@ def copy_licence(base: Path, folder: Path) -> None:
 
 
 def _base_folder(base: str, revision: str | None) -> Path:
-    if base == "random":
-        fix = "Give --base: a folder or Hub id with weights"
-        raise SettingError("base", "the adapter was trained on random weights, which lie nowhere", fix)
     folder = fetch_model(base, revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES, *LICENCE_FILES])
     for name in ("config.json", "tokenizer.model"):
         if not (folder / name).is_file():

@@ -119,25 +119,31 @@ def weights_file(folder: Path) -> Path:
     return file
 
 
-def check_fit(folder: Path, model: PeftModel, state: dict[str, torch.Tensor]) -> None:
+def check_fit(folder: Path, model: PeftModel, state: dict[str, torch.Tensor], name: str = "default") -> None:
     """Compare the tensors of a folder with the adapter that its settings make on a base, name by name.
+
+    Args:
+        folder: for the error.
+        model: the base, wrapped in that adapter.
+        state: from `read_weights`.
+        name: of the adapter among the model's.
 
     Raises:
         CheckpointError: a tensor that is missing, alien or of another shape; it is named, and so is a wrong rank.
     """
-    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if different := sorted(state.keys() ^ wanted.keys()):
-        name = different[0]
-        found = "it is missing" if name in wanted else "there is no such layer in this base"
+        first = different[0]
+        found = "it is missing" if first in wanted else "there is no such layer in this base"
         more = f", nor do {len(different) - 1} more fit" if len(different) > 1 else ""
-        raise CheckpointError(f"adapter {folder}: {name}", found + more, _ANOTHER)
-    for name, tensor in state.items():
-        if (found_shape := tuple(tensor.shape)) != (shape := tuple(wanted[name].shape)):
-            rank = {"A": 0, "B": 1}.get(name.rpartition(".lora_")[2].removesuffix(".weight"))
+        raise CheckpointError(f"adapter {folder}: {first}", found + more, _ANOTHER)
+    for key, tensor in state.items():
+        if (found_shape := tuple(tensor.shape)) != (shape := tuple(wanted[key].shape)):
+            rank = {"A": 0, "B": 1}.get(key.rpartition(".lora_")[2].removesuffix(".weight"))
             found = f"{found_shape} instead of {shape}"
             if rank is not None and found_shape[1 - rank] == shape[1 - rank]:
                 found += f": it is of rank {found_shape[rank]}, and {SETTINGS} says {shape[rank]}"
-            raise CheckpointError(f"adapter {folder}: {name}", found, _ANOTHER)
+            raise CheckpointError(f"adapter {folder}: {key}", found, _ANOTHER)
 
 
 def _refuse_dead_layers(file: Path, state: dict[str, torch.Tensor]) -> None:

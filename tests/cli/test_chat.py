@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from web_host import write_small_adapter
 
 from kyon_pl.chat.command import chat
 from kyon_pl.chat.conversation import Conversation, Turn
+from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.speaker import Said, Sampling, Speaker, load_speaker
+from kyon_pl.chat.speaker import Said, Sampling, Speaker
 from kyon_pl.cli import main
 from kyon_pl.data.roles import read_role
 from kyon_pl.demo import ASSETS, BASE
@@ -140,15 +144,76 @@ def test_a_role_is_asked_as_its_rows_were_made(
     main(["build-data", *words])
     row = json.loads((tmp_path / "rows.jsonl").read_text("utf-8").splitlines()[-1])
 
-    def count(text: str) -> int:
-        return len(speaker.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    conversation = Conversation(speaker, role=RolePlay(read_role(tmp_path / "Bo"), "Ada", "auto", count))
-    assert conversation.role
-    first = conversation.role.question("Is it far?")
+    role = RolePlay(read_role(tmp_path / "Bo"), "auto", speaker.count_tokens)
+    conversation = Conversation(speaker, role=role, asker="Ada")
+    first = role.question("Is it far?", "Ada")
     conversation.turns = [Turn("Is it far?", first, Said("Bo:Two hundred strokes.", True))]
-    assert conversation.asked(conversation.role.question("In this fog?")) == row["context"]
-    assert conversation.role.question("Eve: In this fog?") == "Eve: In this fog?"
+    assert conversation.asked(role.question("In this fog?", "Ada")) == row["context"]
+    assert role.question("Eve: In this fog?", "Ada") == "Eve: In this fog?"
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_adapter(tmp_path_factory.mktemp("second") / "another", 2)
+
+
+def test_several_adapters_take_turns(adapter: Path, second: Path, rows: list[dict[str, str]]) -> None:
+    """Each says what it says alone, the base too, in whatever order."""
+    question, sampling = rows[0]["context"], Sampling(12)
+    alone = [Conversation(load_speaker(str(folder), "last", None, None, None)) for folder in (adapter, second)]
+    expected = [conversation.ask(question, sampling).text for conversation in alone]
+    both = load_speaker([str(adapter), str(second)], "last", None, None, None)
+    assert [*both.adapters] == [adapter.parents[1].name, "another"]
+    base = alone[0].compare(sampling).text
+    assert len({*expected, base}) == 3
+    for name, said in zip([*both.adapters, *both.adapters], [*expected, *expected], strict=True):
+        conversation = Conversation(both, adapter=name)
+        assert conversation.ask(question, sampling).text == said
+        assert conversation.compare(sampling).text == base
+
+
+def changed_adapter(adapter: Path, folder: Path, **settings: str) -> Path:
+    """A copy that says something else of its base, or of the words that it was trained with."""
+    shutil.copytree(adapter, folder)
+    for file, key in (("adapter_config.json", "base_model_name_or_path"), ("config.yaml", "template")):
+        if key in settings:
+            content = yaml.safe_load((folder / file).read_text(encoding="utf-8"))
+            (content["data"] if file == "config.yaml" else content)[key] = settings[key]
+            (folder / file).write_text(json.dumps(content), encoding="utf-8")  # which is YAML too
+    return folder
+
+
+def test_adapters_that_do_not_go_together(
+    adapter: Path, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_base = changed_adapter(adapter, tmp_path / "one", base_model_name_or_path="somebody/another-base")
+    other_words = changed_adapter(adapter, tmp_path / "two", template="chatglm2")
+    for folder, said in (
+        (other_base, "was made for somebody/another-base"),
+        (other_words, "was trained with 'chatglm2'"),
+        (BASE, "is a merged model"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["chat", "-p", "x", "--adapter", f"[{second}, {folder}]"])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def cpu_seconds(*words: str) -> float:
+    before = os.times()
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_it_starts_soon(second: Path) -> None:
+    """To the prompt in the time of the bare imports and two seconds, and one more to the first token."""
+    bare = cpu_seconds("-c", "import torch, transformers, peft")
+    first_token = cpu_seconds("-m", "kyon_pl", "chat", "--adapter", str(second), "-p", "x", "--max_new_tokens", "1")
+    assert first_token < bare + 3
+    loaded = "import sys, kyon_pl.tools, kyon_pl.chat.command; print('lightning' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True)
+    assert run.stdout == "False\n"
 
 
 def test_what_is_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,8 +279,8 @@ class Session:
 
 
 @pytest.fixture
-def session(adapter: Path, tmp_path: Path) -> Iterator[Session]:
-    session = Session(tmp_path, "--adapter", str(adapter), "--max_new_tokens", "24")
+def session(adapter: Path, second: Path, tmp_path: Path) -> Iterator[Session]:
+    session = Session(tmp_path, "--adapter", f"[{adapter}, {second}]", "--max_new_tokens", "24")
     session.until(r"lists the commands\s+(\x1b\[\?2004h)?> $")
     yield session
     if session.process.poll() is None:
@@ -252,6 +317,9 @@ def test_a_conversation_in_a_terminal(session: Session, tmp_path: Path, rows: li
     assert "nothing has been said" in session.ask("/retry")
     assert "no such command" in session.ask("/fly")
     assert "there is no such file" in session.ask("/character nowhere")
+    assert re.search(r"adapter: step=4; others: another|adapter: version_0; others: another", session.ask("/adapter"))
+    assert "there is no 'third'" in session.ask("/adapter third")
+    assert "adapter: another; others: version_0" in session.ask("/adapter another")
     assert "role: none" in session.ask("/character none")
     assert "/retry" in session.ask("/help")
     assert "too long" in session.ask("长" * 10_000)

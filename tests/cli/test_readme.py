@@ -43,6 +43,9 @@ SUBSTITUTIONS = [
     (r"^kyon-pl doctor --config configs/lora.yaml", "kyon-pl doctor --config configs/demo.yaml"),
     # nobody is there to type: tests/cli/test_chat.py has a terminal
     (r"^kyon-pl chat( --character \S+ --asker \S+)?$", r"kyon-pl chat\1 -p 'Is it far?' --max_new_tokens 8"),
+    # the servers would not end: tests/cli/test_web.py and tests/cli/test_serve.py have them
+    (r"^kyon-pl (web .*)$", rf"{sys.executable} -m kyon_pl \1 --help"),
+    (r"^transformers serve .*$", "transformers serve --help"),
     # the server would not end
     (r"^tensorboard --logdir", "tensorboard --inspect --logdir"),
     (r"^kyon-pl (validate|predict)(.*)$", r"kyon-pl \1\2 --trainer.limit_\1_batches 1 --trainer.logger false"),
@@ -70,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 30
+    assert len(COMMANDS) == 32
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 

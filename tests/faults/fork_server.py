@@ -21,8 +21,6 @@ from typing import Any
 
 import torch.utils.tensorboard  # noqa: F401  # the logger imports it late
 
-import kyon_pl.run
-import kyon_pl.tools  # noqa: F401
 from kyon_pl.cli import main
 
 

@@ -1,0 +1,51 @@
+"""The words on the page; the browser's language chooses."""
+
+from __future__ import annotations
+
+ENGLISH = {
+    "role": "Role",
+    "asker": "Your name in the story",
+    "adapter": "Adapter",
+    "compare": "Let the untuned base reply too",
+    "tuned": "Tuned",
+    "base": "Base",
+    "message": "Message",
+    "placeholder": "Ask something",
+    "send": "Send",
+    "stop": "Stop",
+    "retry": "Retry",
+    "undo": "Undo",
+    "clear": "Clear",
+    "export": "Export",
+    "memories": "Memories that the last question brought to mind",
+    "parameters": "Parameters",
+    "max_new_tokens": "Longest reply, in tokens",
+    "temperature": "Temperature (0: always the likeliest)",
+    "top_p": "Top p",
+    "repetition_penalty": "Repetition penalty",
+    "seed": "Seed",
+}
+CHINESE = {
+    "role": "角色",
+    "asker": "你在故事里的名字",
+    "adapter": "适配器",
+    "compare": "让未微调的底座也回答",
+    "tuned": "微调后",
+    "base": "底座",
+    "message": "消息",
+    "placeholder": "说点什么",
+    "send": "发送",
+    "stop": "停止",
+    "retry": "重试",
+    "undo": "撤回",
+    "clear": "清空",
+    "export": "导出",
+    "memories": "上一个问题唤起的记忆",
+    "parameters": "参数",
+    "max_new_tokens": "回复的最大词元数",
+    "temperature": "温度（0：总取最可能的词元）",
+    "top_p": "Top p",
+    "repetition_penalty": "重复惩罚",
+    "seed": "随机种子",
+}
+LOGIN = "Any name, and the password. 用户名任意，密码由管理员提供。"

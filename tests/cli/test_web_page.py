@@ -1,0 +1,191 @@
+"""The page of `kyon-pl web` in Chromium. tests/cli/test_web.py has the same over HTTP, where there is no browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, ProxySettings, expect, sync_playwright
+from web_host import HOSTILE, Recorder, free_port, make_host, parrot, write_role, write_small_adapter
+
+from kyon_pl.chat.labels import CHINESE
+from kyon_pl.chat.speaker import Sampling
+from kyon_pl.chat.visits import Host, Limits, Wishes
+from kyon_pl.chat.web import open_page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUESTION = "Will you cross in fog?"
+PHONE_PIXELS = 390
+OF_CHROMIUM = "CONNECT content-autofill.googleapis.com:443"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Iterator[Recorder]:
+    recorder = Recorder()
+    yield recorder
+    recorder.close()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    folder = tmp_path_factory.mktemp("host")
+    adapters = [write_small_adapter(folder / name, seed) for seed, name in ((2, "one"), (3, "two"))]
+    roles = [write_role(folder, name) for name in ("Ada", "Bo")]
+    return make_host(adapters, roles, Limits(max_new_tokens=700))
+
+
+@pytest.fixture
+def address(host: Host, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A page whose server would ask the recorder for whatever is elsewhere."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, recorder.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    page = open_page(host, Wishes("Ada", sampling=Sampling(24)), "127.0.0.1", free_port(), None)
+    yield page.local_url
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    words = ["--no-sandbox", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=words)
+        yield browser
+        browser.close()
+
+
+def opened(browser: Browser, address: str, recorder: Recorder, language: str = "en-US", width: int = 1200) -> Page:
+    """The page, ready; it would ask the recorder for whatever is elsewhere."""
+    proxy: ProxySettings = {"server": recorder.url, "bypass": "127.0.0.1"}
+    page = browser.new_context(locale=language, viewport={"width": width, "height": 900}, proxy=proxy).new_page()
+    page.goto(address)
+    for part in ("#message textarea", "#tuned"):
+        expect(page.locator(part)).to_be_visible(timeout=60_000)
+    return page
+
+
+def say(page: Page, text: str) -> None:
+    page.fill("#message textarea", text)
+    page.click("#send")
+
+
+def replied(page: Page, act: Callable[[], object], where: str = "tuned") -> str:
+    """The last reply after an act, once it has come and grows no more; `window.lengths` are its lengths on the way."""
+    page.evaluate(
+        """where => {
+          const part = document.querySelector(where), last = () => [...part.querySelectorAll(".bot.message")].at(-1);
+          window.lengths = []; window.changed = 0; window.watcher?.disconnect();
+          window.watcher = new MutationObserver(() => {
+            window.changed = performance.now(); window.lengths.push(last()?.innerText.length ?? 0);
+          });
+          window.watcher.observe(part, {subtree: true, childList: true, characterData: true});
+        }""",
+        f"#{where}",
+    )
+    act()
+    page.wait_for_function("() => window.changed && performance.now() - window.changed > 1000", timeout=60_000)
+    return page.locator(f"#{where} .bot.message").last.inner_text()
+
+
+def elsewhere(recorder: Recorder) -> list[str]:
+    """What was asked for, but for what Chromium asks of its own accord on pages with text fields."""
+    return [line for line in recorder.asked if OF_CHROMIUM not in line]
+
+
+def test_a_conversation_on_the_page(browser: Browser, address: str, recorder: Recorder, tmp_path: Path) -> None:
+    page = opened(browser, address, recorder)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.click("#role input")
+    page.get_by_role("option", name="Bo").click()
+    first = replied(page, lambda: say(page, QUESTION))
+    lengths = page.evaluate("window.lengths")
+    assert len({*lengths}) > 3, "it comes piece by piece"
+    expect(page.locator("#message textarea")).to_have_value("")
+    assert replied(page, lambda: page.click("#retry")) == first  # greedy
+    expect(page.locator("#base")).to_be_hidden()
+    page.click("#compare input")
+    expect(page.locator("#base")).to_be_visible()
+    assert replied(page, lambda: page.click("#retry"), "base") != first
+    page.click("#memories_part button")
+    expect(page.locator("#memories textarea")).to_have_value(re.compile(r"^1\. In fog the bell is rung twice"))
+    with page.expect_download() as saved:
+        page.click("#export")
+    saved.value.save_as(tmp_path / "row.jsonl")
+    system, asked, answered = json.loads((tmp_path / "row.jsonl").read_text(encoding="utf-8"))["messages"]
+    assert (system["content"], asked["content"]) == ("You are Bo, who rows the ferry.", QUESTION)
+    assert answered["content"].split() == first.removesuffix(" […]").split()
+    page.click("#undo")
+    expect(page.locator("#tuned .bot.message")).to_have_count(0)
+    page.click("#export")
+    expect(page.get_by_text("nothing has been said")).to_be_visible()
+    assert len(requests) > 5
+    assert [url for url in requests if not url.startswith((address, "blob:", "data:"))] == []
+    assert elsewhere(recorder) == []
+
+
+def test_the_recorder_sees_what_leaves(browser: Browser) -> None:
+    other = Recorder()
+    page = browser.new_context(proxy={"server": other.url}).new_page()
+    page.set_content('<img src="http://example.org/b.png">')
+    page.wait_for_timeout(500)
+    other.close()
+    assert other.asked == ["GET http://example.org/b.png HTTP/1.1"]
+
+
+def test_hostile_text_is_shown_and_does_nothing(browser: Browser, address: str, host: Host, recorder: Recorder) -> None:
+    """From the visitor, from the model, and in an error."""
+    server = open_page(parrot(host), Wishes(), "127.0.0.1", free_port(), None)
+    try:
+        page = opened(browser, server.local_url, recorder)
+        assert replied(page, lambda: say(page, HOSTILE)) == HOSTILE
+        assert page.locator("#tuned .user.message").inner_text() == HOSTILE
+        assert page.locator("#tuned .message img, #tuned .message script").count() == 0
+        assert page.title() == "kyon_pl"
+    finally:
+        server.close()
+    assert elsewhere(recorder) == []
+
+
+def test_stop_and_clear(browser: Browser, host: Host, recorder: Recorder) -> None:
+    endless = Wishes(sampling=Sampling(700, repetition_penalty=0.5))
+    server = open_page(host, endless, "127.0.0.1", free_port(), None)
+    page = opened(browser, server.local_url, recorder)
+    say(page, QUESTION)
+    page.wait_for_function("() => document.querySelector('#tuned .bot.message')?.innerText.length > 12")
+    page.click("#stop")
+    page.wait_for_timeout(1000)
+    stopped = page.inner_text("#tuned .bot.message")
+    page.wait_for_timeout(1000)
+    assert page.inner_text("#tuned .bot.message") == stopped
+    assert stopped.endswith("[…]")
+    page.click("#clear")
+    expect(page.locator("#tuned .bot.message")).to_have_count(0)
+    say(page, QUESTION)
+    assert page.wait_for_selector("#tuned .bot.message")
+    page.click("#clear")
+    expect(page.locator("#tuned .bot.message")).to_have_count(0)
+    server.close()
+
+
+def test_a_phone_in_chinese(browser: Browser, address: str, recorder: Recorder) -> None:
+    page = opened(browser, address, recorder, "zh-CN", PHONE_PIXELS)
+    replied(page, lambda: say(page, "长" * 200))
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE_PIXELS
+    for part in ("#role", "#asker", "#compare", "#message", "#send", "#export", "#parameters"):
+        box = page.locator(part).bounding_box()
+        assert box
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= PHONE_PIXELS
+    assert page.locator("#compare label").evaluate("part => part.scrollWidth <= part.clientWidth + 1")
+    assert page.locator("#compare").bounding_box()["height"] < 80  # type: ignore[index]  # its words are not stacked
+    text = page.inner_text("body")
+    for name in ("role", "send", "stop", "retry", "undo", "clear", "export", "memories", "parameters", "compare"):
+        assert CHINESE[name] in text
