@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=WARMUP, help="optimizer steps before them")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape in float32")
-    parser.add_argument("--one_process", action="store_true", help="saves imports; peaks are less exact")
+    parser.add_argument("--one_process", action="store_true", help="for a CPU: a GPU may still hold the arm before")
     parser.add_argument("--limit_s", type=float, default=float("inf"), help="of the whole command: kill what runs then")
     parser.add_argument("--arm_limit_s", type=float, default=300, help="of one arm")
     parser.add_argument("--logs", type=Path, help="folder to keep what each arm said")
