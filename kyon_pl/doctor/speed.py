@@ -14,12 +14,18 @@ from kyon_pl.training.callbacks.run_estimate import USUAL_SHARE, matrix_rate
 
 # Real tokens a second on one H100 80GB, ChatGLM2-6B, packed, varlen, by
 # (precision, tokens_per_batch, checkpointing, compile, quantization).
-# Source: benchmarks/results/2026-11-24-nvidia-h100-80gb.md
+# Source: benchmarks/results/2026-11-24-nvidia-h100-80gb.md, and -speed.md for what is compiled
 MEASURED_TOKENS_PER_S: dict[tuple[object, ...], int] = {
     ("16-mixed", 2048, "full", False, None): 6_699,
     ("bf16-mixed", 2048, "full", False, None): 7_492,
     ("bf16-mixed", 8192, "full", False, None): 12_074,
     ("bf16-mixed", 8192, "none", False, None): 16_365,
+    ("bf16-mixed", 8192, "full", True, None): 14_965,
+    ("bf16-mixed", 8192, "none", True, None): 21_920,
+    ("16-mixed", 8192, "none", True, None): 21_006,
+    ("bf16-mixed", 8192, "full", True, "nf4"): 14_565,
+    ("bf16-mixed", 8192, "full", True, "fp8"): 22_280,
+    ("bf16-mixed", 8192, "none", True, "fp8"): 31_820,
 }
 
 

@@ -31,6 +31,11 @@ SUBSTITUTIONS = [
     (r"^make test$", f"{sys.executable} -m pytest --collect-only -q tests/unit/test_error_kinds.py"),
     # several GPUs: two processes are tests/cli/test_ddp.py's
     (r" --config configs/overlay/ddp.yaml --trainer.devices 4 --trainer.accumulate_grad_batches 4", ""),
+    # for GPUs: test_speed_settings.py among the GPU tests has the formats, test_compile.py compiles on a CPU
+    (
+        r"(configs/overlay/(?:bf16|fp8|qlora).yaml)$",
+        r"\1 --model.quantization null --model.compile false --data.tokens_per_batch 2048",
+    ),
     (r"(kyon-pl fit --config configs/lora.yaml)", rf"\1 {SMALL_LORA}"),
     (
         r"--model.base demo --data.source demo (.*)--data.source ('.+?'|\w+.jsonl)",
@@ -73,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 32
+    assert len(COMMANDS) == 35
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 

@@ -53,6 +53,7 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
         35.97,
     ),
     "nf4, compiled": ({"training": PACK_8192, "compiled": True, "validation": None, "quantization": "nf4"}, 7.08),
+    "fp8, compiled": ({"training": PACK_8192, "compiled": True, "validation": None, "quantization": "fp8"}, 15.20),
     # benchmarks/head_memory.py: no validation, 351 trained tokens
     "one batch alone": ({"training": Slots(rows=1, slots=8192, trained_tokens=351), "validation": None}, 15.35),
 }

@@ -1,9 +1,12 @@
-"""Stops a run at the first number that is not finite, and says which rows it came from."""
+"""Stops a run at the first number that is not finite, warns of a spike, and says which rows they came from."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import statistics
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kyon_pl.batch import Batch, BatchSource
 from kyon_pl.errors import TrainingError
+
+log = logging.getLogger(__name__)
+
+# Norms of gradients lie within a factor of three or so of their median; the first steps say too little of it.
+SPIKE, MEDIAN_OF, LEAST_STEPS = 10.0, 50, 20
+SHOWN_ROWS = 3
 
 # A gradient scaler begins at 65536 and halves at every skip. Below 1 it is no longer gradients scaled too high that
 # overflow float16, but the gradients themselves.
@@ -53,12 +62,16 @@ class FiniteGuard(Callback):
 
     With a scaler, a gradient that is not finite is an ordinary thing as long as the loss is: the scaler skips the step
     and halves its scale.
+
+    A gradient many times as large as usual is said, with its rows, and the run goes on: clipping holds it, but rows that
+    do this again and again are worth a look. This costs no further look at the device.
     """
 
     def __init__(self) -> None:
         self.row_numbers: list[tuple[int, ...]] = []
         self.losses: list[torch.Tensor] = []
         self.report: StepReport | None = None
+        self.norms: deque[float] = deque(maxlen=MEDIAN_OF)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Remember whose rows come."""
@@ -108,6 +121,7 @@ class FiniteGuard(Callback):
         if bad_losses:
             found = "the loss is not finite"
         elif math.isfinite(norm) or (trainer.scaler is not None and scale >= SMALLEST_SCALE):
+            self._watch(trainer, report.step, norm)
             return
         elif trainer.scaler is not None:
             found = f"the gradient overflows float16 even at a loss scale of {scale:g}, and every step is skipped"
@@ -119,6 +133,22 @@ class FiniteGuard(Callback):
             found=f"{found}. The rows of this step and their losses are in {file}; the weights are those before it",
             fix=fix(str(trainer.precision), report),
         )
+
+    def _watch(self, trainer: Trainer, step: int, norm: float) -> None:
+        usual = statistics.median(self.norms) if len(self.norms) >= LEAST_STEPS else math.inf
+        if math.isfinite(norm):
+            self.norms.append(norm)
+            if norm > SPIKE * usual and trainer.is_global_zero:
+                source = trainer.datamodule  # type: ignore[attr-defined]
+                rows = [row for rows in self.row_numbers for row in rows]
+                named = [
+                    source.place(row) if isinstance(source, BatchSource) else str(row) for row in rows[:SHOWN_ROWS]
+                ]
+                more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+                log.warning(
+                    "optimizer step %d: a gradient of norm %.3g, %.0f times the usual; its rows: %s%s. The run goes on",
+                    *(step, norm, norm / usual, ", ".join(named), more),
+                )
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +177,24 @@ def test_a_layer_without_gradient_is_named_at_the_first_step(
 def test_an_adapter_that_stays_zero_stops_the_run(folder: Path, epochs: int, steps: int) -> None:
     with pytest.raises(TrainingError, match=rf"still zero after {steps} optimizer steps \(4 of 4 .*init_args\.lr"):
         fit(folder, rigged_module(folder, rate=0.0), [AdapterGuard()], epochs=epochs)
+
+
+def test_a_spike_is_said_with_its_rows(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One step of 28 has a loss a hundred times as large; nothing else is said, and nothing stops."""
+    module = rigged_module(folder, rate=1e-4)
+    steps = 0
+
+    def spike(batch: Batch, loss: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return loss * 100 if steps in (2 * 22 + 1, 2 * 22 + 2) else loss
+
+    module.change_loss = spike
+    with caplog.at_level(logging.WARNING, "kyon_pl"):
+        assert fit(folder, module, [FiniteGuard()], epochs=14).global_step == 28
+    said = [record.getMessage() for record in caplog.records if "the usual" in record.getMessage()]
+    assert len(said) == 1, said
+    assert re.search(r"optimizer step 2\d: a gradient of norm .* \d\d+ times the usual; its rows: .*line \d+", said[0])
 
 
 # memory
