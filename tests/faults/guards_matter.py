@@ -128,6 +128,13 @@ class ChatGLM2Attention(nn.Module):""",
         f"{GUARDS_TEST}test_without_a_scaler_a_gradient_that_is_not_finite_stops_the_run",
     ),
     Guard(
+        "a spike of the gradient is said",
+        "training/callbacks/finite_guard.py",
+        "norm > SPIKE * usual",
+        "False",
+        f"{GUARDS_TEST}test_a_spike_is_said_with_its_rows",
+    ),
+    Guard(
         "an ordinary skip of the scaler does not stop the run",
         "training/callbacks/finite_guard.py",
         "(trainer.scaler is not None and scale >= SMALLEST_SCALE)",

@@ -63,8 +63,8 @@ class FiniteGuard(Callback):
     With a scaler, a gradient that is not finite is an ordinary thing as long as the loss is: the scaler skips the step
     and halves its scale.
 
-    A gradient many times as large as usual is said, with its rows, and the run goes on: clipping holds it, but rows that
-    do this again and again are worth a look. This costs no further look at the device.
+    A gradient many times as large as usual is said, with its rows, and the run goes on: clipping holds it, but rows
+    that do this again and again are worth a look. This costs no further look at the device.
     """
 
     def __init__(self) -> None:
