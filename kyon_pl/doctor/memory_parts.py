@@ -139,7 +139,8 @@ def layer_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> in
     if settings.attention == "eager":
         scores = config.num_attention_heads * batch.slots * (3 * FLOAT32_BYTES - _probability_bytes(h))
         most = max(most, scores - 3 * h * gated)
-    return batch.total * (h * config.hidden_size + most)
+    in_fp8 = 2 * gated if settings.quantization == "fp8" else 0
+    return batch.total * (h * config.hidden_size + most + in_fp8)
 
 
 def head_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:

@@ -212,7 +212,7 @@ class ChatGLM2LoRA(LightningModule):
                 check_vocabulary(folder, self.tokenizer, self.base_config)
             self._check_ids()
             base = load_base(folder, dtype=dtype, device=loaded_on, attn_implementation=attention, quantize=quantize)
-        log.info("base: there after %.1f s", time.monotonic() - started_s)
+        loading_s = time.monotonic() - started_s
         base.is_loaded_in_4bit = self.quantization == "nf4"  # type: ignore[assignment]  # PEFT asks
         if self.adapter_folder:
             self.model = load_adapter(base, self.adapter_folder, self.base)
@@ -236,7 +236,8 @@ class ChatGLM2LoRA(LightningModule):
         # bases are loaded for evaluation, and Lightning leaves modes alone; layers checkpoint in training mode only
         self.model.train()
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        log.info("LoRA: %s trained parameters, %.1f MB in float32", f"{trained:,}", trained * 4 / 1e6)
+        told = "LoRA: %s trained parameters, %.1f MB in float32; the base was loaded in %.1f s"
+        log.info(told, f"{trained:,}", trained * 4 / 1e6, loading_s)
 
     def cpu(self) -> Self:
         """Stay on the device; `to("cpu")` moves.

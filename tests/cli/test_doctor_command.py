@@ -72,7 +72,7 @@ def test_reference_run_on_a_cpu_machine(capsys: pytest.CaptureFixture[str]) -> N
     assert "12.5 GB to download" in flat
     assert "✗ device model.base: this base has 6.2 billion parameters" in flat
     assert "configs/demo.yaml" in flat
-    assert "peak 13.9 GiB" in flat
+    assert "peak 12.8 GiB" in flat
     assert lines[-1] == "  ✗  this run cannot work here; missing: device"
 
 
