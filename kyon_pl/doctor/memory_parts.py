@@ -130,6 +130,7 @@ def layer_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> in
       float32 before and after the dropout, (2 * h + 8) * F
     - or, with `eager`, probabilities, their gradient and the scores' in float32, H * T * 12, when the other things
       that attention and feed-forward kept of them are gone again
+    - with fp8 beside any of these, the gradient of gate and what it gates a second time, a byte a number, 2 * F
     """
     _, _, gated = _channels(config)
     h, batch = settings.compute_bytes, settings.training
