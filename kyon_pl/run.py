@@ -271,7 +271,8 @@ class KyonCLI(LightningCLI):
     def _check_run(self) -> None:
         precision = str(self.config[str(self.subcommand)].trainer.precision or "32-true")
         model, device = self.model, self.trainer.strategy.root_device
-        check_combination(model.quantization, model.lora, sharded=model.shard_base, compiled=model.compiled)
+        lora = model.lora_in_use if model.quantization else model.lora
+        check_combination(model.quantization, lora, sharded=model.shard_base, compiled=model.compiled)
         checkpointed_layers(model.checkpointing, model.base_config.num_layers)
         quantizer(model.quantization, frozen_dtype(precision), device)
         check_run(

@@ -69,11 +69,15 @@ class Conversation:
         Raises:
             DataError: the question alone is too long.
         """
-        question = self.role.question(typed, self.asker) if self.role else typed
+        question = self.question(typed)
         prompt = self.prompt_ids(question, sampling.max_new_tokens)
         said = self.speaker.reply(prompt, sampling, on_text, self.adapter)
         self.turns.append(Turn(typed, question, said))
         return said
+
+    def question(self, typed: str) -> str:
+        """What was typed, as the model is asked it: behind the asker's name, where there is a role."""
+        return self.role.question(typed, self.asker) if self.role else typed
 
     def compare(self, sampling: Sampling, on_text: Callable[[str], object] = lambda text: None) -> Said:
         """What the base, without its adapter, replies to the last question. Later questions do not build on it."""

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from kyon_pl.adapters import CHECKPOINTS, SETTINGS, adapter_base, base_with_weig
 from kyon_pl.chat.speaker import Speaker
 from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.chatglm2.configuration import read_config
+from kyon_pl.chatglm2.json_object import read_json_object
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.data.prompt import TEMPLATES, TrainTurns
@@ -102,7 +103,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     names: list[str] = []
     for folder, run in zip(folders, runs, strict=True):
         name = run.name if run and runs.count(run) == 1 else folder.name
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+        numbered = (f"{name}-{number}" for number in count(2))
+        names.append(name if name not in names else next(one for one in numbered if one not in names))
     return names
 
 
@@ -118,7 +120,7 @@ def _chatglm(folder: Path, device: torch.device) -> ChatGLM2ForCausalLM:
 
 
 def _merged(folder: Path, device: torch.device) -> tuple[nn.Module, Any]:
-    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") != "glm":
+    if read_json_object(folder / "config.json").get("model_type") != "glm":
         return _chatglm(folder, device), read_tokenizer(folder)
     model = GlmForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": device}, local_files_only=True)
     if device.type == "cpu" and model.num_parameters() < _SMALL:
@@ -138,7 +140,7 @@ def _wording(folder: Path, template: str | None) -> tuple[str, TrainTurns]:
     try:
         recorded = yaml.safe_load(file.read_text(encoding="utf-8"))["data"] if file.is_file() else {}
         trained_with = recorded.get("template", "raw") if file.is_file() else None
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             str(file), f"it cannot be read ({type(error).__name__})", "Use another adapter"
         ) from error

@@ -93,6 +93,10 @@ def build_page(host: Host, wishes: Wishes) -> Any:
     return page.queue(max_size=host.limits.waiting, default_concurrency_limit=4)
 
 
+# what a visitor can set; beyond these Gradio refuses every message, its own starting values included
+RANGES = {"temperature": (0, 2), "top_p": (0.05, 1), "repetition_penalty": (0.5, 2), "seed": (0, 2**31)}
+
+
 class _Actions:
     """What the buttons do. Each gets the components' values in their order."""
 
@@ -100,9 +104,11 @@ class _Actions:
         self.host = host
 
     def ask(self, message: str, turns: Turns, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        """Ask; the message box empties at once, and has the message again if it was refused."""
-        wishes = self._wishes(settings)
-        yield from (("", *update) for update in self._said(turns, message, wishes))
+        """Ask; the message box empties with the first piece of the reply, and what is typed from then on stays."""
+        wishes, box = self._wishes(settings), ""
+        for update in self._said(turns, message, wishes):
+            yield (box, *update)
+            box = gr.skip()
 
     def retry(self, turns: Turns, *settings: Any) -> Iterator[tuple[Any, ...]]:
         """Ask the last question again; where tokens are drawn, with another seed for each retry."""
@@ -143,6 +149,8 @@ class _Actions:
         role, asker, adapter, compares, *numbers = settings
         tokens, temperature, top_p, penalty, seed = numbers
         with _shown_errors():
+            if None in numbers:
+                raise SettingError("parameters", "a number is missing", "Fill it in")
             sampling = Sampling(int(tokens), float(temperature), float(top_p), float(penalty), int(seed))
         return Wishes(role or "", asker or "", adapter or "", bool(compares), sampling)
 
@@ -186,13 +194,17 @@ def _choices(host: Host, wishes: Wishes) -> tuple[Any, ...]:
 
 def _numbers(host: Host, sampling: Sampling) -> list[Any]:
     most = host.limits.max_new_tokens
+    for name, (least, greatest) in RANGES.items():
+        if not least <= (value := getattr(sampling, name)) <= greatest:
+            raise SettingError(name, f"{value} is off the page's range", f"Set {least} to {greatest}.")
     with gr.Accordion(words("parameters"), open=False, elem_id="parameters"), gr.Row():
         return [
             gr.Slider(1, most, min(sampling.max_new_tokens, most), step=1, label=words("max_new_tokens")),
-            gr.Slider(0, 2, sampling.temperature, step=0.05, label=words("temperature"), elem_id="temperature"),
-            gr.Slider(0.05, 1, sampling.top_p, step=0.05, label=words("top_p")),
-            gr.Slider(0.5, 2, sampling.repetition_penalty, step=0.05, label=words("repetition_penalty")),
-            gr.Number(sampling.seed, precision=0, minimum=0, maximum=2**31, label=words("seed")),
+            *(
+                gr.Slider(*RANGES[name], getattr(sampling, name), step=0.05, label=words(name), elem_id=name)
+                for name in ("temperature", "top_p", "repetition_penalty")
+            ),
+            gr.Number(sampling.seed, precision=0, minimum=0, maximum=RANGES["seed"][1], label=words("seed")),
         ]
 
 

@@ -38,9 +38,10 @@ class Limits:
     waiting: int = 32
 
     def __post_init__(self) -> None:
-        for key, number in vars(self).items():
+        names = ("message_characters", "turns_kept", "most_new_tokens", "queue_size")  # of the options
+        for name, number in zip(names, vars(self).values(), strict=True):
             if number < 1:
-                raise SettingError(f"limits: {key}", f"{number} is impossible", "Set 1 or more.")
+                raise SettingError(name, f"{number} is impossible", "Set 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ class Host:
             yield from self._replies(conversation, turns, typed, wishes)
 
     def _replies(self, conversation: Conversation, turns: Turns, typed: str, wishes: Wishes) -> Iterator[Turns]:
-        sampling = wishes.sampling
+        sampling, question = wishes.sampling, conversation.question(typed)
         for text in growing(lambda tell: conversation.ask(typed, sampling, tell)):
-            yield (*turns, Turn(typed, typed, Said(text, stopped=False)))
+            yield (*turns, Turn(typed, question, Said(text, stopped=False)))
         yield tuple(conversation.turns)
         if not (wishes.compares and self.speaker.tuned):
             return

@@ -166,7 +166,7 @@ def read_password(file: str | None, ask: bool) -> str | None:
 
     Raises:
         MissingFileError: there is no such file.
-        SettingError: it is empty.
+        SettingError: it is empty, or the file cannot be read.
     """
     if ask:
         password: str | None = getpass.getpass("password of the page: ")
@@ -174,11 +174,15 @@ def read_password(file: str | None, ask: bool) -> str | None:
         path = Path(file).expanduser()
         if not path.is_file():
             raise MissingFileError(str(path), "there is no such file", "Write the password into it, in one line")
-        password = (path.read_text(encoding="utf-8").splitlines() or [""])[0]
+        try:
+            password = (path.read_text(encoding="utf-8").splitlines() or [""])[0]
+        except (OSError, UnicodeDecodeError) as error:
+            found = f"it cannot be read ({type(error).__name__})"
+            raise SettingError(str(path), found, "Write the password into it, in one line of UTF-8") from error
     else:
         password = os.environ.get(PASSWORD)
     if password is not None and not password.strip():
-        raise SettingError("password", "it is empty", f"Unset {PASSWORD} for a page without one")
+        raise SettingError("password", "it is empty", f"Give one; without {PASSWORD} and options the page has none")
     return password
 
 

@@ -43,12 +43,13 @@ def check_run(
     least = needed_bytes(least_memory(config, precision, device.type, sharded_over, quantization), device.type)
     available = memory_bytes(device)
     if least > available:
+        smaller = "" if quantization == "nf4" else "configs/overlay/qlora.yaml, "
         raise MachineError(
             where="model.base",
             found=f"this base has {size(config, precision)} and does not fit into the {available / 2**30:.1f} GiB of "
             f"memory of {device}",
-            fix="Use configs/overlay/qlora.yaml, a half-precision setting (--trainer.precision 16-mixed), a larger "
-            "GPU, or several GPUs that share it out (configs/overlay/fsdp.yaml)",
+            fix=f"Use {smaller}a half-precision setting (--trainer.precision 16-mixed), a larger GPU, or several GPUs "
+            "that share it out (configs/overlay/fsdp.yaml)",
         )
 
 

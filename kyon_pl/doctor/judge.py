@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from jsonargparse import Namespace
 
 from kyon_pl.chatglm2 import ChatGLM2Config
@@ -15,6 +16,7 @@ from kyon_pl.doctor.plan import PACK_STEP, Needs, Plan
 from kyon_pl.doctor.target import Target
 from kyon_pl.doctor.work import Work
 from kyon_pl.errors import KyonError
+from kyon_pl.lora import check_combination, frozen_dtype, quantizer, reference_lora
 from kyon_pl.training.callbacks.run_estimate import duration
 
 # the allocator left 3 % unused where it was short of memory (13.89 GiB reserved for 13.50 in use)
@@ -42,6 +44,7 @@ def judge(plan: Plan, machine: Machine, settings: Namespace) -> Iterator[Finding
         yield base_finding(plan.base, machine)
     yield from plan.problems
     yield from _device(plan, machine, settings)
+    yield from _formats(plan, settings)
     yield _work(plan.work)
     if plan.needs is not None:
         yield _memory(plan, plan.needs, machine)
@@ -67,6 +70,18 @@ def _device(plan: Plan, machine: Machine, settings: Namespace) -> Iterator[Findi
         yield Finding("device", "missing", found, "See 'torch and GPU' above, or plan for another: --gpu_gib 16")
     else:
         yield from _cpu(plan.base.config, precision)
+
+
+def _formats(plan: Plan, settings: Namespace) -> Iterator[Finding]:
+    """What fit refuses of the frozen weights' format; on a GPU that is not here, as far as it can be known."""
+    model, precision = settings.model, str(settings.trainer.precision or "32-true")
+    lora = plan.needs.settings.lora if plan.needs else reference_lora()
+    try:
+        check_combination(model.quantization, lora, sharded=model.shard_base, compiled=model.compile)
+        if plan.target.here:
+            quantizer(model.quantization, frozen_dtype(precision), torch.device(plan.target.device_type))
+    except KyonError as error:
+        yield finding_of("weights", error)
 
 
 def _cpu(config: ChatGLM2Config | None, precision: str) -> Iterator[Finding]:
@@ -128,14 +143,12 @@ def lighter(needs: Needs, available_bytes: int) -> str:
         rows = needs.settings.validation.rows
         if rows > 1 and (most or memory.training < available_bytes):
             return f"Validation needs the most: lower data.validation_rows_per_batch from {rows} to {max(1, rows // 4)}"
-    if needs.settings.checkpointing != "full" and most:
-        layers = needs.fewest_checkpointed(available_bytes)
-        chosen = "full" if layers is None else layers
-        return f"Set model.checkpointing to {chosen}: a third more work, a fraction of the memory"
+    layers = needs.fewest_checkpointed(available_bytes)
+    if layers is not None:  # more than are checkpointed now, or this would not be asked
+        return f"Set model.checkpointing to {layers}: a third more work, a fraction of the memory"
     if not most:
-        return (
-            "Use configs/overlay/qlora.yaml, a half-precision setting (--trainer.precision 16-mixed), or a larger GPU"
-        )
+        smaller = "" if needs.settings.quantization == "nf4" else "configs/overlay/qlora.yaml, "
+        return f"Use {smaller}a half-precision setting (--trainer.precision 16-mixed), or a larger GPU"
     if needs.settings.packed:
         return f"Lower data.tokens_per_batch (and data.max_tokens with it) to {min(most, batch.slots):,} or less"
     rows = most // batch.slots

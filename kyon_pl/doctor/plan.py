@@ -174,7 +174,12 @@ def _lora(model: Namespace) -> LoraConfig:
     if model.lora is None:
         return reference_lora()
     chosen = model.lora.get("init_args", model.lora)
-    return LoraConfig(r=chosen.r, lora_dropout=chosen.lora_dropout, target_modules=chosen.target_modules)
+    return LoraConfig(
+        r=chosen.r,
+        lora_dropout=chosen.lora_dropout,
+        target_modules=chosen.target_modules,
+        use_dora=chosen.get("use_dora", False),
+    )
 
 
 def _attention(attention: str, device: torch.device, precision: str, *, here: bool) -> str:

@@ -39,10 +39,11 @@ class Fp8Linear(nn.Linear):
         self.register_parameter("bias", bias)
         forward, forward_scales = quantize_rows(weight)
         backward, backward_scales = quantize_rows(weight.T.contiguous())
-        self.weight = nn.Parameter(forward.view(torch.uint8), requires_grad=False)
-        self.register_buffer("weight_transposed", backward.view(torch.uint8), persistent=False)
-        self.register_buffer("scales", forward_scales.T, persistent=False)
-        self.register_buffer("scales_transposed", backward_scales.T, persistent=False)
+        # parameters, all of them: DDP would send buffers around at every step
+        self.weight, self.weight_transposed, self.scales, self.scales_transposed = (
+            nn.Parameter(kept, requires_grad=False)
+            for kept in (forward.view(torch.uint8), backward.view(torch.uint8), forward_scales.T, backward_scales.T)
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., K) in any dtype to (..., N) in bfloat16."""

@@ -159,6 +159,11 @@ class ChatGLM2LoRA(LightningModule):
         return find_adapter(self.adapter) if self.adapter else None
 
     @property
+    def lora_in_use(self) -> LoraConfig:
+        """`lora`, or the settings of the adapter to start from; that from the Hub is downloaded."""
+        return read_adapter(self.adapter_folder)[0] if self.adapter_folder else self.lora
+
+    @property
     def sharded(self) -> bool:
         """Whether the base is shared out over ranks, so that they have to make all forward passes together."""
         return self.shard_base and self.trainer.world_size > 1
@@ -192,7 +197,7 @@ class ChatGLM2LoRA(LightningModule):
             return
         device = self.trainer.strategy.root_device
         dtype = frozen_dtype(str(self.trainer.precision))
-        check_combination(self.quantization, self.lora, sharded=self.shard_base, compiled=self.compiled)
+        check_combination(self.quantization, self.lora_in_use, sharded=self.shard_base, compiled=self.compiled)
         checkpointed = checkpointed_layers(self.checkpointing, self.base_config.num_layers)
         quantize = quantizer(self.quantization, dtype, device)
         attention, reason = choose_attention(self.attention, device, dtype)

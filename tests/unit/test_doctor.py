@@ -215,3 +215,10 @@ def test_driver_is_asked_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(0o755)
         assert driver_version() == version
+
+
+def test_what_fit_refuses_of_the_weights_is_said() -> None:
+    """The GPU itself is not asked here: fp8 is refused for its precision, and sharing out whatever the GPU is."""
+    assert "bf16-mixed" in on_l4(model__quantization="fp8")["weights"].fix
+    assert "shard_base" in on_l4(model__compile=True, model__shard_base=True)["weights"].found
+    assert "weights" not in on_l4(model__compile=True)

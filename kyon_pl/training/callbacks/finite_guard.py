@@ -63,8 +63,8 @@ class FiniteGuard(Callback):
     With a scaler, a gradient that is not finite is an ordinary thing as long as the loss is: the scaler skips the step
     and halves its scale.
 
-    A gradient many times as large as usual is said, with its rows, and the run goes on: clipping holds it, but rows
-    that do this again and again are worth a look. This costs no further look at the device.
+    A gradient many times as large as usual is said, with the rows of the largest loss, and the run goes on: clipping
+    holds it, but rows that do this again and again are worth a look. This costs no further look at the device.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class FiniteGuard(Callback):
         if bad_losses:
             found = "the loss is not finite"
         elif math.isfinite(norm) or (trainer.scaler is not None and scale >= SMALLEST_SCALE):
-            self._watch(trainer, report.step, norm)
+            self._watch(trainer, report.step, norm, losses)
             return
         elif trainer.scaler is not None:
             found = f"the gradient overflows float16 even at a loss scale of {scale:g}, and every step is skipped"
@@ -134,20 +134,21 @@ class FiniteGuard(Callback):
             fix=fix(str(trainer.precision), report),
         )
 
-    def _watch(self, trainer: Trainer, step: int, norm: float) -> None:
+    def _watch(self, trainer: Trainer, step: int, norm: float, losses: list[float]) -> None:
         usual = statistics.median(self.norms) if len(self.norms) >= LEAST_STEPS else math.inf
         if math.isfinite(norm):
             self.norms.append(norm)
             if norm > SPIKE * usual and trainer.is_global_zero:
                 source = trainer.datamodule  # type: ignore[attr-defined]
-                rows = [row for rows in self.row_numbers for row in rows]
+                rows = self.row_numbers[losses.index(max(losses))]
                 named = [
                     source.place(row) if isinstance(source, BatchSource) else str(row) for row in rows[:SHOWN_ROWS]
                 ]
-                more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
                 log.warning(
-                    "optimizer step %d: a gradient of norm %.3g, %.0f times the usual; its rows: %s%s. The run goes on",
-                    *(step, norm, norm / usual, ", ".join(named), more),
+                    "optimizer step %d: a gradient of norm %.3g, %.0f times the usual. The largest loss%s is that of "
+                    "%s%s. The run goes on",
+                    *(step, norm, norm / usual, " on this rank" if trainer.world_size > 1 else ""),
+                    *(", ".join(named), f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""),
                 )
 
 

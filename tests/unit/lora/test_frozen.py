@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from adapters_made import written_adapter
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from kyon_pl import ChatGLM2LoRA
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.checkpoint import Quantize, load_base, random_base
 from kyon_pl.doctor.memory_parts import frozen_bytes
@@ -66,8 +69,14 @@ def test_fp8_products_are_those_of_the_weight() -> None:
     assert all(0.005 < relative_error(f, w) < 0.05 for f, w in zip(found, wanted, strict=True))
     others = [row for row in range(96) if row not in (3, 5)]  # one scale for all would round these to nothing
     assert relative_error(found[0][..., others], wanted[0][..., others]) < 0.05
-    quantized.scales = quantized.scales.roll(1)
+    quantized.scales.data = quantized.scales.roll(1)
     assert relative_error(product(quantized, tokens, gradient)[0], wanted[0]) > 0.5
+
+
+def test_fp8_has_no_buffers_that_ddp_would_send_around() -> None:
+    layer = Fp8Linear(torch.randn(32, 16), None)
+    assert not list(layer.buffers())
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def test_rows_that_e4m3_can_hold_come_back_as_they_are() -> None:
@@ -160,6 +169,7 @@ def test_what_does_not_go_together_is_refused_by_name() -> None:
     assert quantizer(None, half, CPU) is None
     dora = LoraConfig(use_dora=True)
     assert "use_dora" in refused(lambda: check_combination("fp8", dora, sharded=False, compiled=False))
+    assert "multiples of 16" in refused(lambda: fp8_linear(nn.Linear(24, 32), torch.zeros(32, 24)))
     check_combination("nf4", dora, sharded=False, compiled=True)
     for quantization, compiled in (("nf4", False), ("fp8", True), (None, True)):
         told = refused(
@@ -174,6 +184,15 @@ def test_checkpointed_layers(given: Any, layers: int) -> None:
     assert checkpointed_layers(given, 28) == layers
 
 
-@pytest.mark.parametrize("given", [-1, 29, "all"])
+@pytest.mark.parametrize("given", [-1, 29, "all", True])
 def test_another_number_of_layers_is_refused(given: Any) -> None:
     assert "model.checkpointing" in refused(lambda: checkpointed_layers(given, 28))
+
+
+def test_the_settings_of_an_adapter_to_start_from_are_those_that_are_checked(tmp_path: Any) -> None:
+    """Around fp8 weights DoRA would take bytes for numbers, wherever its setting comes from."""
+    module = ChatGLM2LoRA(base="demo", adapter=str(written_adapter("DoRA and head", tmp_path)), quantization="fp8")
+    assert not module.lora.use_dora
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    module._trainer = SimpleNamespace(strategy=strategy, precision="bf16-mixed", datamodule=None)  # type: ignore[assignment]
+    assert "use_dora" in refused(module.configure_model)
