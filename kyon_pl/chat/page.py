@@ -104,11 +104,9 @@ class _Actions:
         self.host = host
 
     def ask(self, message: str, turns: Turns, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        """Ask; the message box empties with the first piece of the reply, and what is typed from then on stays."""
-        wishes, box = self._wishes(settings), ""
-        for update in self._said(turns, message, wishes):
-            yield (box, *update)
-            box = gr.skip()
+        """Ask; the message box is empty while the reply comes, and has the message again if it was refused."""
+        wishes = self._wishes(settings)
+        yield from (("", *update) for update in self._said(turns, message, wishes))
 
     def retry(self, turns: Turns, *settings: Any) -> Iterator[tuple[Any, ...]]:
         """Ask the last question again; where tokens are drawn, with another seed for each retry."""

@@ -181,7 +181,8 @@ def test_what_the_command_refuses(
         for words, said in (
             (["--password_file", str(tmp_path / "none")], "there is no such file"),
             (["--password_file", str(tmp_path / "empty")], "it is empty"),
-            (["--queue_size", "0"], "limits: waiting"),
+            (["--queue_size", "0"], "queue_size: 0 is impossible"),
+            (["--temperature", "2.5"], "temperature: 2.5 is off the page's range"),
             (["--most_new_tokens", "3000"], "the reply alone may have"),
             (["--characters", str(tmp_path / "nobody")], "there is no role"),
             (["--port", str(port)], f"port {port}"),
