@@ -32,7 +32,6 @@ from kyon_pl.doctor import check_run
 from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.explain import explain_words
 from kyon_pl.logs import from_here
-from kyon_pl.lora import check_combination, checkpointed_layers, frozen_dtype, quantizer
 from kyon_pl.settings import check_config_files, check_trainer
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
@@ -271,10 +270,7 @@ class KyonCLI(LightningCLI):
     def _check_run(self) -> None:
         precision = str(self.config[str(self.subcommand)].trainer.precision or "32-true")
         model, device = self.model, self.trainer.strategy.root_device
-        lora = model.lora_in_use if model.quantization else model.lora
-        check_combination(model.quantization, lora, sharded=model.shard_base, compiled=model.compiled)
-        checkpointed_layers(model.checkpointing, model.base_config.num_layers)
-        quantizer(model.quantization, frozen_dtype(precision), device)
+        model.check_settings(precision, device)
         check_run(
             model.base_config,
             precision,

@@ -12,7 +12,7 @@ from kyon_pl.chat.characters import harmless
 from kyon_pl.chat.conversation import Conversation
 from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.speaker import Sampling
+from kyon_pl.chat.speaker import Sampling, check_room
 from kyon_pl.chat.terminal import Terminal, show
 from kyon_pl.data.roles import read_role
 from kyon_pl.errors import SettingError
@@ -75,9 +75,7 @@ def chat(
         DataError: a role's file cannot be used; a question that is too long.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-    if max_tokens < max_new_tokens + 4:
-        found = f"{max_tokens}, and the reply alone may have {max_new_tokens}"
-        raise SettingError("max_tokens", found, "Raise it, or lower max_new_tokens")
+    check_room(max_tokens, "max_new_tokens", max_new_tokens)
     if character and system:
         raise SettingError("system", "the role has its own", "Leave --system or --character out")
     role = read_role(Path(character).expanduser()) if character else None

@@ -48,6 +48,22 @@ class Sampling:
                 raise SettingError(key, f"{getattr(self, key)} is impossible", fix)
 
 
+def check_room(max_tokens: int, setting: str, reply_tokens: int) -> None:
+    """Refuse a reply that leaves no room for its prompt, which has at least the prefix and a token or two.
+
+    Args:
+        max_tokens: of prompt and reply together.
+        setting: what says how long a reply may be.
+        reply_tokens: its number.
+
+    Raises:
+        SettingError: there is none.
+    """
+    if max_tokens < reply_tokens + 4:
+        found = f"{max_tokens}, and the reply alone may have {reply_tokens}"
+        raise SettingError("max_tokens", found, f"Raise it, or lower {setting}")
+
+
 @dataclass(frozen=True)
 class Said:
     """A reply.

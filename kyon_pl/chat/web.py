@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kyon_pl.chat.labels import LOGIN
 from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.speaker import Sampling
+from kyon_pl.chat.speaker import Sampling, check_room
 from kyon_pl.chat.visits import Host, Limits, Wishes
 from kyon_pl.data.roles import find_roles
 from kyon_pl.errors import MachineError, MissingFileError, SettingError
@@ -95,9 +95,7 @@ def web(
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     limits = Limits(message_characters, turns_kept, most_new_tokens, queue_size)
-    if max_tokens < most_new_tokens + 4:
-        found = f"{max_tokens}, and the reply alone may have {most_new_tokens}"
-        raise SettingError("max_tokens", found, "Raise it, or lower most_new_tokens")
+    check_room(max_tokens, "most_new_tokens", most_new_tokens)
     _need_gradio()
     password = read_password(password_file, ask_password)
     named = [characters] if isinstance(characters, str) else characters or []

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -72,13 +72,14 @@ def load_base(
     if not (folder / "config.json").is_file():
         raise MissingFileError(where=str(folder), found="no config.json", fix="Give the folder of a ChatGLM2 base.")
     config = read_config(folder)
-    if (folder / "generation_config.json").is_file():
+    generates = (folder / "generation_config.json").is_file()
+    if generates:
         read_json_object(folder / "generation_config.json")  # transformers reads it, and has no words of its own
     check_weights(folder, config)
     model = _empty(config, dtype, attn_implementation)
     for name, tensor in _weights_in(weight_files(folder)):
         _fill(model, name, tensor.to(device).to(dtype), quantize)  # converted there: a CPU would need a copy
-    if (folder / "generation_config.json").is_file():
+    if generates:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
@@ -150,9 +151,8 @@ def _fill(model: ChatGLM2ForCausalLM, name: str, tensor: Tensor, quantize: Quant
         module.register_parameter(kind, nn.Parameter(tensor))
 
 
-def _weights_in(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+def _weights_in(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
     """Every weight by its name, mapped from disk, behind a progress bar on a terminal."""
-    files = list(files)
     total = sum(file.stat().st_size for file in files)
     with tqdm(desc="loading base", total=total, unit="B", unit_scale=True, delay=1, disable=None) as bar:
         for file in files:

@@ -183,21 +183,38 @@ class ChatGLM2LoRA(LightningModule):
         if self.base != "random":
             fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
 
+    def check_settings(self, precision: str, device: torch.device) -> None:
+        """Refuse settings of the frozen layers that do not go together, or that cannot work on a device.
+
+        Args:
+            precision: `trainer.precision`.
+            device: of this rank.
+
+        Raises:
+            SettingError: a precision or others that do not fit (`frozen_dtype`, `check_combination`,
+                `checkpointed_layers`).
+            MachineError: weights in a format that this machine cannot work with (`quantizer`).
+        """
+        # which reads the adapter's weights with them, and only a quantized base asks for it
+        lora = self.lora_in_use if self.quantization else self.lora
+        check_combination(self.quantization, lora, sharded=self.shard_base, compiled=self.compiled)
+        checkpointed_layers(self.checkpointing, self.base_config.num_layers)
+        quantizer(self.quantization, frozen_dtype(precision), device)
+
     def configure_model(self) -> None:
         """Load the base onto this rank's device, or its share of it, in the compute precision, and attach the adapter.
 
         Raises:
-            SettingError: a precision, LoRA settings or others that do not fit (`frozen_dtype`, `attach_lora`,
-                `check_combination`, `checkpointed_layers`).
-            MachineError: weights in a format that this machine cannot work with (`quantizer`).
+            SettingError: settings that do not fit (`check_settings`, `attach_lora`).
+            MachineError: weights in a format that this machine cannot work with (`check_settings`).
             CheckpointError: base weights that do not fit the model.
             MissingFileError: no such base.
         """
         if self.model is not None:
             return
         device = self.trainer.strategy.root_device
+        self.check_settings(str(self.trainer.precision), device)
         dtype = frozen_dtype(str(self.trainer.precision))
-        check_combination(self.quantization, self.lora_in_use, sharded=self.shard_base, compiled=self.compiled)
         checkpointed = checkpointed_layers(self.checkpointing, self.base_config.num_layers)
         quantize = quantizer(self.quantization, dtype, device)
         attention, reason = choose_attention(self.attention, device, dtype)

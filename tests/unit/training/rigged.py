@@ -74,6 +74,11 @@ def rigged_module(folder: Path, kind: type[ChatGLM2LoRA] = Rigged, rate: float =
     )
 
 
+def trained(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of what is trained, by its name."""
+    return {name: value.detach().clone() for name, value in module.named_parameters() if value.requires_grad}
+
+
 def fit(
     folder: Path, module: ChatGLM2LoRA, callbacks: list[Callback], scaler: bool = False, epochs: int = 2, **more: Any
 ) -> Trainer:

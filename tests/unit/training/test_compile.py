@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rigged import Rigged, fit, rigged_module, write_inputs
+from rigged import Rigged, fit, rigged_module, trained, write_inputs
 from torch._dynamo.utils import counters
 
 from kyon_pl.batch import Batch
@@ -27,10 +27,6 @@ class Warm(Rigged):
         stance = "fail_on_recompile" if len(self.batches) > 2 else "default"
         with torch.compiler.set_stance(stance):
             return super().training_step(batch, batch_idx)
-
-
-def trained(module: torch.nn.Module) -> dict[str, Any]:
-    return {name: value.detach().clone() for name, value in module.named_parameters() if value.requires_grad}
 
 
 @pytest.mark.parametrize("checkpointing", ["none", 1])

@@ -21,7 +21,7 @@ import rigged
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback, Trainer
-from rigged import Rigged, fit, poison, rigged_module, write_inputs
+from rigged import Rigged, fit, poison, rigged_module, trained, write_inputs
 
 from kyon_pl import ChatGLM2LoRA
 from kyon_pl.batch import Batch
@@ -43,10 +43,6 @@ DEMO = ["fit", "--config", str(ROOT / "configs/demo.yaml"), "--trainer.limit_tra
 def folder(tmp_path: Path) -> Path:
     write_inputs(tmp_path)
     return tmp_path
-
-
-def trained(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in module.named_parameters() if value.requires_grad}
 
 
 def lora_b(module: torch.nn.Module, layer: int = 1) -> torch.Tensor:
