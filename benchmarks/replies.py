@@ -207,10 +207,10 @@ def chat(
 ) -> tuple[float, float]:
     """Seconds to the first token that is told, and to the end."""
     decoder = Decoder()
-    speaker = Speaker(model, decoder, "random", "raw", "last", tuned=True)
+    speaker = Speaker(model, decoder, "random", "raw", "last", {"random": "default"})
     synchronize(options)
     started_s = time.perf_counter()
-    speaker.reply(prompt, Sampling(max_new_tokens=new_tokens), adapter=adapter)
+    speaker.reply(prompt, Sampling(max_new_tokens=new_tokens), adapter="random" if adapter else None)
     synchronize(options)
     return decoder.first_s - started_s, time.perf_counter() - started_s
 

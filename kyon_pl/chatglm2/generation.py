@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""Replies to many prompts at once, or to one token by token, by transformers' own generate."""
+"""Replies to many prompts at once, by transformers' own generate."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
 
 class Reply(NamedTuple):
@@ -67,7 +66,8 @@ def generate_replies(
     )
     eos = speaker.config.eos_token_id if eos_token_id is None else eos_token_id
     pad = speaker.config.pad_token_id if pad_token_id is None else pad_token_id
-    settings = _settings(max_new_tokens, eos, pad, temperature if do_sample else 0, top_p)
+    drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, **drawn)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     replies: dict[int, Reply] = {}
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -78,7 +78,7 @@ def generate_replies(
     with (
         # weights that are first gathered in inference mode could not be trained on after it
         torch.no_grad() if sharded else torch.inference_mode(),
-        torch.random.fork_rng(_cuda_devices(speaker.device)),
+        torch.random.fork_rng(cuda_devices(speaker.device)),
         # layers compiled for training's shapes would be compiled again for the shape of every new token
         torch.compiler.set_stance("force_eager"),
     ):
@@ -94,77 +94,6 @@ def generate_replies(
             on_batch(len(batch))
     model.train(was_training)
     return [replies[index] for index in range(len(prompts))]
-
-
-def stream_reply(
-    model: nn.Module,
-    prompt: list[int],
-    *,
-    max_new_tokens: int,
-    on_token: Callable[[int], object],
-    eos_token_id: int | None = None,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-) -> Reply:
-    """Reply to one prompt, each token told as soon as it is there.
-
-    Args:
-        model: ChatGLM2, or PEFT's wrapper around it, in evaluation mode.
-        prompt: its ids, `[gMASK] sop` included.
-        max_new_tokens: the longest reply, the end-of-sequence token counted.
-        on_token: told each id, the end of sequence left out. What it raises ends the reply.
-        eos_token_id: what ends a reply; the configuration's if None.
-        temperature: divides the logits; 0: always the likeliest token.
-        top_p: draw from the likeliest tokens that make up this much probability.
-        repetition_penalty: over 1, tokens of prompt and reply become less likely (https://arxiv.org/abs/1909.05858).
-        seed: of the draws. torch's own random state is left as it was.
-    """
-    speaker: Any = model
-    eos = speaker.config.eos_token_id if eos_token_id is None else eos_token_id
-    settings = _settings(max_new_tokens, eos, eos, temperature, top_p, repetition_penalty)  # nothing is padded
-    ids = torch.tensor([prompt], device=speaker.device)
-    with torch.inference_mode(), torch.random.fork_rng(_cuda_devices(speaker.device)):
-        torch.manual_seed(seed)
-        output = speaker.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=settings,
-            streamer=_Teller(lambda token: None if token == eos else on_token(token)),
-        )
-    return _until(eos, output[0, len(prompt) :].tolist())
-
-
-def _settings(
-    max_new_tokens: int, eos: int, pad: int, temperature: float, top_p: float, repetition_penalty: float = 1.0
-) -> GenerationConfig:
-    """What generate is told; temperature 0: always the likeliest token."""
-    drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=eos,
-        pad_token_id=pad,
-        repetition_penalty=repetition_penalty,
-        **drawn,
-    )
-
-
-class _Teller(BaseStreamer):
-    """Tells of each new token; the first thing that generate puts is the prompt."""
-
-    def __init__(self, on_token: Callable[[int], object]) -> None:
-        self.on_token = on_token
-        self.in_prompt = True
-
-    def put(self, value: Tensor) -> None:
-        if not self.in_prompt:
-            for token in value.flatten().tolist():
-                self.on_token(token)
-        self.in_prompt = False
-
-    def end(self) -> None:
-        """There is nothing to finish."""
 
 
 def _most(count: int, device: torch.device) -> int:
@@ -186,5 +115,6 @@ def _until(eos: int, row: list[int]) -> Reply:
     return Reply(row[: row.index(eos)], True) if eos in row else Reply(row, False)
 
 
-def _cuda_devices(device: torch.device) -> list[torch.device]:
+def cuda_devices(device: torch.device) -> list[torch.device]:
+    """Whose random state is to be kept, for `torch.random.fork_rng`."""
     return [device] if device.type == "cuda" else []
