@@ -7,6 +7,7 @@ import inspect
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (its usual name)
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -173,6 +174,27 @@ def varlen_attention_forward(
     assert isinstance(attended, Tensor)  # a tuple only where asked for
     rows, _, tokens, _ = query.shape
     return attended.unflatten(0, (rows, tokens)), None
+
+
+def attend_from_one(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
+    """Attention of one token a row to all that it may see, which is what a reply is made of.
+
+    The heads of a group become the queries of one head. Where there is a mask, transformers' SDPA would write out keys
+    and values once for each head, 16 times what the cache holds.
+
+    Args:
+        query: (R, heads, 1, D).
+        key: (R, groups, S, D); S slots of the cache.
+        value: (R, groups, S, D).
+        attention_mask: (R, 1, 1, S), bool or to be added to the scores; None: everything is seen.
+        scaling: of the scores.
+
+    Returns:
+        (R, 1, heads * D).
+    """
+    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+    attended = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    return attended.reshape(len(query), 1, -1)
 
 
 def _word(dtype: torch.dtype) -> str:

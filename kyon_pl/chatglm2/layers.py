@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm.modeling_glm import GlmRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
-from kyon_pl.chatglm2.attention import VARLEN
+from kyon_pl.chatglm2.attention import VARLEN, attend_from_one
 from kyon_pl.chatglm2.configuration import ChatGLM2Config
 
 
@@ -54,6 +54,8 @@ class ChatGLM2Attention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
+        if query.shape[2] == 1 and implementation != "eager":
+            return self.dense(attend_from_one(query, key, value, attention_mask, self.scaling)), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         rows = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen} if implementation == VARLEN else {}
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **rows)
