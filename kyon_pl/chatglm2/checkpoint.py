@@ -112,19 +112,18 @@ def random_base(
         quantize: as in `load_base`.
 
     Returns:
-        The model, in evaluation mode: normal weights of standard deviation 0.02 (or the configuration's
-        `initializer_range`), norms of one, biases of zero. They are the same every time on one kind of device, so that
-        an adapter made on them can be used again.
+        The model, in evaluation mode: normal weights of the standard deviation `config.initializer_range`, norms of
+        one, biases of zero. They are the same every time on one kind of device, so that an adapter made on them can be
+        used again.
     """
     model = _empty(config, dtype, attn_implementation)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    std = getattr(config, "initializer_range", 0.02)  # transformers' default, which published configs leave out
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         for name, shape in shapes.items():
             tensor = torch.empty(shape, dtype=dtype, device=device)
             if len(shape) > 1:
-                tensor.normal_(std=std)
+                tensor.normal_(std=config.initializer_range)
             else:
                 tensor.fill_(0.0 if name.endswith("bias") else 1.0)
             _fill(model, name, tensor, quantize)
