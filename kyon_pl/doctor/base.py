@@ -50,7 +50,9 @@ def look_at_base(name: str, revision: str | None, random_config: str | None) -> 
         random_config: `model.random_config`.
 
     Raises:
-        KyonError: a folder that holds no base that could be trained.
+        MissingFileError: a folder without `config.json` or weights, or a name that is neither folder nor id.
+        SettingError: a configuration that is not implemented.
+        CheckpointError: an index of weights that cannot be read.
     """
     if name == "random":
         config = ChatGLM2Config.from_pretrained(random_config) if random_config else ChatGLM2Config()

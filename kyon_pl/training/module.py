@@ -303,6 +303,9 @@ class ChatGLM2LoRA(LightningModule):
 
         The data module knows them from its plan. Lightning's own estimate would start the loader's workers, before a
         resumed run's position is known.
+
+        Raises:
+            SettingError: neither epochs nor steps end it.
         """
         trainer = self.trainer
         workload = trainer.datamodule  # type: ignore[attr-defined]
