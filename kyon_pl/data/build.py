@@ -19,6 +19,7 @@ from kyon_pl.data.quality import Oddity, check_drop
 from kyon_pl.data.readers import READERS
 from kyon_pl.data.roles import Role, find_roles
 from kyon_pl.data.row_writer import write_rows
+from kyon_pl.data.tokenizer import load_tokenizer
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.push_data import check_push, push_data
@@ -160,8 +161,6 @@ def _expand(name: str) -> list[Path]:
 
 
 def _token_ids(name: str, revision: str | None) -> Callable[[str], list[int]]:
-    from kyon_pl.data.datamodule import load_tokenizer  # imports Lightning
-
     tokenizer: Any = load_tokenizer(name, revision)
     if tokenizer is None:
         raise SettingError("tokenizer", f"there is none called {name}", "Name a folder or Hub id.")
