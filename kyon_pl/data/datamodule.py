@@ -393,10 +393,8 @@ class DialogueDataModule(LightningDataModule):
             sources = rows.table.rows.source_numbers[np.unique(rows.numbers)]
             self.mix.report([self.source] if isinstance(self.source, str) else self.source, sources)
         if self.validation_share and validation.table is rows.table and not len(validation):
-            text = (
-                "data: no rows to validate on: there are too few, or questions and dialogues tie nearly all together;"
-            )
-            log.warning("%s data.validation_source can name others", text)
+            why = "there are too few, or questions and dialogues tie nearly all together"
+            log.warning("data: no rows to validate on: %s; data.validation_source can name others", why)
 
     # how they become batches
 

@@ -11,7 +11,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.chatglm2.checkpoint import weight_files
+from kyon_pl.chatglm2.weight_files import weight_files
 from kyon_pl.demo import BASE
 from kyon_pl.doctor.findings import Finding
 from kyon_pl.doctor.machine import Machine
