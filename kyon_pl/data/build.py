@@ -110,11 +110,7 @@ def build_data(
     with listing(Path(bad_rows_file), "bad_rows_file") if bad_rows_file else nullcontext(report.note) as report.note:
         settings = BuildSettings(mode, retrieval, context, drop, ids)
         write_rows(Path(output), built_rows(files, settings, report))
-    lines = list(report.lines())
-    written = Path(output).with_suffix(".report.txt")
-    written.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    for line in lines:
-        log.info("%s", line)
+    written = _write_report(report, Path(output))
     if bad_rows_file:
         log.info("bad, odd and dropped rows are listed in %s", from_here(bad_rows_file))
     log.info("build-data: %s rows in %s, report in %s", f"{report.rows:,}", from_here(output), from_here(written))
@@ -144,6 +140,16 @@ def files_of_roles(roles: Sequence[Role], dialogues: Sequence[str] | None) -> li
             raise SettingError(str(file), "it is not clear whose rows these are", fix)
         files[owners[0]].append(file)
     return [(role, files[role.name]) for role in roles if files[role.name]]
+
+
+def _write_report(report: BuildReport, output: Path) -> Path:
+    """Beside the rows, and into the log."""
+    lines = list(report.lines())
+    file = output.with_suffix(".report.txt")
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for line in lines:
+        log.info("%s", line)
+    return file
 
 
 def _expand(name: str) -> list[Path]:
