@@ -6,8 +6,10 @@ ChatGLM2 with transformers' Auto classes.
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from kyon_pl.lazy import public_name
 
 if TYPE_CHECKING:
     from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
@@ -34,10 +36,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'kyon_pl' has no attribute {name!r}")
-    importlib.import_module("kyon_pl.chatglm2")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _HOME:
+        import_module("kyon_pl.chatglm2")
+    return public_name(__name__, _HOME, name)
 
 
 def __dir__() -> list[str]:

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kyon_pl.adapters import SETTINGS, adapter_base
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
-from kyon_pl.chatglm2.checkpoint import UNREADABLE, weight_files, why_unreadable
 from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.json_object import read_json_object
+from kyon_pl.chatglm2.weight_files import UNREADABLE, weight_files, why_unreadable
 from kyon_pl.errors import CheckpointError, KyonError
 from kyon_pl.hub import fetch_config
 from kyon_pl.lora.saved import check_fit, read_adapter, weights_file

@@ -89,15 +89,10 @@ def push(
         )
     if commit.oid == parent:
         log.info("nothing new: %s has all of %s", page(repo_id, "model"), from_here(folder))
-    else:
-        size = sum((folder / file).stat().st_size for file in files)
-        log.info(
-            "pushed %d files (%.1f MB) of %s: %s",
-            len(operations),
-            size / 1e6,
-            from_here(folder),
-            page(repo_id, "model"),
-        )
+        return
+    megabytes = sum((folder / file).stat().st_size for file in files) / 1e6
+    told_where = from_here(folder), page(repo_id, "model")
+    log.info("pushed %d files (%.1f MB) of %s: %s", len(operations), megabytes, *told_where)
 
 
 def find_export(word: str | None, which: Literal["best", "last"]) -> Path:

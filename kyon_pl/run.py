@@ -7,11 +7,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import platform
-import re
 import sys
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +22,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.constants import default_pg_timeout
 
-from kyon_pl import __version__
 from kyon_pl.continuation import Start, find_checkpoint, folder_of_runs, start_by_itself, start_from
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_run
-from kyon_pl.errors import KyonError, MachineError, SettingError
-from kyon_pl.explain import explain_words
+from kyon_pl.errors import KyonError, MachineError
+from kyon_pl.fit_arguments import add_own_arguments
 from kyon_pl.logs import from_here
+from kyon_pl.run_errors import explain, explain_misuse
+from kyon_pl.run_words import finished, say_start, say_where, versions
 from kyon_pl.settings import check_config_files, check_trainer
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
@@ -44,8 +42,6 @@ from kyon_pl.training.callbacks import (
     Progress,
     Randomness,
     Ranks,
-    ReplySettings,
-    ReplyWriter,
     RunEstimate,
     RunLog,
     RunRecord,
@@ -124,13 +120,8 @@ class KyonCLI(LightningCLI):
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == self.asked}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One base for model and tokenizer, one seed for everything, and the file that predict writes."""
-        parser.link_arguments("model.base", "data.tokenizer")
-        parser.link_arguments("model.revision", "data.tokenizer_revision")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        parser.add_lightning_class_args(ReplyWriter, "replies")
-        add_reply_argument(parser)
-        add_resume_arguments(parser)
+        """See `add_own_arguments`."""
+        add_own_arguments(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look at settings and at a named checkpoint before Lightning does, whose errors are tracebacks.
@@ -213,7 +204,7 @@ class KyonCLI(LightningCLI):
             MachineError: the base does not fit this machine, or nothing may be written into the run folder.
             SettingError: a precision that this model was not made for.
         """
-        self._say_start()
+        say_start(self.config["fit"], self.trainer)
         self._check_run()
         start = self._start()
         if start.finished:
@@ -227,17 +218,6 @@ class KyonCLI(LightningCLI):
         self.config_init["fit"]["ckpt_path"] = start.checkpoint
         if self.trainer.local_rank == 0:
             os.environ[LAUNCHER] = str(os.getpid())
-
-    def _say_start(self) -> None:
-        """Which versions run, and what was chosen."""
-        settings, trainer = self.config["fit"], self.trainer
-        log.info("kyon-pl fit: %s", versions())
-        files = ", ".join(str(from_here(str(file))) for file in settings.config or []) or "no file, defaults"
-        devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-        log.info("config: %s; %s, %s, seed %s", files, devices, trainer.precision, settings.seed_everything)
-        data, accumulated = settings.data, settings.trainer.accumulate_grad_batches
-        size = f"{data.tokens_per_batch:,} tokens" if data.batching == "packed" else f"{data.rows_per_batch} rows"
-        log.info("batches: %s, %s each, %d of them an optimizer step and device", data.batching, size, accumulated)
 
     def _start(self) -> Start:
         settings = self.config["fit"]
@@ -295,47 +275,7 @@ class KyonCLI(LightningCLI):
         """Say what was written where, and what to type next."""
         run = from_here(self.trainer.log_dir or self.trainer.default_root_dir)  # all ranks: it is broadcast
         if self.trainer.is_global_zero:
-            self._say_where(run)
-
-    def _say_where(self, run: Path) -> None:
-        callbacks = self.trainer.checkpoint_callbacks
-        best = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
-        last = [file for c in callbacks if isinstance(c, StepCheckpoint) and (file := c.newest(self.trainer))]
-        for callback in best:
-            folder = from_here(callback.best_model_path).with_suffix("")
-            log.info("best adapter: %s (%s %.4f)", folder, callback.monitor, callback.best_model_score)
-        for file in last[-1:]:
-            log.info("last adapter: %s", from_here(file).with_suffix(""))
-        log.info("curves: tensorboard --logdir %s", run.parent)
-        for file in ([Path(callback.best_model_path) for callback in best] + last)[:1]:
-            log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(file))
-
-
-def add_reply_argument(parser: LightningArgumentParser) -> None:
-    """The settings of the replies to held-out questions."""
-    parser.add_argument(
-        "--held_out",
-        type=ReplySettings | None,
-        default=None,
-        help="replies to held-out questions while training, and in validate and test; null: none",
-    )
-
-
-def add_resume_arguments(parser: LightningArgumentParser) -> None:
-    """The settings of how a run goes on."""
-    parser.add_argument(
-        "--auto_resume",
-        type=bool,
-        default=False,
-        help="go on with the newest run in the log folder that was killed and that was started with these settings; "
-        "false: start a new run",
-    )
-    parser.add_argument(
-        "--allow_changed_settings",
-        type=bool,
-        default=False,
-        help="with --ckpt_path: go on from a checkpoint of a run with other settings, for more epochs for one",
-    )
+            say_where(self.trainer, run)
 
 
 def best_before_newest(callbacks: list[Callback]) -> list[Callback]:
@@ -350,54 +290,7 @@ def best_before_newest(callbacks: list[Callback]) -> list[Callback]:
     return [*others[: last_best + 1], *steps, *others[last_best + 1 :]]
 
 
-def finished(start: Start) -> str:
-    """What to say of a run that has ended, and what to type to train more."""
-    assert start.folder is not None
-    adapter = f", adapter {from_here(start.checkpoint.with_suffix(''))}" if start.checkpoint else ""
-    return (
-        f"finished already: {from_here(start.folder)}{adapter}. To train it further, add --ckpt_path last "
-        "--allow_changed_settings true --trainer.max_epochs N; to train anew, add --auto_resume false"
-    )
-
-
 def timeout_of(strategy: Any) -> timedelta:
     """How long a rank waits for another, by the settings of a strategy."""
     given = strategy.get("init_args.timeout") if isinstance(strategy, Namespace) else None
     return given or default_pg_timeout
-
-
-def versions() -> str:
-    """This package's, Python's and those of the libraries that a result depends on."""
-    libraries = (f"{name} {version(name)}" for name in ("torch", "lightning", "transformers", "peft"))
-    return ", ".join([f"kyon_pl {__version__}", *libraries, f"Python {platform.python_version()}"])
-
-
-def explain(error: argparse.ArgumentError, args: list[str] | None) -> SettingError:
-    """One paragraph out of the parser's report on the settings of fit.
-
-    Args:
-        error: what it raised.
-        args: what it was given; unset, the words of this process.
-    """
-    return explain_words(error, sys.argv[1:] if args is None else args, known_settings)
-
-
-def explain_misuse(error: MisconfigurationException) -> SettingError:
-    """One paragraph out of what Lightning says of the settings of its Trainer.
-
-    Args:
-        error: what it raised.
-    """
-    text = " ".join(str(error).split())
-    named = [key for key in known_settings() if re.search(rf"\b{re.escape(key.removeprefix('trainer.'))}\b", text)]
-    where = next((key for key in named if key.startswith("trainer.")), "trainer")
-    return SettingError(where, text, "kyon-pl fit --help explains every setting")
-
-
-def known_settings() -> list[str]:
-    """The names of all settings, as they are typed behind `--`."""
-    parser = LightningArgumentParser()
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_lightning_class_args(ChatGLM2LoRA, "model")
-    parser.add_lightning_class_args(DialogueDataModule, "data")
-    return list(parser.get_defaults().keys(branches=True))

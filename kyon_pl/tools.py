@@ -28,7 +28,7 @@ def run_preview(args: list[str] | None) -> None:
     from kyon_pl.data import DialogueDataModule
     from kyon_pl.data.preview import preview
     from kyon_pl.fit_arguments import add_fit_arguments
-    from kyon_pl.run import explain
+    from kyon_pl.run_errors import explain
 
     description = "Rows as the model sees them. Takes the YAML and the options of fit."
     parser = LightningArgumentParser(prog="kyon-pl preview", description=description, exit_on_error=False)

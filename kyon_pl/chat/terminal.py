@@ -96,13 +96,22 @@ class Terminal:
         print("(a new conversation)")
 
     def undo(self, words: str) -> None:
-        """Forget the last turn."""
+        """Forget the last turn.
+
+        Raises:
+            SettingError: nothing has been said.
+        """
         if not self.conversation.turns:
             raise SettingError("/undo", "nothing has been said", "Ask something first")
         print(f"(forgotten: {self.conversation.turns.pop().typed})")
 
     def retry(self, words: str) -> None:
-        """Ask the last question again; where tokens are drawn, with the next seed."""
+        """Ask the last question again; where tokens are drawn, with the next seed.
+
+        Raises:
+            SettingError: nothing has been said.
+            KyonError: the question cannot be asked; then it stays what was said last.
+        """
         if not self.conversation.turns:
             raise SettingError("/retry", "nothing has been said", "Ask something first")
         self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
@@ -114,7 +123,11 @@ class Terminal:
             raise
 
     def system(self, words: str) -> None:
-        """Set or show the system prompt."""
+        """Set or show the system prompt.
+
+        Raises:
+            SettingError: the role has its own.
+        """
         if self.conversation.role:
             raise SettingError("/system", "the role has its own", "Take the role away first: /character none")
         if words:
@@ -131,7 +144,11 @@ class Terminal:
         print(f"(role: {harmless(role.role.name) if role else 'none'})")
 
     def adapter(self, words: str) -> None:
-        """Let another adapter reply, or list them."""
+        """Let another adapter reply, or list them.
+
+        Raises:
+            SettingError: a merged model, which has none, or no adapter of that name.
+        """
         names = [*self.conversation.speaker.adapters]
         if not names:
             raise SettingError("/adapter", "a merged model has none", "Load its adapter instead")
@@ -142,7 +159,11 @@ class Terminal:
         print(harmless(f"(adapter: {self.conversation.adapter}; others: {', '.join(others) or 'none'})"))
 
     def save(self, words: str) -> None:
-        """Write the conversation as one row of messages."""
+        """Write the conversation as one row of messages.
+
+        Raises:
+            SettingError: nothing has been said, no file is named, or it cannot be written.
+        """
         if not self.conversation.turns:
             raise SettingError("/save", "nothing has been said", "Ask something first")
         if not words:
@@ -157,7 +178,11 @@ class Terminal:
         print(f"(added to {from_here(file)}, a row that fit can read)")
 
     def params(self, words: str) -> None:
-        """Show how tokens are chosen, or change it: /params temperature 0.8."""
+        """Show how tokens are chosen, or change it: /params temperature 0.8.
+
+        Raises:
+            SettingError: no such number to set, a word in place of one, or one that is impossible.
+        """
         if words:
             name, _, value = words.replace("=", " ").partition(" ")
             kinds = {field.name: type(getattr(self.sampling, field.name)) for field in fields(self.sampling)}
@@ -171,7 +196,11 @@ class Terminal:
         print(", ".join(f"{name} {value}" for name, value in asdict(self.sampling).items()))
 
     def compare(self, words: str) -> None:
-        """Let the base reply beside the tuned model, or no more."""
+        """Let the base reply beside the tuned model, or no more.
+
+        Raises:
+            SettingError: a merged model has no base beside it.
+        """
         if not self.conversation.speaker.tuned:
             raise SettingError("/compare", "a merged model has no base beside it", "Load its adapter instead")
         self.compares = not self.compares

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import hmac
-import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from kyon_pl.chat.speaker import Sampling, check_room
 from kyon_pl.chat.visits import Host, Limits, Wishes
 from kyon_pl.data.roles import find_roles
 from kyon_pl.errors import MachineError, MissingFileError, SettingError
+from kyon_pl.extras import need_package
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def web(
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     limits = Limits(message_characters, turns_kept, most_new_tokens, queue_size)
     check_room(max_tokens, "most_new_tokens", most_new_tokens)
-    _need_gradio()
+    need_package("gradio", "web", where="kyon-pl web", does="makes the page")
     password = read_password(password_file, ask_password)
     named = [characters] if isinstance(characters, str) else characters or []
     roles = find_roles(named, {}) if named else []
@@ -186,8 +186,3 @@ def read_password(file: str | None, ask: bool) -> str | None:
 
 def _same(given: str, password: str) -> bool:
     return hmac.compare_digest(given.encode(), password.encode())
-
-
-def _need_gradio() -> None:
-    if importlib.util.find_spec("gradio") is None:
-        raise MachineError("gradio", "it is not installed", "pip install 'kyon-pl[web]'")

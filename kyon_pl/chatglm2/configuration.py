@@ -37,6 +37,7 @@ _IMPLEMENTED: dict[str, object] = {
     "tie_word_embeddings": False,
 }
 
+INITIALIZER_RANGE = 0.02  # transformers' default
 _COUNTS = (
     "num_layers",
     "padded_vocab_size",
@@ -69,6 +70,8 @@ class ChatGLM2Config(PreTrainedConfig):
         layernorm_epsilon: added to the mean square in RMSNorm.
         add_qkv_bias: whether the fused query/key/value projection has a bias.
         use_cache: whether generation keeps keys and values.
+        initializer_range: standard deviation of random weights. Published files leave it out, and so does a file that
+            is saved here, unless it is another one.
         apply_query_key_layer_scaling: without effect, here as in the published code under torch 2.
         bias_dropout_fusion: without effect, since there is no dropout.
 
@@ -103,6 +106,7 @@ class ChatGLM2Config(PreTrainedConfig):
     layernorm_epsilon: float = 1e-5
     add_qkv_bias: bool = True
     use_cache: bool = True
+    initializer_range: float = INITIALIZER_RANGE
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = 2
@@ -176,6 +180,8 @@ class ChatGLM2Config(PreTrainedConfig):
         """Every key and value, as `config.json` holds them."""
         output: dict[str, Any] = super().to_dict()
         output["architectures"] = ["ChatGLMModel"]  # transformers would write the class's own name
+        if output["initializer_range"] == INITIALIZER_RANGE:
+            del output["initializer_range"]
         return output
 
 

@@ -9,9 +9,7 @@ Source: `modeling_glm.py` of transformers, `modeling_chatglm.py` of THUDM/chatgl
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from transformers import GlmConfig
 
@@ -106,24 +104,3 @@ def tensor_to_glm(name: str, tensor: Tensor, config: ChatGLM2Config) -> dict[str
     names = [f"{theirs}.{kind}" for theirs in module_to_glm(module)]
     parts = tensor.split(split_sizes(config)) if len(names) > 1 else [tensor]
     return dict(zip(names, parts, strict=True))
-
-
-def state_from_glm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All weights under our names: the reverse of `tensor_to_glm`.
-
-    Args:
-        state: of a `GlmForCausalLM`, complete.
-
-    Raises:
-        KeyError: GLM has no such parameter, or one of three projections is missing.
-    """
-    found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        module, _, kind = name.rpartition(".")
-        ours = module_from_glm(module)
-        if ours.endswith(FUSED):
-            layer = module[: module.index("self_attn.")]
-            found[f"{ours}.{kind}"] = torch.cat([state[f"{layer}{part}.{kind}"] for part in PARTS])
-        else:
-            found[f"{ours}.{kind}"] = tensor
-    return found

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from kyon_pl.lazy import public_name
 
 if TYPE_CHECKING:
     from kyon_pl.data.characters import CharacterDataset, collate_fn, read_jsonl_file
@@ -25,20 +26,18 @@ __all__ = [
 ]
 
 _HOME = {
-    "CharacterDataset": "characters",
-    "DialogueCollator": "collate",
-    "DialogueDataModule": "datamodule",
-    "collate_fn": "characters",
-    "preprocess_dialogue": "encode",
-    "read_jsonl_file": "characters",
-    "render": "prompt",
+    "CharacterDataset": "kyon_pl.data.characters",
+    "DialogueCollator": "kyon_pl.data.collate",
+    "DialogueDataModule": "kyon_pl.data.datamodule",
+    "collate_fn": "kyon_pl.data.characters",
+    "preprocess_dialogue": "kyon_pl.data.encode",
+    "read_jsonl_file": "kyon_pl.data.characters",
+    "render": "kyon_pl.data.prompt",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'kyon_pl.data' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"kyon_pl.data.{_HOME[name]}"), name)
+    return public_name(__name__, _HOME, name)
 
 
 def __dir__() -> list[str]:

@@ -19,6 +19,7 @@ from kyon_pl.data.quality import Oddity, check_drop
 from kyon_pl.data.readers import READERS
 from kyon_pl.data.roles import Role, find_roles
 from kyon_pl.data.row_writer import write_rows
+from kyon_pl.data.tokenizer import load_tokenizer
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.push_data import check_push, push_data
@@ -109,11 +110,7 @@ def build_data(
     with listing(Path(bad_rows_file), "bad_rows_file") if bad_rows_file else nullcontext(report.note) as report.note:
         settings = BuildSettings(mode, retrieval, context, drop, ids)
         write_rows(Path(output), built_rows(files, settings, report))
-    lines = list(report.lines())
-    written = Path(output).with_suffix(".report.txt")
-    written.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    for line in lines:
-        log.info("%s", line)
+    written = _write_report(report, Path(output))
     if bad_rows_file:
         log.info("bad, odd and dropped rows are listed in %s", from_here(bad_rows_file))
     log.info("build-data: %s rows in %s, report in %s", f"{report.rows:,}", from_here(output), from_here(written))
@@ -145,6 +142,16 @@ def files_of_roles(roles: Sequence[Role], dialogues: Sequence[str] | None) -> li
     return [(role, files[role.name]) for role in roles if files[role.name]]
 
 
+def _write_report(report: BuildReport, output: Path) -> Path:
+    """Beside the rows, and into the log."""
+    lines = list(report.lines())
+    file = output.with_suffix(".report.txt")
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for line in lines:
+        log.info("%s", line)
+    return file
+
+
 def _expand(name: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_dir():
@@ -160,8 +167,6 @@ def _expand(name: str) -> list[Path]:
 
 
 def _token_ids(name: str, revision: str | None) -> Callable[[str], list[int]]:
-    from kyon_pl.data.datamodule import load_tokenizer  # imports Lightning
-
     tokenizer: Any = load_tokenizer(name, revision)
     if tokenizer is None:
         raise SettingError("tokenizer", f"there is none called {name}", "Name a folder or Hub id.")

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -18,6 +18,7 @@ from kyon_pl.data.checks import ColumnNames
 from kyon_pl.data.collate import DialogueCollator, LabelBoundary, PlannedCollator
 from kyon_pl.data.encode import EncodeSettings, OverLength
 from kyon_pl.data.heaviest import heaviest, lighter_settings
+from kyon_pl.data.loader import planned_loader
 from kyon_pl.data.mix import Mix, check_weights
 from kyon_pl.data.plan import Batching, BatchPlanner
 from kyon_pl.data.prompt import TrainTurns, template_hash
@@ -27,14 +28,9 @@ from kyon_pl.data.rows import Prompt, PromptRows, TokenRows, Use, collate_prompt
 from kyon_pl.data.sources import SourceSettings, load_rows
 from kyon_pl.data.split import split_by_question
 from kyon_pl.data.table import BadRows, EncodedTable, encode_rows
-from kyon_pl.data.workers import let_signals_pass
+from kyon_pl.data.tokenizer import PAD_TOKEN_ID, load_tokenizer
 from kyon_pl.errors import DataError, SettingError
-from kyon_pl.hub import TOKENIZER_FILES, fetch_model
 
-if TYPE_CHECKING:
-    from kyon_pl.chatglm2 import ChatGLMTokenizer
-
-PAD_TOKEN_ID = 0
 _USES: dict[str | None, tuple[Use, ...]] = {
     "fit": ("train", "validation"),
     "validate": ("validation",),
@@ -44,21 +40,15 @@ _USES: dict[str | None, tuple[Use, ...]] = {
 }
 _FALLBACK: dict[Use, Use] = {"predict": "test", "test": "validation", "validation": "train"}
 _MOST_PROCESSES = 16
+_LEAST = {
+    "rows_per_batch": 1,
+    "tokens_per_batch": 1,
+    "validation_rows_per_batch": 1,
+    "seed": 0,
+    "workers": 0,
+    "processes": 1,
+}
 log = logging.getLogger("kyon_pl.data")
-
-
-class PlannedLoader(DataLoader[Batch]):
-    """A loader whose position is its batch sampler's: Lightning saves and restores it with a checkpoint."""
-
-    batch_sampler: PlannedBatchSampler  # type: ignore[assignment]  # torch types what it yields as lists
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position; see `PlannedBatchSampler`."""
-        return self.batch_sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; see `PlannedBatchSampler`."""
-        self.batch_sampler.load_state_dict(state)
 
 
 class DialogueDataModule(LightningDataModule):
@@ -163,24 +153,6 @@ class DialogueDataModule(LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        if batching == "packed" and (max_tokens is None or max_tokens > tokens_per_batch):
-            found = f"{max_tokens or 'null'}, but a packed batch has {tokens_per_batch} tokens"
-            raise SettingError("data.max_tokens", found, "Lower it to data.tokens_per_batch or less, or raise that.")
-        if not 0 <= validation_share < 1:
-            raise SettingError("data.validation_share", f"{validation_share} is no share", "Set 0, or up to 1.")
-        for setting, value, least in (
-            ("rows_per_batch", rows_per_batch, 1),
-            ("tokens_per_batch", tokens_per_batch, 1),
-            ("validation_rows_per_batch", validation_rows_per_batch, 1),
-            ("seed", seed, 0),
-            ("workers", workers, 0),
-            ("processes", processes, 1),
-        ):
-            if value is not None and value < least:
-                raise SettingError(f"data.{setting}", f"{value} is too low", f"Set {least} or more.")
-        if train_turns == "all" and label_boundary == "seed":
-            found = "all, and data.label_boundary seed is the original's, which trains one reply a row"
-            raise SettingError("data.train_turns", found, "Set last, or data.label_boundary: target.")
         check_weights(source, source_weights)
         self.source = source
         self.mix = Mix(tuple(source_weights), seed) if source_weights else None
@@ -210,11 +182,26 @@ class DialogueDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.seed = seed
         self.workers = workers
-        self.processes = processes or min(os.cpu_count() or 1, _MOST_PROCESSES)
+        self.processes = min(os.cpu_count() or 1, _MOST_PROCESSES) if processes is None else processes
         self.cache_dir = cache_dir
         self.collator = DialogueCollator(PAD_TOKEN_ID, label_boundary)
         self.rows: dict[Use, TokenRows] = {}
         self.train_sampler: PlannedBatchSampler | None = None
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        max_tokens = self.encoding.max_tokens
+        if self.batching == "packed" and (max_tokens is None or max_tokens > self.tokens_per_batch):
+            found = f"{max_tokens or 'null'}, but a packed batch has {self.tokens_per_batch} tokens"
+            raise SettingError("data.max_tokens", found, "Lower it to data.tokens_per_batch or less, or raise that.")
+        if not 0 <= self.validation_share < 1:
+            raise SettingError("data.validation_share", f"{self.validation_share} is no share", "Set 0, or up to 1.")
+        for name, least in _LEAST.items():
+            if (value := getattr(self, name)) < least:
+                raise SettingError(f"data.{name}", f"{value} is too low", f"Set {least} or more.")
+        if self.encoding.train_turns == "all" and self.label_boundary == "seed":
+            found = "all, and data.label_boundary seed is the original's, which trains one reply a row"
+            raise SettingError("data.train_turns", found, "Set last, or data.label_boundary: target.")
 
     def prepare_data(self) -> None:
         """Download and encode, once a machine. Everything ends up in the cache; nothing is kept here.
@@ -343,14 +330,9 @@ class DialogueDataModule(LightningDataModule):
         self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
     ) -> PromptBatch:
         """This rank's share of some held-out rows as prompts; see `RowSource`."""
-        rows = self.rows[use]
-        places = np.arange(len(rows))
-        if one_a_question:
-            places = np.sort(np.unique(rows.questions, return_index=True)[1])
-        if most is not None and most < len(places):  # all over them: rows of one character stand together
-            places = places[np.arange(most) * len(places) // most]
-        prompts = PromptRows(rows)
-        return collate_prompts([prompts[place] for place in places[self._rank :: self._world_size].tolist()])
+        places = self.rows[use].spread_places(most, one_a_question)
+        prompts = PromptRows(self.rows[use])
+        return collate_prompts([prompts[place] for place in places[self._rank :: self._world_size]])
 
     def shown_rows(self, count: int) -> str:
         """The first training rows as the model sees them; see `RowSource`."""
@@ -411,10 +393,8 @@ class DialogueDataModule(LightningDataModule):
             sources = rows.table.rows.source_numbers[np.unique(rows.numbers)]
             self.mix.report([self.source] if isinstance(self.source, str) else self.source, sources)
         if self.validation_share and validation.table is rows.table and not len(validation):
-            text = (
-                "data: no rows to validate on: there are too few, or questions and dialogues tie nearly all together;"
-            )
-            log.warning("%s data.validation_source can name others", text)
+            why = "there are too few, or questions and dialogues tie nearly all together"
+            log.warning("data: no rows to validate on: %s; data.validation_source can name others", why)
 
     # how they become batches
 
@@ -472,24 +452,5 @@ class DialogueDataModule(LightningDataModule):
         return self._loader(rows, sampler, PlannedCollator(self.collator))
 
     def _loader(self, rows: TokenRows, sampler: PlannedBatchSampler, collate: PlannedCollator) -> DataLoader[Batch]:
-        return PlannedLoader(
-            rows,
-            batch_sampler=sampler,  # type: ignore[arg-type]
-            collate_fn=collate,  # type: ignore[arg-type]
-            num_workers=self.workers,
-            worker_init_fn=let_signals_pass,
-            persistent_workers=self.workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
-
-
-def load_tokenizer(repo_or_folder: str | None, revision: str | None) -> ChatGLMTokenizer | None:
-    """ChatGLM2's tokenizer, of which nothing but its files is downloaded; None for None and for the base `random`."""
-    if repo_or_folder in (None, "random"):
-        return None
-    from kyon_pl.chatglm2.tokenization import read_tokenizer
-
-    folder = fetch_model(str(repo_or_folder), revision, patterns=[*TOKENIZER_FILES])
-    tokenizer = read_tokenizer(folder)
-    assert tokenizer.pad_token_id == PAD_TOKEN_ID != tokenizer.eos_token_id
-    return tokenizer
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return planned_loader(rows, sampler, collate, workers=self.workers, pin_memory=on_gpu)

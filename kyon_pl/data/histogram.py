@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kyon_pl.errors import MachineError, MissingFileError
+from kyon_pl.errors import MissingFileError
+from kyon_pl.extras import need_package
 
 _LONGEST_BAR = 40  # characters
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -49,11 +49,8 @@ def check_png(path: Path) -> None:
         MachineError: matplotlib is not installed.
         MissingFileError: there is no such folder.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        fix = (
-            "Install it with: pip install 'kyon-pl[report]'. Or leave --png out: the terminal shows the histogram too."
-        )
-        raise MachineError("--png", "pictures are drawn by matplotlib, and it is not installed", fix)
+    otherwise = "Or leave --png out: the terminal shows the histogram too."
+    need_package("matplotlib", "report", where="--png", does="draws the picture", otherwise=otherwise)
     if not path.parent.is_dir():
         raise MissingFileError("--png", f"there is no folder {path.parent}", "Make it, or name another file.")
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from kyon_pl.batch import Batch
-from kyon_pl.data.datamodule import DialogueDataModule, load_tokenizer
+from kyon_pl.data.datamodule import DialogueDataModule
 from kyon_pl.data.histogram import bar_lines, check_png, write_png
 from kyon_pl.data.quality import ODDITIES
 from kyon_pl.data.table import EncodedTable
+from kyon_pl.data.tokenizer import load_tokenizer
 from kyon_pl.data.visible import Paint, Span, name_tokens, spans
 from kyon_pl.errors import SettingError
 

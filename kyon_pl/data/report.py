@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from kyon_pl.data.collate import LabelBoundary
+from kyon_pl.data.listing import listing
 from kyon_pl.data.quality import ODDITIES
 from kyon_pl.data.rows import TokenRows, Use
 from kyon_pl.data.table import EncodedTable
-from kyon_pl.errors import MachineError
 from kyon_pl.logs import from_here
 
 EOS_TOKEN_ID = 2
@@ -59,16 +59,10 @@ def list_bad_rows(path: Path, tables: list[EncodedTable]) -> None:
         MachineError: nothing can be written there.
     """
     lines = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            for table in tables:
-                for row in table.bad_and_odd_rows():
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    lines += 1
-    except OSError as error:
-        fix = "Name a file that can be written, or leave data.bad_rows_file out."
-        raise MachineError("data.bad_rows_file", f"{path} cannot be written ({error.strerror})", fix) from None
+    with listing(path, "data.bad_rows_file") as write:
+        for row in chain.from_iterable(table.bad_and_odd_rows() for table in tables):
+            write(row)
+            lines += 1
     log.info("data: %s bad and odd rows listed in %s", f"{lines:,}", from_here(path))
 
 

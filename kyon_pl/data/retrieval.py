@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kyon_pl.data.roles import Role
-from kyon_pl.errors import DataError, MachineError
+from kyon_pl.errors import DataError
+from kyon_pl.extras import need_package
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -150,9 +150,13 @@ def load_model(name: str) -> SentenceTransformer:
         MachineError: sentence-transformers is not installed.
         KyonError: the Hub has no such model, or cannot be reached.
     """
-    if importlib.util.find_spec("sentence_transformers") is None:
-        fix = "Install it with: pip install 'kyon-pl[retrieval]'. Or use retrieval lexical, which needs no model."
-        raise MachineError(f"retrieval {name}", "models are run by sentence-transformers, which is not installed", fix)
+    need_package(
+        "sentence_transformers",
+        "retrieval",
+        where=f"retrieval {name}",
+        does="runs the model",
+        otherwise="Or use retrieval lexical, which needs no model.",
+    )
     from sentence_transformers import SentenceTransformer
 
     from kyon_pl.hub import from_hub

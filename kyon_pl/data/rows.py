@@ -58,6 +58,20 @@ class TokenRows(Dataset[Any]):
         """(rows,) labels of each row that the model learns to predict."""
         return self.tokens - first_label(self.seq_len, boundary) - self.table.masked_tokens[self.numbers]
 
+    def spread_places(self, most: int | None, one_a_question: bool) -> list[int]:
+        """The places of some of these rows, evenly spread: rows of one character stand together.
+
+        Args:
+            most: how many; None: all.
+            one_a_question: of each question the first row alone.
+        """
+        places = np.arange(len(self))
+        if one_a_question:
+            places = np.sort(np.unique(self.questions, return_index=True)[1])
+        if most is not None and most < len(places):
+            places = places[np.arange(most) * len(places) // most]
+        return [*map(int, places)]
+
     def __getitem__(self, place: int) -> Row:
         return self.read([place])[0]
 

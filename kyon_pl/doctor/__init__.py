@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kyon_pl.lazy import public_name
+
 if TYPE_CHECKING:
     from kyon_pl.doctor.check import check_run
 
@@ -14,8 +16,4 @@ __all__ = ["check_run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "check_run":
-        raise AttributeError(f"module 'kyon_pl.doctor' has no attribute {name!r}")
-    from kyon_pl.doctor.check import check_run
-
-    return check_run
+    return public_name(__name__, {"check_run": "kyon_pl.doctor.check"}, name)

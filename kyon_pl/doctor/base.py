@@ -11,7 +11,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.chatglm2.checkpoint import weight_files
+from kyon_pl.chatglm2.weight_files import weight_files
 from kyon_pl.demo import BASE
 from kyon_pl.doctor.findings import Finding
 from kyon_pl.doctor.machine import Machine
@@ -50,7 +50,9 @@ def look_at_base(name: str, revision: str | None, random_config: str | None) -> 
         random_config: `model.random_config`.
 
     Raises:
-        KyonError: a folder that holds no base that could be trained.
+        MissingFileError: a folder without `config.json` or weights, or a name that is neither folder nor id.
+        SettingError: a configuration that is not implemented.
+        CheckpointError: an index of weights that cannot be read.
     """
     if name == "random":
         config = ChatGLM2Config.from_pretrained(random_config) if random_config else ChatGLM2Config()

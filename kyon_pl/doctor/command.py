@@ -74,7 +74,7 @@ def _parse(words: list[str]) -> Namespace:
 
     from kyon_pl.errors import SettingError
     from kyon_pl.fit_arguments import add_fit_arguments
-    from kyon_pl.run import explain
+    from kyon_pl.run_errors import explain
     from kyon_pl.settings import check_config_files
 
     parser = LightningArgumentParser(prog="kyon-pl doctor", description=DESCRIPTION, exit_on_error=False)

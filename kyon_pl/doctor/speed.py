@@ -9,8 +9,8 @@ import torch
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.doctor.memory_settings import MemorySettings
 from kyon_pl.doctor.work import Work
-from kyon_pl.lora import checkpointed_layers, frozen_dtype
-from kyon_pl.training.callbacks.run_estimate import USUAL_SHARE, matrix_rate
+from kyon_pl.lora import frozen_dtype
+from kyon_pl.training.flop import USUAL_SHARE, flop_per_token, matrix_rate, rate_in_words, recomputed_share
 
 # Real tokens a second on one H100 80GB, ChatGLM2-6B, packed, varlen, by
 # (precision, tokens_per_batch, checkpointing, compile, quantization).
@@ -62,28 +62,11 @@ def estimate_time(config: ChatGLM2Config, settings: MemorySettings, work: Work, 
     if known and settings.attention == "varlen" and _is_measured_gpu(device) and _is_6b(config):
         return Speed(work.slots / known, f"{known:,} tokens/s were measured with these settings on such a GPU")
     row_tokens = settings.training.slots if work.row_tokens is None else work.row_tokens
-    share = checkpointed_layers(settings.checkpointing, config.num_layers) / config.num_layers
-    flop = work.slots * flop_per_token(config, row_tokens, recomputed=share)
+    recomputed = recomputed_share(settings.checkpointing, config)
+    flop = work.slots * flop_per_token(config, row_tokens, recomputed=recomputed)
     rate = matrix_rate(device, frozen_dtype(settings.precision))
-    told = f"{rate / 1e12:,.0f} TFLOP/s" if rate > 1e13 else f"{rate / 1e9:,.0f} GFLOP/s"
-    return Speed(flop / (rate * USUAL_SHARE), f"{USUAL_SHARE:.0%} of the matrix products timed here, {told}")
-
-
-def flop_per_token(config: ChatGLM2Config, row_tokens: float, *, recomputed: float) -> float:
-    """Floating-point operations of training LoRA on a token.
-
-    Forward and the inputs' gradients are 2 each for every weight that is multiplied with, 4 * N; the frozen weights'
-    own gradients are not needed. Attention has no weights: forward 2 * Q * T a layer (two products, half of the pairs),
-    and 3 times that with its backward. A layer that is checkpointed computes its forward once more.
-
-    Args:
-        config: the shape of the base; the embedding is not multiplied with.
-        row_tokens: T, the tokens that see each other.
-        recomputed: share of the layers that are checkpointed.
-    """
-    weights = config.parameter_count - config.padded_vocab_size * config.hidden_size
-    attention = 2 * config.num_layers * config.num_attention_heads * config.kv_channels * row_tokens
-    return (4 + 2 * recomputed) * weights + (3 + recomputed) * attention
+    source = f"{USUAL_SHARE:.0%} of the matrix products timed here, {rate_in_words(rate)}"
+    return Speed(flop / (rate * USUAL_SHARE), source)
 
 
 def _is_measured_gpu(device: torch.device) -> bool:

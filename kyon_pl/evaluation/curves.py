@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from kyon_pl.errors import MachineError
+from kyon_pl.extras import need_package
 
 Curves = Mapping[str, list[tuple[int, float]]]
 """Name, such as `val/loss`, to (optimizer step, value) in the order of steps."""
@@ -57,9 +56,7 @@ def check_matplotlib() -> None:
     Raises:
         MachineError: matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        fix = "Install it with: pip install 'kyon-pl[report]'."
-        raise MachineError("kyon-pl report", "pictures are drawn by matplotlib, and it is not installed", fix)
+    need_package("matplotlib", "report", where="kyon-pl report", does="draws the pictures")
 
 
 def draw(runs: Mapping[str, Curves], folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.curves import check_matplotlib, draw
+from kyon_pl.evaluation.held_out import exchange
 from kyon_pl.evaluation.markdown import block, plain, table
 from kyon_pl.evaluation.run_folder import RunFolder, read_run_folders
 from kyon_pl.logs import from_here
@@ -112,15 +113,7 @@ def _samples(runs: Sequence[RunFolder]) -> Iterator[str]:
         yield "## Replies to held-out questions"
     for row in asked:
         same = [(run, [other for other in run.replies if other["prompt"] == row["prompt"]]) for run in runs]
-        said = [[run.name, _last(rows[0])] for run, rows in same if rows]
-        base = [["base", row["base"]]] if row["base"] is not None else []
-        question = row["prompt"].rpartition("###")[2]
-        yield plain(question) + "\n\n" + table(["", "reply"], [["reference", row["reference"]], *base, *said])
-
-
-def _last(row: dict[str, Any]) -> str:
-    newest = row["replies"][-1]
-    return str(newest["reply"]) + ("" if newest["stopped"] else " […]")
+        yield exchange(row, [(run.name, rows[0]["replies"][-1]) for run, rows in same if rows])
 
 
 def _settings(runs: Sequence[RunFolder]) -> Iterator[str]:

@@ -14,9 +14,10 @@ import yaml
 
 from kyon_pl.errors import MissingFileError
 from kyon_pl.evaluation.curves import Curves, read_curves
+from kyon_pl.evaluation.held_out import REPLIES
 from kyon_pl.logs import RUN_LOG
 
-RECORD, CONFIG, REPLIES = "run.json", "config.yaml", "held_out_replies.jsonl"
+RECORD, CONFIG = "run.json", "config.yaml"
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} rank (\d+) (\w+) +(.*)")
 
 

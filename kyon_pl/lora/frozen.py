@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from kyon_pl.chatglm2.checkpoint import Quantize
 from kyon_pl.errors import MachineError, SettingError
+from kyon_pl.extras import need_package
 from kyon_pl.lora.fp8 import Fp8Linear
 
 Quantization = Literal["nf4", "fp8"]
@@ -69,9 +69,7 @@ def quantizer(quantization: Quantization | None, dtype: torch.dtype, device: tor
         found = f"it is for NVIDIA GPUs, and this is {device.type}"
         raise MachineError(f"model.quantization: {quantization}", found, "Leave it out here.")
     if quantization == "nf4":
-        if find_spec("bitsandbytes") is None:
-            fix = "Install it: pip install 'kyon-pl[qlora]'"
-            raise MachineError("model.quantization: nf4", "bitsandbytes is not installed", fix)
+        need_package("bitsandbytes", "qlora", where="model.quantization: nf4", does="keeps weights in 4 bits")
         return partial(nf4_linear, dtype=dtype)
     if quantization == "fp8":
         if dtype != torch.bfloat16:

@@ -19,8 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import load_state_dict
 
-from kyon_pl.chatglm2.checkpoint import KNOWN_EXTRA, weight_files
 from kyon_pl.chatglm2.glm import GLM_LAYER, LAYER, OUTSIDE_LAYERS
+from kyon_pl.chatglm2.weight_files import KNOWN_EXTRA, weight_files
 
 PROBE_ROWS, PROBE_TOKENS = 4, 16
 

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from kyon_pl.chatglm2.checkpoint import UNREADABLE, why_unreadable
 from kyon_pl.chatglm2.json_object import read_json_object
+from kyon_pl.chatglm2.weight_files import UNREADABLE, why_unreadable
 from kyon_pl.errors import CheckpointError, MissingFileError
 from kyon_pl.lora.family import refused_setting
 

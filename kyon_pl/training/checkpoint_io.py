@@ -20,7 +20,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from safetensors import SafetensorError
 
-from kyon_pl.chatglm2.checkpoint import UNREADABLE, why_unreadable
+from kyon_pl.chatglm2.weight_files import UNREADABLE, why_unreadable
 from kyon_pl.disk import sync
 from kyon_pl.errors import CheckpointError, MachineError
 from kyon_pl.logs import from_here

@@ -62,6 +62,27 @@ def check_state_to_train_on(checkpoint: Mapping[str, Any]) -> None:
     _check_positions(checkpoint)
 
 
+def check_trained_weights(state: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare a checkpoint's trained weights with the model's, name by name.
+
+    Args:
+        state: the checkpoint's.
+        wanted: the shapes of the model's.
+
+    Raises:
+        CheckpointError: a weight that one of them has and the other has not, or that has another shape.
+    """
+    saved = {name: tuple(value.shape) for name, value in state.items()}
+    if saved == wanted:
+        return
+    name = min(set(saved.items()) ^ set(wanted.items()))[0]
+    raise CheckpointError(
+        where=f"checkpoint weight {name}",
+        found=f"shape {saved.get(name, 'unknown')} in the checkpoint, {wanted.get(name, 'unknown')} in this model",
+        fix="Use the model.lora settings and the base that the checkpoint was made with, from its config.yaml",
+    )
+
+
 def _check_positions(checkpoint: Mapping[str, Any]) -> None:
     """Everything that counts optimizer steps must have counted the same."""
     step = checkpoint["global_step"]

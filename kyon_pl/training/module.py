@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -21,14 +20,10 @@ from typing_extensions import Self
 
 from kyon_pl.adapters import find_adapter
 from kyon_pl.batch import Batch, IdSource, PromptBatch, Workload
-from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLMTokenizer
+from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.chatglm2.attention import choose_attention
-from kyon_pl.chatglm2.checkpoint import load_base, random_base
-from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.generation import generate_replies
-from kyon_pl.chatglm2.tokenization import read_tokenizer
-from kyon_pl.errors import CheckpointError, SettingError
-from kyon_pl.hub import MODEL_FILES, TOKENIZER_FILES, fetch_config, fetch_model
+from kyon_pl.errors import SettingError
 from kyon_pl.lora import (
     Checkpointing,
     Quantization,
@@ -44,8 +39,11 @@ from kyon_pl.lora import (
 )
 from kyon_pl.lora.family import check_family
 from kyon_pl.lora.saved import read_adapter
-from kyon_pl.training.contents import check_state_to_train_on
-from kyon_pl.training.fingerprint import fingerprint_of_adapter, fingerprint_of_base
+from kyon_pl.training.base import NamedBase
+from kyon_pl.training.contents import check_state_to_train_on, check_trained_weights
+from kyon_pl.training.fingerprint import fingerprint_of_adapter
+from kyon_pl.training.layers import checkpoint_layers, compile_layers
+from kyon_pl.training.optimizer import build_optimizer
 from kyon_pl.training.schedule import LinearDecay, ScheduleCallable
 from kyon_pl.training.sharding import keep_from_ddp, shard_base
 
@@ -147,11 +145,13 @@ class ChatGLM2LoRA(LightningModule):
         self.strict_loading = False
 
     @cached_property
+    def _named_base(self) -> NamedBase:
+        return NamedBase(self.base, self.revision, self.random_config)
+
+    @property
     def base_config(self) -> ChatGLM2Config:
         """The shape of the base; from the Hub this fetches its config.json, one kilobyte."""
-        if self.base == "random":
-            return read_config(Path(self.random_config)) if self.random_config else ChatGLM2Config()
-        return read_config(fetch_config(self.base, self.revision))
+        return self._named_base.config
 
     @cached_property
     def adapter_folder(self) -> Path | None:
@@ -180,8 +180,7 @@ class ChatGLM2LoRA(LightningModule):
             read_adapter(self.adapter_folder)
         else:
             check_family(self.lora)
-        if self.base != "random":
-            fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
+        _ = self._named_base.folder  # which is there from then on
 
     def check_settings(self, precision: str, device: torch.device) -> None:
         """Refuse settings of the frozen layers that do not go together, or that cannot work on a device.
@@ -215,27 +214,9 @@ class ChatGLM2LoRA(LightningModule):
         device = self.trainer.strategy.root_device
         self.check_settings(str(self.trainer.precision), device)
         dtype = frozen_dtype(str(self.trainer.precision))
-        checkpointed = checkpointed_layers(self.checkpointing, self.base_config.num_layers)
-        quantize = quantizer(self.quantization, dtype, device)
-        attention, reason = choose_attention(self.attention, device, dtype)
-        log.info("attention: %s (%s)", attention, reason)
-        where = f"{device}, sharded over {self.trainer.world_size} ranks" if self.sharded else str(device)
-        log.info("base: %s in %s on %s", self.base, self.quantization or str(dtype).removeprefix("torch."), where)
-        loaded_on, started_s = torch.device("cpu") if self.sharded else device, time.monotonic()
-        if self.base == "random":
-            self._check_ids()
-            base = random_base(
-                self.base_config, dtype=dtype, device=loaded_on, attn_implementation=attention, quantize=quantize
-            )
-        else:
-            folder = fetch_model(self.base, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
-            if (folder / "tokenizer.model").is_file():
-                self.tokenizer = read_tokenizer(folder)
-                check_vocabulary(folder, self.tokenizer, self.base_config)
-            self._check_ids()
-            base = load_base(folder, dtype=dtype, device=loaded_on, attn_implementation=attention, quantize=quantize)
+        started_s = time.monotonic()
+        base = self._load_base(device, dtype)
         loading_s = time.monotonic() - started_s
-        base.is_loaded_in_4bit = self.quantization == "nf4"  # type: ignore[assignment]  # PEFT asks
         if self.adapter_folder:
             self.model = load_adapter(base, self.adapter_folder, self.base)
         else:
@@ -243,23 +224,33 @@ class ChatGLM2LoRA(LightningModule):
         if self.sharded:
             shard_base(base, device)
             keep_from_ddp(self)
-        if checkpointed:
-            # after attach_lora: PEFT would otherwise make the embedding's output ask for a gradient, which only the
-            # reentrant kind needs
-            base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
-        layers = base.transformer.encoder.layers
-        for layer in layers[checkpointed:]:
-            layer.gradient_checkpointing = False  # type: ignore[assignment]
+        checkpoint_layers(base, checkpointed_layers(self.checkpointing, self.base_config.num_layers))
         if self.compiled:
-            # or the first layer, whose input is frozen, would be a second graph to compile
-            base.enable_input_require_grads()  # type: ignore[no-untyped-call]
-            for layer in layers:
-                layer.compile()
+            compile_layers(base)
         # bases are loaded for evaluation, and Lightning leaves modes alone; layers checkpoint in training mode only
         self.model.train()
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         told = "LoRA: %s trained parameters, %.1f MB in float32; the base was loaded in %.1f s"
         log.info(told, f"{trained:,}", trained * 4 / 1e6, loading_s)
+
+    def _load_base(self, device: torch.device, dtype: torch.dtype) -> ChatGLM2ForCausalLM:
+        """Frozen and without LoRA; one that is to be shared out stays on the CPU. The tokenizer comes with it."""
+        attention, reason = choose_attention(self.attention, device, dtype)
+        log.info("attention: %s (%s)", attention, reason)
+        where = f"{device}, sharded over {self.trainer.world_size} ranks" if self.sharded else str(device)
+        log.info("base: %s in %s on %s", self.base, self.quantization or str(dtype).removeprefix("torch."), where)
+        named = self._named_base
+        self.tokenizer = named.tokenizer()
+        if isinstance(data := self.trainer.datamodule, IdSource):  # type: ignore[attr-defined]
+            data.check_ids(self.base_config.padded_vocab_size)
+        base = named.load(
+            dtype=dtype,
+            device=torch.device("cpu") if self.sharded else device,
+            attn_implementation=attention,
+            quantize=quantizer(self.quantization, dtype, device),
+        )
+        base.is_loaded_in_4bit = self.quantization == "nf4"  # type: ignore[assignment]  # PEFT asks
+        return base
 
     def cpu(self) -> Self:
         """Stay on the device; `to("cpu")` moves.
@@ -268,10 +259,6 @@ class ChatGLM2LoRA(LightningModule):
         one small GPU may not have, to be thrown away there.
         """
         return self
-
-    def _check_ids(self) -> None:
-        if isinstance(data := self.trainer.datamodule, IdSource):  # type: ignore[attr-defined]
-            data.check_ids(self.base_config.padded_vocab_size)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The injected optimizer over the trained parameters, and the injected schedule over the whole run.
@@ -283,11 +270,7 @@ class ChatGLM2LoRA(LightningModule):
         assert self.model is not None
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         assert all(parameter.dtype == torch.float32 for parameter in parameters)
-        try:
-            optimizer = self.make_optimizer(parameters)
-        except ValueError as error:  # torch's optimizers refuse what is below zero
-            raise SettingError("model.optimizer.init_args", str(error), "Correct this number.") from error
-        check_optimizer(optimizer)
+        optimizer = build_optimizer(self.make_optimizer, parameters)
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val and optimizer.defaults.get("fused"):
             raise SettingError(
                 where="model.optimizer.init_args.fused",
@@ -303,6 +286,9 @@ class ChatGLM2LoRA(LightningModule):
 
         The data module knows them from its plan. Lightning's own estimate would start the loader's workers, before a
         resumed run's position is known.
+
+        Raises:
+            SettingError: neither epochs nor steps end it.
         """
         trainer = self.trainer
         workload = trainer.datamodule  # type: ignore[attr-defined]
@@ -437,25 +423,12 @@ class ChatGLM2LoRA(LightningModule):
         """
         if self.trainer.state.fn == "fit":
             check_state_to_train_on(checkpoint)
-        saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         wanted = {name: tuple(value.shape) for name, value in self.named_parameters() if value.requires_grad}
-        if saved == wanted:
-            return
-        name = min(set(saved.items()) ^ set(wanted.items()))[0]
-        raise CheckpointError(
-            where=f"checkpoint weight {name}",
-            found=f"shape {saved.get(name, 'unknown')} in the checkpoint, {wanted.get(name, 'unknown')} in this model",
-            fix="Use the model.lora settings and the base that the checkpoint was made with, from its config.yaml",
-        )
+        check_trained_weights(checkpoint["state_dict"], wanted)
 
     def fingerprint(self) -> dict[str, str]:
         """What tells base and first adapter from others; both are on this machine by now."""
-        if self.base == "random":
-            shape = self.base_config.to_dict() | {"transformers_version": None}  # another one makes no other base
-            found = {f"base: {key}": json.dumps(value, default=str) for key, value in shape.items()}
-        else:
-            patterns = [*MODEL_FILES, *TOKENIZER_FILES]
-            found = fingerprint_of_base(fetch_model(self.base, self.revision, patterns=patterns))
+        found = self._named_base.fingerprint()
         if self.adapter_folder:
             found |= fingerprint_of_adapter(self.adapter_folder)
         return found
@@ -471,29 +444,3 @@ class ChatGLM2LoRA(LightningModule):
         write_adapter(self.model, {name.removeprefix("model."): value for name, value in state.items()}, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-
-
-def check_vocabulary(folder: Path, tokenizer: ChatGLMTokenizer, config: ChatGLM2Config) -> None:
-    """Refuse a tokenizer with ids that the base has no embedding for.
-
-    Raises:
-        CheckpointError: it has.
-    """
-    if tokenizer.vocab_size > config.padded_vocab_size:
-        raise CheckpointError(
-            where=str(folder / "tokenizer.model"),
-            found=f"{tokenizer.vocab_size:,} ids, and by config.json the base has {config.padded_vocab_size:,}",
-            fix="Use tokenizer, config.json and weights of one and the same base",
-        )
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse numbers that are not finite, which torch takes.
-
-    Raises:
-        SettingError: it names the key.
-    """
-    for key, value in optimizer.defaults.items():
-        numbers = value if isinstance(value, tuple | list) else (value,)
-        if not all(math.isfinite(number) for number in numbers if isinstance(number, int | float)):
-            raise SettingError(f"model.optimizer.init_args.{key}", f"{value} is not finite", "Set a finite number.")

@@ -202,14 +202,14 @@ RANKS = [
     ),
     Guard(
         "checkpointing is not the reentrant kind",
-        MODULE,
+        "training/layers.py",
         '{"use_reentrant": False}',
         '{"use_reentrant": True}',
         f"{GUARDS_TEST}test_guards_change_nothing_in_a_run_that_is_well",
     ),
     Guard(
         "checkpointing is on where it is asked for",
-        MODULE,
+        "training/layers.py",
         "if checkpointed:\n",
         "if False:\n",
         f"{MODULE_TEST}test_checkpointing_keeps_a_fraction_of_the_activations",
@@ -302,7 +302,7 @@ CHECKPOINTS = [
     ),
     Guard(
         "weights of another name or shape are refused",
-        MODULE,
+        "training/contents.py",
         "if saved == wanted:",
         "if True:",
         f"{DEMO_TEST}test_checkpoint_of_another_shape_is_refused",

@@ -24,8 +24,8 @@ from kyon_pl.doctor.machine import Gpu, Machine, _has_kernels, driver_version, m
 from kyon_pl.doctor.memory import needed_bytes
 from kyon_pl.doctor.packages import packages
 from kyon_pl.doctor.plan import make_plan
-from kyon_pl.doctor.speed import flop_per_token
 from kyon_pl.errors import KyonError
+from kyon_pl.training.flop import flop_per_token
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30

@@ -17,7 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from kyon_pl.batch import PromptBatch, RowSource
 from kyon_pl.errors import SettingError
-from kyon_pl.evaluation.markdown import plain, table
+from kyon_pl.evaluation.held_out import REPLIES, exchange, question
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
 from kyon_pl.logs import from_here
 from kyon_pl.training.checkpoint_io import write_whole
@@ -25,7 +25,6 @@ from kyon_pl.training.module import ChatGLM2LoRA, GeneratedReply
 
 log = logging.getLogger(__name__)
 
-REPLIES = "held_out_replies.jsonl"
 SHOWN_STEPS = 30  # of a history, the newest: TensorBoard gets the whole table each time
 TOLD = ("chrf", "stop_rate", "opens_with_name")
 TOLD_ROWS = 3  # at the end, with what the base says
@@ -230,7 +229,8 @@ class HeldOutReplies(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for place, row in enumerate(self.rows, start=1):
-                    logger.experiment.add_text(f"replies/{place}", history(row), trainer.global_step)
+                    steps = [(f"step {said['step']}", said) for said in row["replies"][-SHOWN_STEPS:]]
+                    logger.experiment.add_text(f"replies/{place}", exchange(row, steps), trainer.global_step)
 
     def _write(self, folder: Path, rows: list[dict[str, Any]]) -> None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -245,18 +245,3 @@ def gathered(rows: list[Any]) -> list[Any]:
     ranks: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(ranks, rows)
     return [row for rank in ranks for row in rank]
-
-
-def question(row: dict[str, Any]) -> str:
-    """The last segment of its prompt, on one line."""
-    return " ".join(row["prompt"].rpartition("###")[2].split()) or f"row {row['row']}"
-
-
-def history(row: dict[str, Any]) -> str:
-    """A question and what has been said to it so far, as Markdown."""
-    base = [["base", row["base"]]] if row["base"] is not None else []
-    steps = [
-        [f"step {said['step']}", said["reply"] + ("" if said["stopped"] else " […]")]
-        for said in row["replies"][-SHOWN_STEPS:]
-    ]
-    return f"{plain(question(row))}\n\n" + table(["", "reply"], [["reference", row["reference"]], *base, *steps])

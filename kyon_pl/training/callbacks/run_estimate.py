@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kyon_pl.batch import Workload
-from kyon_pl.lora import checkpointed_layers, frozen_dtype
+from kyon_pl.lora import frozen_dtype
+from kyon_pl.training.flop import USUAL_SHARE, flop_per_token, matrix_rate, rate_in_words, recomputed_share
 from kyon_pl.training.module import ChatGLM2LoRA
 
 log = logging.getLogger(__name__)
-
-# share of the measured matrix-product rate that a LoRA step reaches; measured values lie between 0.3 and 0.65
-USUAL_SHARE = 0.4
 
 
 class RunEstimate(Callback):
@@ -30,10 +26,9 @@ class RunEstimate(Callback):
         steps = pl_module.total_steps
         tokens = workload.tokens_per_epoch * steps / workload.steps_per_epoch / trainer.world_size
         config = pl_module.base_config
-        # LoRA: forward 2, input gradients 2, and 2 more where the forward is computed again; the frozen weights need
-        # no gradient
-        share = checkpointed_layers(pl_module.checkpointing, config.num_layers) / config.num_layers
-        flop = (4 + 2 * share) * config.parameter_count * tokens
+        recomputed = recomputed_share(pl_module.checkpointing, config)
+        # attention is left out: with rows of 500 tokens it is one per cent of 6B's
+        flop = tokens * flop_per_token(config, row_tokens=0, recomputed=recomputed)
         flop_per_s = matrix_rate(trainer.strategy.root_device, frozen_dtype(str(trainer.precision)))
         each = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
         log.info(
@@ -43,26 +38,8 @@ class RunEstimate(Callback):
             each,
             duration(flop / (flop_per_s * USUAL_SHARE)),
             USUAL_SHARE * 100,
-            f"{flop_per_s / 1e12:,.0f} TFLOP/s" if flop_per_s > 1e13 else f"{flop_per_s / 1e9:,.0f} GFLOP/s",
+            rate_in_words(flop_per_s),
         )
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product on this device, measured in a fraction of a second."""
-    size = 4096 if device.type == "cuda" else 512
-    own = torch.Generator(device).manual_seed(0)  # the run's random numbers are not to depend on this
-    a = torch.randn(size, size, device=device, dtype=dtype, generator=own)
-    for _ in range(2):
-        a @ a
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started_s = time.perf_counter()
-    repeats = 10
-    for _ in range(repeats):
-        a @ a
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return repeats * 2 * size**3 / (time.perf_counter() - started_s)
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM
-from kyon_pl.chatglm2.checkpoint import KNOWN_EXTRA, load_base, random_base
+from kyon_pl.chatglm2.checkpoint import load_base, random_base
+from kyon_pl.chatglm2.weight_files import KNOWN_EXTRA
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
 
 CPU = torch.device("cpu")

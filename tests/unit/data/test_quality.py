@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kyon_pl.data import DialogueDataModule
+from kyon_pl.data.listing import listing
 from kyon_pl.data.quality import Seen, bits, has_loop, names, oddities, said
-from kyon_pl.errors import SettingError
+from kyon_pl.errors import MachineError, SettingError
 
 GOOD = {"context": "sys###where is the lamp?", "target": "Bo:「at the quay」"}
 LOOP = {"context": "sys###sing!", "target": "la la " * 20}
@@ -128,3 +129,14 @@ def test_numbers_that_have_come_before(numbers: list[int]) -> None:
     """Also once they are sorted in: here every three, and else every 50,000."""
     seen = Seen(unsorted=3)
     assert [seen.before(number) for number in numbers] == [n in numbers[:i] for i, n in enumerate(numbers)]
+
+
+@pytest.mark.parametrize("rows", [1, 5000])  # the disk is full when the list is closed, or while it is written
+def test_a_list_that_no_disk_has_room_for(rows: int) -> None:
+    def write_all() -> None:
+        with listing(Path("/dev/full"), "list") as write:
+            for row in range(rows):
+                write({"row": row})
+
+    with pytest.raises(MachineError, match="/dev/full cannot be written"):
+        write_all()

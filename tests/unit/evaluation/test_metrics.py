@@ -12,7 +12,9 @@ import torch
 import torch.multiprocessing as mp
 from sacrebleu.metrics import BLEU, CHRF
 
-from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics, number, role_name, squeezed
+from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics, number
+from kyon_pl.evaluation.n_grams import squeezed
+from kyon_pl.evaluation.ratios import role_name
 
 WORDS = [
     "春日",

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import GlmForCausalLM, PreTrainedModel
 
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
-from kyon_pl.chatglm2.checkpoint import KNOWN_EXTRA
 from kyon_pl.chatglm2.glm import glm_config, tensor_to_glm
+from kyon_pl.chatglm2.weight_files import KNOWN_EXTRA
 from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.lora.convert_adapter import convert_adapter
 from kyon_pl.lora.layerwise import difference

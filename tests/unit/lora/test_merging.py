@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import GlmForCausalLM, PreTrainedModel
 
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM
-from kyon_pl.chatglm2.checkpoint import load_base, weight_files
+from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.chatglm2.configuration import read_config
+from kyon_pl.chatglm2.weight_files import weight_files
 from kyon_pl.demo import BASE
 from kyon_pl.errors import CheckpointError, KyonError, MachineError, MissingFileError, SettingError
 from kyon_pl.lora.formats import FORMATS, FormatName, save_configs
