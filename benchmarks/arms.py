@@ -103,10 +103,10 @@ def prepare(arm: Arm, options: argparse.Namespace, folder: Path) -> tuple[dict[s
 def flop_per_token(shape: RowShape, options: argparse.Namespace) -> float:
     """FLOP of training LoRA on a token of these rows; nothing is recomputed."""
     from kyon_pl.chatglm2 import ChatGLM2Config
-    from kyon_pl.doctor.speed import flop_per_token as flop
+    from kyon_pl.training.flop import flop_per_token as flop
 
     config = ChatGLM2Config(**TINY_SHAPE) if options.tiny else ChatGLM2Config()
-    return flop(config, shape.seen_tokens, recomputed=False)
+    return flop(config, shape.seen_tokens, recomputed=0)
 
 
 def perform(task: dict[str, Any], options: argparse.Namespace, folder: Path, ends_s: float) -> dict[str, Any]:
