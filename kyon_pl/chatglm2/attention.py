@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -72,6 +74,11 @@ def can_run_varlen(hidden_states: Tensor) -> bool:
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else hidden_states.dtype
     return device_type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+
+
+def kernels_for_replies() -> AbstractContextManager[None]:
+    """SDPA without cuDNN, which makes a plan for every new length: some 50 ms at each token of a reply on an H100."""
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def row_starts(position_ids: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from transformers import GenerationConfig
 
+from kyon_pl.chatglm2.attention import kernels_for_replies
+
 
 class Reply(NamedTuple):
     """What a model said to one prompt.
@@ -81,6 +83,7 @@ def generate_replies(
         torch.random.fork_rng(cuda_devices(speaker.device)),
         # layers compiled for training's shapes would be compiled again for the shape of every new token
         torch.compiler.set_stance("force_eager"),
+        kernels_for_replies(),
     ):
         torch.manual_seed(seed)
         for batch in batches:

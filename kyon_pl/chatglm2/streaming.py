@@ -20,6 +20,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from kyon_pl.chatglm2.attention import kernels_for_replies
 from kyon_pl.chatglm2.generation import Reply, cuda_devices
 
 
@@ -52,7 +53,7 @@ def stream_reply(
     eos = speaker.config.eos_token_id if eos_token_id is None else eos_token_id
     ids: Any = torch.tensor([prompt], device=speaker.device)
     said: list[int] = []
-    with torch.inference_mode(), torch.random.fork_rng(cuda_devices(ids.device)):
+    with torch.inference_mode(), torch.random.fork_rng(cuda_devices(ids.device)), kernels_for_replies():
         torch.manual_seed(seed)
         weigh = _weighing(temperature, top_p, repetition_penalty)
         read = speaker(input_ids=ids, use_cache=True, logits_to_keep=1)
