@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, ProxySettings, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ProxySettings, Route, expect, sync_playwright
 from web_host import HOSTILE, Recorder, free_port, make_host, parrot, write_role, write_small_adapter
 
 from kyon_pl.chat.labels import CHINESE
@@ -154,25 +154,44 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, address: str, 
     assert elsewhere(recorder) == []
 
 
-def test_stop_and_clear(browser: Browser, host: Host, recorder: Recorder) -> None:
-    endless = Wishes(sampling=Sampling(700, repetition_penalty=0.5))
-    server = open_page(host, endless, "127.0.0.1", free_port(), None)
+@pytest.fixture
+def endless(browser: Browser, host: Host, recorder: Recorder) -> Iterator[Page]:
+    """A page on which a reply comes that goes on for a long while."""
+    wishes = Wishes(sampling=Sampling(700, repetition_penalty=0.5))
+    server = open_page(host, wishes, "127.0.0.1", free_port(), None)
     page = opened(browser, server.local_url, recorder)
     say(page, QUESTION)
-    page.wait_for_function("() => document.querySelector('#tuned .bot.message')?.innerText.length > 12")
-    page.click("#stop")
-    page.wait_for_timeout(1000)
-    stopped = page.inner_text("#tuned .bot.message")
-    page.wait_for_timeout(1000)
-    assert page.inner_text("#tuned .bot.message") == stopped
-    assert stopped.endswith("[…]")
-    page.click("#clear")
-    expect(page.locator("#tuned .bot.message")).to_have_count(0)
-    say(page, QUESTION)
-    assert page.wait_for_selector("#tuned .bot.message")
-    page.click("#clear")
-    expect(page.locator("#tuned .bot.message")).to_have_count(0)
+    page.wait_for_selector("#tuned .bot.message")
+    yield page
+    page.context.close()
     server.close()
+
+
+def test_stop_ends_a_reply_and_what_is_typed_meanwhile_stays(endless: Page) -> None:
+    expect(endless.locator("#message textarea")).to_have_value("")
+    endless.fill("#message textarea", "And in snow?")
+    stopped = replied(endless, lambda: endless.click("#stop"))
+    assert stopped.endswith("[…]")
+    expect(endless.locator("#message textarea")).to_have_value("And in snow?")
+    said = replied(endless, lambda: endless.click("#retry"))
+    assert len(stopped) < len(said), "it had come to its end"
+    assert said.startswith(stopped.removesuffix(" […]"))
+
+
+def test_nothing_comes_after_clear(endless: Page) -> None:
+    """Even where the server learns late that the reply before is to end."""
+
+    def late(route: Route) -> None:
+        endless.wait_for_timeout(500)
+        route.continue_()
+
+    endless.route("**/cancel", late)
+    endless.click("#clear")
+    expect(endless.locator("#tuned .bot.message")).to_have_count(0, timeout=30_000)
+    endless.wait_for_timeout(1000)
+    assert endless.locator("#tuned .bot.message").count() == 0
+    endless.click("#export")
+    expect(endless.get_by_text("nothing has been said")).to_be_visible()
 
 
 def test_a_phone_in_chinese(browser: Browser, address: str, recorder: Recorder) -> None:
