@@ -86,18 +86,13 @@ def build_page(host: Host, wishes: Wishes) -> Any:
         again = retry.click(actions.retry, [turns, replying, *settings], shown, **waits)
         running = [asked, again]
         stop.click(None, cancels=running, api_visibility="private")
-        # first the end of what runs, or a piece of its reply could come after; in the queue, as news of it keep their
-        # order there
-        ended: dict[str, Any] = {
-            "fn": _Replying.wait,
-            "inputs": replying,
-            "cancels": running,
-            "show_progress": "hidden",
-            "api_visibility": "private",
-        }
-        undo.click(**ended).then(actions.undo, [turns, *settings], shown, api_name="undo", **at_once)
+        # first the end of what runs, or a piece of its reply could come after: the browser asks for it and goes on, so
+        # it is waited for; in the queue, as the pieces come through it in their order
+        ended: dict[str, Any] = {"fn": None, "cancels": running, "api_visibility": "private", "queue": False}
+        waited: dict[str, Any] = {"fn": _Replying.wait, "inputs": replying, "api_visibility": "private"}
+        undo.click(**ended).then(**waited).then(actions.undo, [turns, *settings], shown, api_name="undo", **at_once)
         # the last two are the bins in the conversations' corners
-        gr.on([clear.click, role.change, tuned.clear, base.clear], **ended).then(
+        gr.on([clear.click, role.change, tuned.clear, base.clear], **ended).then(**waited).then(
             actions.clear, None, shown, api_name="clear", **at_once
         )
         exported = export.click(actions.export, [turns, *settings], row, show_progress="hidden")
