@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from kyon_pl.errors import SettingError
 from kyon_pl.named_configs import names
-from kyon_pl.settings import REMOTE_CODE, no_remote_code
+from kyon_pl.settings import REMOTE_CODE, config_files, no_remote_code
 
 
 def explain_words(
@@ -48,8 +48,9 @@ def explain_words(
     said = [line for line in lines if line and not line.startswith(boring) and "NoneType" not in line]
     found = "; ".join(said).partition(". Got value: Namespace(")[0] if said else text
     if "Problems parsing config" in text:
-        files = ", ".join(words[place + 1] for place, word in enumerate(words[:-1]) if word in ("--config", "-c"))
-        return SettingError(files, f"not YAML: {found.split(': ', 1)[-1]}", "Correct the file at that line")
+        return SettingError(
+            ", ".join(config_files(words)), f"not YAML: {found.split(': ', 1)[-1]}", "Correct the file at that line"
+        )
     if where == "config" or "File does not exist" in text:
         fix = f"Give the path of a YAML file, or one of the names {', '.join(names())}"
         return SettingError("--config", text.split(": ", 1)[-1].rstrip("."), fix)

@@ -42,17 +42,23 @@ def check_config_files(words: list[str]) -> None:
     Raises:
         SettingError: no UTF-8, no YAML, no mapping, a key twice, or `trust_remote_code`; it names file and line.
     """
-    for file in map(Path, _config_files(words)):
+    for file in map(Path, config_files(words)):
         if file.is_file():
             _check_file(file)
 
 
-def _config_files(words: list[str]) -> Iterator[str]:
+def config_files(words: list[str]) -> Iterator[str]:
+    """The files that a command line names as configs, in whatever spelling a parser takes.
+
+    Args:
+        words: of the command line.
+    """
     for word, following in zip_longest(words, words[1:], fillvalue=""):
-        if word in ("--config", "-c"):
-            yield following
-        elif word.startswith("--config="):
-            yield word.removeprefix("--config=")
+        name, joined, value = word.partition("=")
+        if len(name) > len("--c") and "--config".startswith(name):
+            yield value if joined else following
+        elif word.startswith("-c"):
+            yield word.removeprefix("-c").removeprefix("=") or following
 
 
 def _check_file(file: Path) -> None:

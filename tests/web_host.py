@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from peft import LoraConfig
 
 from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.speaker import Said, Sampling, Speaker
+from kyon_pl.chat.speaker import Said, Sampling, Speaker, StopReply
 from kyon_pl.chat.visits import Host, Limits
 from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.data.roles import read_role
@@ -63,6 +64,41 @@ class Parrot(Speaker):
     ) -> Said:
         on_text(HOSTILE)
         return Said(HOSTILE, stopped=True)
+
+
+class Counter(Speaker):
+    """Counts for a minute, or until it is stopped: the model's own replies end when they will.
+
+    Attributes:
+        was_stopped: set once it was.
+    """
+
+    was_stopped: threading.Event
+
+    def reply(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        on_text: Callable[[str], object] = lambda text: None,
+        adapter: str | None = "",
+    ) -> Said:
+        said = ""
+        for number in range(1200):
+            time.sleep(0.05)
+            try:
+                on_text(f"{number} ")
+            except StopReply:
+                self.was_stopped.set()
+                return Said(said, stopped=False)
+            said += f"{number} "
+        return Said(said, stopped=True)
+
+
+def counting(host: Host) -> tuple[Host, Counter]:
+    """The same host with a speaker that counts."""
+    counter = Counter(**vars(host.speaker))
+    counter.was_stopped = threading.Event()
+    return Host(counter, host.roles, host.max_tokens, host.limits), counter
 
 
 def parrot(host: Host) -> Host:

@@ -75,7 +75,7 @@ def load_speaker(
     peft_model = load_adapter(_chatglm(base_folder, device), first, base_name)
     names = {name: f"adapter_{place}" if place else "default" for place, name in enumerate(_names(folders))}
     for folder, name in zip(more, [*names.values()][1:], strict=True):
-        add_adapter(peft_model, folder, name)
+        add_adapter(peft_model, folder, base_name, name)
     return Speaker(peft_model.eval(), tokenizer, base_name, *wording, adapters=names)
 
 

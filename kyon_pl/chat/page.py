@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import gradio as gr
@@ -43,6 +44,7 @@ def build_page(host: Host, wishes: Wishes) -> Any:
     """
     with gr.Blocks(title="kyon_pl", analytics_enabled=False) as page:
         turns = gr.State((), time_to_live=IDLE_SECONDS)
+        replying = gr.State(_Replying())
         role, asker, adapter, compares = _choices(host, wishes)
         with gr.Row():
             with gr.Column(min_width=300):
@@ -75,16 +77,22 @@ def build_page(host: Host, wishes: Wishes) -> Any:
         waits: dict[str, Any] = {"concurrency_id": MODEL, "concurrency_limit": 1, "show_progress": "hidden"}
         at_once: dict[str, Any] = {"show_progress": "hidden", "queue": False}
         asked = gr.on(
-            [message.submit, send.click], actions.ask, [message, turns, *settings], [message, *shown], **waits
+            [message.submit, send.click],
+            actions.ask,
+            [message, turns, replying, *settings],
+            [message, *shown],
+            **waits,
         )
-        again = retry.click(actions.retry, [turns, *settings], shown, **waits)
+        again = retry.click(actions.retry, [turns, replying, *settings], shown, **waits)
         running = [asked, again]
         stop.click(None, cancels=running, api_visibility="private")
-        # first the end of what runs, or a piece of its reply could come after
+        # first the end of what runs, or a piece of its reply could come after: the browser asks for it and goes on, so
+        # it is waited for; in the queue, as the pieces come through it in their order
         ended: dict[str, Any] = {"fn": None, "cancels": running, "api_visibility": "private", "queue": False}
-        undo.click(**ended).then(actions.undo, [turns, *settings], shown, api_name="undo", **at_once)
+        waited: dict[str, Any] = {"fn": _Replying.wait, "inputs": replying, "api_visibility": "private"}
+        undo.click(**ended).then(**waited).then(actions.undo, [turns, *settings], shown, api_name="undo", **at_once)
         # the last two are the bins in the conversations' corners
-        gr.on([clear.click, role.change, tuned.clear, base.clear], **ended).then(
+        gr.on([clear.click, role.change, tuned.clear, base.clear], **ended).then(**waited).then(
             actions.clear, None, shown, api_name="clear", **at_once
         )
         exported = export.click(actions.export, [turns, *settings], row, show_progress="hidden")
@@ -97,18 +105,36 @@ def build_page(host: Host, wishes: Wishes) -> Any:
 RANGES = {"temperature": (0, 2), "top_p": (0.05, 1), "repetition_penalty": (0.5, 2), "seed": (0, 2**31)}
 
 
+class _Replying:
+    """Held while a visitor's reply comes. A cancelled one has not ended when the browser has asked for its end."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Replying:
+        return _Replying()  # Gradio makes each visitor's out of the first
+
+    def wait(self) -> None:
+        """Until no reply comes."""
+        with self.lock:
+            pass
+
+
 class _Actions:
     """What the buttons do. Each gets the components' values in their order."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def ask(self, message: str, turns: Turns, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        """Ask; the message box is empty while the reply comes, and has the message again if it was refused."""
-        wishes = self._wishes(settings)
-        yield from (("", *update) for update in self._said(turns, message, wishes))
+    def ask(self, message: str, turns: Turns, replying: _Replying, *settings: Any) -> Iterator[tuple[Any, ...]]:
+        """Ask; the reply's first piece empties the message box, and what is typed from then on stays there."""
+        wishes, box = self._wishes(settings), ""
+        with replying.lock:
+            for update in self._said(turns, message, wishes):
+                yield (box, *update)
+                box = gr.skip()
 
-    def retry(self, turns: Turns, *settings: Any) -> Iterator[tuple[Any, ...]]:
+    def retry(self, turns: Turns, replying: _Replying, *settings: Any) -> Iterator[tuple[Any, ...]]:
         """Ask the last question again; where tokens are drawn, with another seed for each retry."""
         with _shown_errors():
             if not turns:
@@ -116,8 +142,9 @@ class _Actions:
         wishes = self._wishes(settings)
         sampling, retries = wishes.sampling, turns[-1].retries + 1
         wishes = replace(wishes, sampling=replace(sampling, seed=sampling.seed + retries))
-        for made, *rest in self._said(turns[:-1], turns[-1].typed, wishes):
-            yield ((*made[:-1], replace(made[-1], retries=retries)), *rest)
+        with replying.lock:
+            for made, *rest in self._said(turns[:-1], turns[-1].typed, wishes):
+                yield ((*made[:-1], replace(made[-1], retries=retries)), *rest)
 
     def undo(self, turns: Turns, *settings: Any) -> tuple[Any, ...]:
         """Forget the last turn."""

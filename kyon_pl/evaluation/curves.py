@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]
+    LegacyEventFileLoader,
+)
+from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
 
 from kyon_pl.extras import need_package
 
@@ -33,21 +37,39 @@ PICTURES: dict[str, dict[str, Sequence[str]]] = {
 _COLUMNS = 3
 
 
+def event_files(folder: Path) -> list[Path]:
+    """TensorBoard's files of a run folder in the order in which they were begun.
+
+    Their names hold the second, the machine, the process and a number in it. TensorBoard itself has them in the order
+    of texts, in which the tenth of a process comes before the second.
+
+    Args:
+        folder: where they lie.
+    """
+    return sorted(folder.glob("events.out.tfevents.*"), key=_numbers_as_numbers)
+
+
+def _numbers_as_numbers(file: Path) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", file.name)]
+
+
 def read_curves(folder: Path) -> Curves:
     """All scalars in the event files of a run folder; none if there is no such file.
 
-    Of a step that is drawn twice, after a resume, the later value counts.
+    What was drawn before a resume from the step of that resume on counts no more; of a step that is drawn twice the
+    later value counts.
 
     Args:
         folder: where the event files lie.
     """
-    if not any(folder.glob("events.out.tfevents.*")):
-        return {}
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {
-        tag: sorted({event.step: event.value for event in events.Scalars(tag)}.items())
-        for tag in events.Tags()["scalars"]
-    }
+    curves: dict[str, dict[int, float]] = {}
+    for event in (event for file in event_files(folder) for event in LegacyEventFileLoader(str(file)).Load()):
+        if event.session_log.status == SessionLog.START:
+            curves = {tag: {step: curve[step] for step in curve if step < event.step} for tag, curve in curves.items()}
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                curves.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {tag: sorted(curve.items()) for tag, curve in curves.items() if curve}
 
 
 def check_matplotlib() -> None:

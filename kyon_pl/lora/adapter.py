@@ -77,9 +77,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
             files do not fit together.
     """
     config, state = read_adapter(folder)
-    made_for = config.base_model_name_or_path
-    if made_for and Path(made_for).name != Path(base_name).name:
-        log.warning("adapter %s was made for %s, and the base here is %s", folder, made_for, base_name)
+    _warn_of_another_base(folder, config, base_name)
     config.base_model_name_or_path = None  # PEFT would warn that it differs from the base's own name
     config.task_type = TaskType.CAUSAL_LM
     model = _attached(folder, lambda: get_peft_model(base, config))
@@ -89,12 +87,13 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
     return model
 
 
-def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
+def add_adapter(model: PeftModel, folder: Path, base_name: str, name: str) -> None:
     """Put one more adapter beside those of a model, for inference; the one in use stays.
 
     Args:
         model: from `load_adapter`.
         folder: a PEFT folder, as there.
+        base_name: what the model's base is called, as there.
         name: to switch to it by, with PEFT's `set_adapter`.
 
     Raises:
@@ -102,6 +101,7 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
         CheckpointError: as `load_adapter` raises it.
     """
     config, state = read_adapter(folder)
+    _warn_of_another_base(folder, config, base_name)
     config.base_model_name_or_path, config.task_type = None, TaskType.CAUSAL_LM
 
     def attach() -> PeftModel:
@@ -110,6 +110,12 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
 
     check_fit(folder, _attached(folder, attach), state, name)
     set_peft_model_state_dict(model, state, adapter_name=name)
+
+
+def _warn_of_another_base(folder: Path, config: LoraConfig, base_name: str) -> None:
+    made_for = config.base_model_name_or_path
+    if made_for and Path(made_for).name != Path(base_name).name:
+        log.warning("adapter %s was made for %s, and the base here is %s", folder, made_for, base_name)
 
 
 def _attached(folder: Path, attach: Callable[[], PeftModel]) -> PeftModel:

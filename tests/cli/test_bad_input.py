@@ -109,10 +109,10 @@ def words(*typed: str) -> Prepare:
     return lambda folder: list(typed)
 
 
-def yaml(content: str | bytes) -> Prepare:
+def yaml(content: str | bytes, *typed: str) -> Prepare:
     def prepare(folder: Path) -> list[str]:
         (folder / "mine.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-        return ["--config", "mine.yaml"]
+        return [*(typed or ("--config", "mine.yaml"))]
 
     return prepare
 
@@ -413,6 +413,11 @@ SETTINGS: dict[str, tuple[Prepare, list[str]]] = {
     "YAML: UTF-16": (yaml("a: 1".encode("utf-16")), ["mine.yaml", "not UTF-8"]),
     "YAML: brackets": (yaml("a: " + "[" * 5000 + "]" * 5000), ["mine.yaml", "nested too deeply"]),
     "YAML: object of Python": (yaml("model: !!python/object/apply:os.mkdir [sprung]"), ["mine.yaml"]),
+    "YAML: tag of nobody": (yaml("model: {base: !!x demo}"), ["mine.yaml: not YAML", "2002:x"]),
+    "YAML: behind an equals sign": (yaml("model: {base: !!x demo}", "--config=mine.yaml"), ["mine.yaml: not YAML"]),
+    "YAML: behind a letter": (yaml("model: {base: !!x demo}", "-c=mine.yaml"), ["mine.yaml: not YAML"]),
+    "YAML: one key twice, behind a letter": (yaml("a: 1\na: 2\n", "-cmine.yaml"), ["mine.yaml, line 2: a", "line 1"]),
+    "YAML: one key twice, cut short": (yaml("a: 1\na: 2\n", "--conf=mine.yaml"), ["mine.yaml, line 2: a", "line 1"]),
     "YAML: remote code": (yaml("model:\n  trust_remote_code: true\n"), ["mine.yaml, line 2", *NO_CODE]),
     "YAML: remote code off": (yaml("a:\n- trust_remote_code: false\n"), ["mine.yaml, line 2", *NO_CODE]),
 }

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client
@@ -66,11 +67,14 @@ def texts(chat: list[dict[str, Any]]) -> list[str]:
 def test_a_conversation(address: str) -> None:
     visitor = client(address)
     job = visitor.submit(QUESTION, *settings(), api_name="/ask")
-    box, chat, base, _ = job.result(timeout=60)
+    _, chat, base, _ = job.result(timeout=60)
+    boxes = [update[0] for update in job.outputs()]
+    assert boxes[0] == ""
+    assert {*map(str, boxes[1:])} == {str(gr.skip())}, "what is typed meanwhile is wiped"
     growing = [texts(update[1])[-1].removesuffix(" […]") for update in job.outputs()]
     assert len({*growing}) > 3, "it comes piece by piece"
     assert all(later.startswith(earlier) for earlier, later in pairwise(growing))
-    assert (box, texts(base)) == ("", [QUESTION])
+    assert texts(base) == [QUESTION]
     again, *_ = visitor.predict(*settings(), api_name="/retry")
     assert texts(again) == texts(chat)  # greedy
     other, beside, _ = visitor.predict(*settings(adapter="two", compares=True), api_name="/retry")

@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, ProxySettings, expect, sync_playwright
-from web_host import HOSTILE, Recorder, free_port, make_host, parrot, write_role, write_small_adapter
+from playwright.sync_api import Browser, Page, ProxySettings, Route, expect, sync_playwright
+from web_host import (
+    HOSTILE,
+    Counter,
+    Recorder,
+    counting,
+    free_port,
+    make_host,
+    parrot,
+    write_role,
+    write_small_adapter,
+)
 
 from kyon_pl.chat.labels import CHINESE
 from kyon_pl.chat.speaker import Sampling
@@ -154,25 +165,56 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, address: str, 
     assert elsewhere(recorder) == []
 
 
-def test_stop_and_clear(browser: Browser, host: Host, recorder: Recorder) -> None:
-    endless = Wishes(sampling=Sampling(700, repetition_penalty=0.5))
-    server = open_page(host, endless, "127.0.0.1", free_port(), None)
-    page = opened(browser, server.local_url, recorder)
-    say(page, QUESTION)
-    page.wait_for_function("() => document.querySelector('#tuned .bot.message')?.innerText.length > 12")
-    page.click("#stop")
-    page.wait_for_timeout(1000)
-    stopped = page.inner_text("#tuned .bot.message")
-    page.wait_for_timeout(1000)
-    assert page.inner_text("#tuned .bot.message") == stopped
-    assert stopped.endswith("[…]")
-    page.click("#clear")
-    expect(page.locator("#tuned .bot.message")).to_have_count(0)
-    say(page, QUESTION)
-    assert page.wait_for_selector("#tuned .bot.message")
-    page.click("#clear")
-    expect(page.locator("#tuned .bot.message")).to_have_count(0)
+@pytest.fixture
+def counter(host: Host) -> Iterator[tuple[str, Counter]]:
+    """A page's address, and who replies on it: for as long as nobody ends it."""
+    counting_host, counter = counting(host)
+    server = open_page(counting_host, Wishes(), "127.0.0.1", free_port(), None)
+    yield server.local_url, counter
     server.close()
+
+
+@pytest.fixture
+def endless(browser: Browser, counter: tuple[str, Counter], recorder: Recorder) -> Iterator[Page]:
+    """The page while a reply comes."""
+    page = opened(browser, counter[0], recorder)
+    say(page, QUESTION)
+    page.wait_for_selector("#tuned .bot.message")
+    yield page
+    page.context.close()
+
+
+def test_stop_ends_a_reply_and_what_is_typed_meanwhile_stays(endless: Page, counter: tuple[str, Counter]) -> None:
+    box, reply = endless.locator("#message textarea"), endless.locator("#tuned .bot.message")
+    expect(box).to_have_value("")
+    box.fill("And in snow?")
+    number = int(reply.inner_text().split()[-2])
+    expect(reply).to_contain_text(f" {number + 3} ", timeout=30_000)  # these pieces came after it was typed
+    expect(box).to_have_value("And in snow?")
+    endless.click("#stop")
+    assert counter[1].was_stopped.wait(30)
+    endless.wait_for_timeout(1000)
+    stopped = reply.inner_text()
+    endless.wait_for_timeout(500)
+    assert reply.inner_text() == stopped
+    assert stopped.endswith("[…]")
+    expect(box).to_have_value("And in snow?")
+
+
+def test_nothing_comes_after_clear(endless: Page) -> None:
+    """Even where the server learns late that the reply before is to end."""
+
+    def late(route: Route) -> None:
+        time.sleep(0.5)
+        route.continue_()
+
+    endless.route("**/cancel", late)
+    endless.click("#clear")
+    expect(endless.locator("#tuned .bot.message")).to_have_count(0, timeout=30_000)
+    endless.wait_for_timeout(1000)
+    assert endless.locator("#tuned .bot.message").count() == 0
+    endless.click("#export")
+    expect(endless.get_by_text("nothing has been said")).to_be_visible()
 
 
 def test_a_phone_in_chinese(browser: Browser, address: str, recorder: Recorder) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
 from kyon_pl.errors import CheckpointError, KyonError
 from kyon_pl.lora import load_adapter
+from kyon_pl.lora.adapter import add_adapter
 
 GOLDEN = Path(__file__).parents[2] / "golden/chatglm2_tiny"
 LAYER_0 = "base_model.model.transformer.encoder.layers.0.self_attention.query_key_value"
@@ -110,12 +111,16 @@ def test_what_saving_by_other_ways_leaves_is_read(tmp_path: Path, change: Callab
 
 
 def test_another_base_of_the_same_shape_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of each adapter, the second one too."""
     logging.getLogger("kyon_pl").propagate = True
     write(tmp_path, golden_state("final"), PEFT_0_3)
-    load_adapter(golden_base(), tmp_path, "/models/chatglm2-6b")
-    assert not caplog.text
-    load_adapter(golden_base(), tmp_path, "THUDM/chatglm3-6b")
-    assert "was made for THUDM/chatglm2-6b, and the base here is THUDM/chatglm3-6b" in caplog.text
+    said = f"adapter {tmp_path} was made for THUDM/chatglm2-6b, and the base here is THUDM/chatglm3-6b"
+    for base_name, expected in (("/models/chatglm2-6b", []), ("THUDM/chatglm3-6b", [said])):
+        model = load_adapter(golden_base(), tmp_path, base_name)
+        assert caplog.messages == expected
+        caplog.clear()
+        add_adapter(model, tmp_path, base_name, "second")
+        assert caplog.messages == expected
 
 
 def without(name: str) -> Callable[[State], State]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from rigged import fit, rigged_module, write_inputs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kyon_pl.errors import SettingError
+from kyon_pl.evaluation.curves import event_files
 from kyon_pl.training.callbacks import FirstValidation, RunRecord, StepCheckpoint, StepMetrics
 from kyon_pl.training.checkpoint_io import AdapterCheckpointIO, read_checkpoint
 from kyon_pl.training.resume import read_run
@@ -49,7 +51,11 @@ def train(inputs: Path, logs: Path, *more: Callback, every_n_steps: int = 100, *
 
 
 def curve(run: Path, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in EventAccumulator(str(run)).Reload().Scalars(tag)]
+    """As TensorBoard draws it; its files of one process and second have other names, for it sorts these as texts."""
+    with TemporaryDirectory() as folder:
+        for number, file in enumerate(event_files(run)):
+            shutil.copy(file, Path(folder) / f"events.out.tfevents.{number:04}")
+        return [(event.step, event.value) for event in EventAccumulator(folder).Reload().Scalars(tag)]
 
 
 @pytest.fixture(scope="module")
