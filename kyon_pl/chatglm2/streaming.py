@@ -100,7 +100,7 @@ class RecordedStep:
     """A token's forward pass over a cache of fixed size, all of whose kernels are replayed at once.
 
     The first token goes through the model as usual, which is also the warming up that recording needs. On a CPU every
-    token does. The graph and its cache last for one reply: a recording takes about as long as three tokens.
+    token does. The graph and its cache last for one reply; to record takes as long as a token or two do without it.
 
     Args:
         model: whose forward pass it is.
