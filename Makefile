@@ -10,13 +10,13 @@ TWO_FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # the pinned install happens once; after that the stamp is newer than what it was made from
 $(VENV)/installed: pyproject.toml constraints.txt
+	@echo 'installing into $(VENV), once: some minutes, 2.4 GB and more'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# passive: on a busy machine, threads that spin while they wait for each other make this five times slower
 demo: $(VENV)/installed
-	OMP_WAIT_POLICY=passive $(BIN)/kyon-pl fit --config configs/demo.yaml
+	$(BIN)/kyon-pl fit --config configs/demo.yaml
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(TWO_FILES)

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import logging
+import os
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -102,9 +103,13 @@ def main(args: list[str] | None = None) -> None:
     try:
         words, level, debug = take_log_options(words)
         set_up_logging(level)
+        words = with_named_configs(words)  # before the imports, which take seconds
+        # read when torch is imported: on a busy machine, threads that spin while they wait for each other make a small
+        # model's step ten times slower
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         run = command(words[0])
         quiet_libraries(level)
-        run(with_named_configs(words))
+        run(words)
     except KyonError as error:
         if debug:
             traceback.print_exc()

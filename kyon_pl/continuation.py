@@ -19,6 +19,7 @@ from kyon_pl.training.elastic import in_terms_of
 from kyon_pl.training.fingerprint import FINGERPRINT, differences, shorten
 from kyon_pl.training.resume import CHECKPOINTS, Run, last_checkpoint, read_run, runs_in
 
+BESIDE_SHOWN = 5  # checkpoints, where one that is asked for is not there
 log = logging.getLogger(__name__)
 
 Fingerprint = Callable[[], dict[str, str]]
@@ -69,9 +70,12 @@ def find_checkpoint(path: str, trainer: Trainer) -> Path:
         folder = folder_of_runs(trainer) or Path(trainer.default_root_dir) / "lightning_logs"
         return last_checkpoint(runs_in(folder), folder)
     if not Path(path).is_file():
+        files = (file for file in Path(path).parent.glob("*.ckpt") if file.is_file())
+        beside = [file.name for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+        there = f"; there are {', '.join(beside[-BESIDE_SHOWN:])}" if beside else ""
         raise MissingFileError(
             where="--ckpt_path",
-            found=f"there is no file '{path}'",
+            found=f"there is no file '{path}'{there}",
             fix=f"Checkpoints lie in lightning_logs/version_N/{CHECKPOINTS}; 'last' is the newest of the newest run",
         )
     return Path(path)

@@ -96,6 +96,8 @@ def web(
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
     limits = Limits(message_characters, turns_kept, most_new_tokens, queue_size)
     check_room(max_tokens, "most_new_tokens", most_new_tokens)
+    if not 0 < port < 2**16:
+        raise SettingError("port", f"{port} is no port", "Choose one of 1024 to 65535")
     need_package("gradio", "web", where="kyon-pl web", does="makes the page")
     password = read_password(password_file, ask_password)
     named = [characters] if isinstance(characters, str) else characters or []

@@ -190,6 +190,11 @@ def checkpoint(write: Callable[[Path], object]) -> Prepare:
     return prepare
 
 
+def misspelt_checkpoint(folder: Path) -> list[str]:
+    (folder / "step=5.ckpt").touch()
+    return ["--ckpt_path", "step=4.ckpt"]
+
+
 def cut_checkpoint(path: Path) -> None:
     torch.save({"state_dict": {"weight": torch.zeros(1000)}}, path)
     path.write_bytes(path.read_bytes()[:2000])
@@ -354,6 +359,7 @@ BASES: dict[str, tuple[Prepare, list[str]]] = {
     "adapter of another kind": (adapter('{"peft_type": "FOO"}'), ["adapter", "FOO"]),
     "empty adapter": (adapter(LORA), ["adapter", "cannot be read"]),
     "checkpoint that is a folder": (checkpoint(Path.mkdir), ["--ckpt_path", "no file 'x.ckpt'"]),
+    "misspelt checkpoint": (misspelt_checkpoint, ["--ckpt_path", "no file 'step=4.ckpt'; there are step=5.ckpt."]),
     "empty checkpoint": (checkpoint(Path.touch), ["checkpoint x.ckpt", "cannot be read"]),
     "truncated checkpoint": (checkpoint(cut_checkpoint), ["checkpoint x.ckpt", "cannot be read", "cut short"]),
     "checkpoint that runs code": (checkpoint(lambda path: torch.save({"a": Trap()}, path)), ["x.ckpt", *OTHER_KIND]),

@@ -25,7 +25,7 @@ CASES = {
     "misspelt LoRA key": ([*DEMO, "--model.lora.rank", "8"], ["model.lora.rank", "no such setting"]),
     "wrong kind of value": ([*DEMO, "--trainer.max_epochs", "two"], ["trainer.max_epochs", "two", "int"]),
     "word that is no choice": ([*DEMO, "--data.over_length", "cut"], ["data.over_length", "cut", "shrink_context"]),
-    "missing config": (["fit", "--config", "{folder}/none.yaml"], ["--config", "none.yaml", "does not exist"]),
+    "missing config": (["fit", "--config", "{folder}/none.yaml"], ["--config", "none.yaml", "there is no file"]),
     "broken config": (["fit", "--config", "{folder}/broken.yaml"], ["broken.yaml"]),
     "missing rows": ([*DEMO, "--data.source", "{folder}/none.jsonl"], ["none.jsonl", "no such file"]),
     "unreadable row": (

@@ -190,6 +190,7 @@ def test_what_the_command_refuses(
             (["--most_new_tokens", "3000"], "the reply alone may have"),
             (["--characters", str(tmp_path / "nobody")], "there is no role"),
             (["--port", str(port)], f"port {port}"),
+            (["--port", "70000"], "port: 70000 is no port"),
             (["--adapter", f"[{adapters[0]}, {tmp_path}]"], "neither an adapter, a run nor"),
         ):
             with pytest.raises(SystemExit) as stopped:

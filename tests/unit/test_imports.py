@@ -87,3 +87,14 @@ def test_help_does_not_import_torch() -> None:
     code = "import sys, kyon_pl.cli as c; c.main(['--help']); print('torch' in sys.modules, 'lightning' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.splitlines()[-1] == "False False"
+
+
+@pytest.mark.parametrize(("given", "taken"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_threads_wait_without_spinning_unless_told_otherwise(given: dict[str, str], taken: str) -> None:
+    """As OpenMP itself says it: on a busy machine, spinning makes the demo's steps ten times slower."""
+    settings = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-m", "kyon_pl", "preview", "--help"]
+    run = subprocess.run(
+        command, env=settings | given | {"OMP_DISPLAY_ENV": "true"}, capture_output=True, text=True, check=True
+    )
+    assert f"OMP_WAIT_POLICY = '{taken}'" in run.stderr

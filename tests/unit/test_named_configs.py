@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kyon_pl.errors import SettingError
 from kyon_pl.named_configs import CONFIGS, names, with_named_configs
 
 ROOT = Path(__file__).parents[2]
@@ -25,3 +26,10 @@ def test_names_become_paths_and_files_stay(tmp_path: Path, monkeypatch: pytest.M
     assert with_named_configs(words) == ["fit", "--config", lora, "-c", ddp, f"--config={lora}", "--config", "seed"]
     others = ["fit", "lora", "--data.source", "demo", "--config", "lorax", "--config", "../lora", "--config"]
     assert with_named_configs(others) == others
+
+
+def test_a_missing_file_is_said_before_a_parser_is_there() -> None:
+    for slip in ("configs/demo.yml", "demos.yaml"):
+        with pytest.raises(SettingError, match=f"there is no file '{slip}'.*Did you mean 'demo'"):
+            with_named_configs(["fit", "--config", slip])
+    assert with_named_configs(["fit", "--config", "demo.txt"])[-1] == "demo.txt"

@@ -11,6 +11,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from kyon_pl.logs import from_here
+
 log = logging.getLogger(__name__)
 
 
@@ -52,4 +54,4 @@ class ReplyWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was written, and where."""
-        log.info("%d replies written to %s", self.rows, self.file)
+        log.info("%d replies written to %s", self.rows, from_here(self.file))
