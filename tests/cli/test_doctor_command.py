@@ -128,7 +128,7 @@ def test_without_a_config_it_looks_at_the_machine(capsys: pytest.CaptureFixture[
     [
         ([*LORA, "--gpu_gib", "-1"], ["--gpu_gib", "-1"]),
         ([*DEMO, "--data.sorce", "x"], ["data.sorce", "no such setting", "data.source"]),
-        (["--config", "none.yaml"], ["none.yaml", "does not exist"]),
+        (["--config", "none.yaml"], ["none.yaml", "there is no file"]),
     ],
 )
 def test_settings_that_cannot_be_read(words: list[str], texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:

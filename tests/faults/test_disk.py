@@ -76,7 +76,8 @@ def paragraph(said: str) -> str:
     return last
 
 
-@pytest.mark.parametrize("free_bytes", [24 * 1024, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 64 * 1024))])
+@pytest.mark.slow
+@pytest.mark.parametrize("free_bytes", [24 * 1024, 0, 64 * 1024])
 def test_full_disk(free_bytes: int, disk: Path, servers: ForkServers, undisturbed: Undisturbed) -> None:
     """It may be a checkpoint that does not fit, or a curve."""
     before = killed_run(disk / "inputs", servers)

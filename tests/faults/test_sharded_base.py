@@ -34,9 +34,8 @@ GOES_ON = {
 }
 
 
-@pytest.mark.parametrize(
-    "how", [next(iter(GOES_ON)), *(pytest.param(how, marks=pytest.mark.slow) for how in [*GOES_ON][1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", GOES_ON)
 def test_killed_it_goes_on(how: str, servers: ForkServers, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """Compared with an undisturbed run with DDP: every tensor, count and curve; in one process, to float32 rounding."""
     folder, (before, after) = tmp_path / "inputs", GOES_ON[how]

@@ -89,7 +89,10 @@ def test_help_does_not_import_torch() -> None:
     assert out.splitlines()[-1] == "False False"
 
 
-@pytest.mark.parametrize(("given", "taken"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [({}, "PASSIVE"), pytest.param({"OMP_WAIT_POLICY": "active"}, "ACTIVE", marks=pytest.mark.slow)],
+)
 def test_threads_wait_without_spinning_unless_told_otherwise(given: dict[str, str], taken: str) -> None:
     """As OpenMP itself says it: on a busy machine, spinning makes the demo's steps ten times slower."""
     settings = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
