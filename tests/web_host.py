@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -52,8 +51,8 @@ def make_host(adapters: list[Path], roles: list[Path], limits: Limits, max_token
     return Host(speaker, {role.role.name: role for role in playing}, max_tokens, limits)
 
 
-class Parrot(Speaker):
-    """Says what it is told to, whatever it is asked."""
+class Actor(Speaker):
+    """Says what it will, whatever it is asked."""
 
     def reply(
         self,
@@ -62,11 +61,21 @@ class Parrot(Speaker):
         on_text: Callable[[str], object] = lambda text: None,
         adapter: str | None = "",
     ) -> Said:
+        return self.say(on_text)
+
+    def say(self, on_text: Callable[[str], object]) -> Said:
+        raise NotImplementedError
+
+
+class Parrot(Actor):
+    """Says what would be dangerous if it were run."""
+
+    def say(self, on_text: Callable[[str], object]) -> Said:
         on_text(HOSTILE)
         return Said(HOSTILE, stopped=True)
 
 
-class Counter(Speaker):
+class Counter(Actor):
     """Counts for a minute, or until it is stopped: the model's own replies end when they will.
 
     Attributes:
@@ -75,13 +84,7 @@ class Counter(Speaker):
 
     was_stopped: threading.Event
 
-    def reply(
-        self,
-        prompt: list[int],
-        sampling: Sampling,
-        on_text: Callable[[str], object] = lambda text: None,
-        adapter: str | None = "",
-    ) -> Said:
+    def say(self, on_text: Callable[[str], object]) -> Said:
         said = ""
         for number in range(1200):
             time.sleep(0.05)
@@ -98,13 +101,17 @@ def counting(host: Host) -> tuple[Host, Counter]:
     """The same host with a speaker that counts."""
     counter = Counter(**vars(host.speaker))
     counter.was_stopped = threading.Event()
-    return Host(counter, host.roles, host.max_tokens, host.limits), counter
+    return with_speaker(host, counter), counter
 
 
 def parrot(host: Host) -> Host:
     """The same host with a speaker whose replies are hostile."""
-    fields: dict[str, Any] = vars(host.speaker)
-    return Host(Parrot(**fields), host.roles, host.max_tokens, host.limits)
+    return with_speaker(host, Parrot(**vars(host.speaker)))
+
+
+def with_speaker(host: Host, speaker: Speaker) -> Host:
+    """The same host with another speaker."""
+    return Host(speaker, host.roles, host.max_tokens, host.limits)
 
 
 def free_port() -> int:
