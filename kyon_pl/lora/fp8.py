@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 from torch.nn.functional import ScalingType
 
@@ -91,7 +91,7 @@ def _multiply(tokens: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
 
 
 # an operator of its own, because torch 2.11 cannot look into scaled_mm when it compiles a layer
-@torch.library.custom_op("kyon_pl::scaled_product", mutates_args=())
+@library.custom_op("kyon_pl::scaled_product", mutates_args=())
 def _scaled_product(rows: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     product: Tensor = F.scaled_mm(
         rows,
