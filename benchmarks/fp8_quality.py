@@ -1,11 +1,12 @@
 """Whether a LoRA trained over an fp8 base is worth as much as one trained over a bf16 base.
 
-    python benchmarks/fp8_quality.py FOLDER --table results.md        one GPU with fp8 units, about two minutes
+    python benchmarks/fp8_quality.py FOLDER --table results.md        one GPU with fp8 units, some minutes
     python benchmarks/fp8_quality.py FOLDER --tiny                    a CPU: a small base, bf16 in fp8's place
 
 A base of some 150 M parameters first reads the demo's little world; then it is tuned on the demo's characters over bf16
-and over fp8 with the same seed, and the second adapter is validated on the bf16 base too. A third run, over bf16 with
-another seed, says how far apart two runs are that are worth the same.
+and over fp8 with the same seed, and the second adapter is validated on the bf16 base too; and all that once for each of
+several seeds. Two runs over bf16 with unlike seeds are further apart than one percent, so that a single pair says
+little: the means over the seeds are compared, and how far apart the seeds of bf16 are stands beside them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -34,8 +37,9 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "generation_confi
 # every dimension is a multiple of 16, as fp8 products want it
 WIDE = {"num_layers": 12, "hidden_size": 1024, "ffn_hidden_size": 2736, "kv_channels": 128, "num_attention_heads": 8}
 NARROW = {"num_layers": 2, "hidden_size": 128, "ffn_hidden_size": 352, "kv_channels": 32, "num_attention_heads": 4}
-TARGET = 0.01  # the largest relative difference of the final losses that is called the same
+TARGET = 0.01  # the largest relative difference of losses that is called the same
 RUN = Path("lightning_logs/version_0")  # in the folder of a run
+Curve = dict[int, float]  # val/loss by the number of optimizer steps before it
 YES = {True: "yes", False: "NO"}
 SHOWN_LINES = 12  # of what a command said that failed
 
@@ -48,13 +52,16 @@ def main() -> None:
     parser.add_argument("--pretrain_s", type=float, help="seconds to train the base; unset: 45, tiny: 10")
     parser.add_argument("--steps", type=int, help="optimizer steps of each run; unset: 100, tiny: 20")
     parser.add_argument("--validate_every", type=int, help="steps between two validations; unset: 10, tiny: 5")
-    parser.add_argument("--lr", type=float, default=2e-3, help="the peak; that of the demo is for a narrower model")
+    parser.add_argument("--lr", type=float, default=1e-3, help="the peak; that of the demo is for a narrower model")
+    parser.add_argument("--seeds", type=int, help="pairs of runs; unset: 4, tiny: 2")
+    parser.add_argument("--at_once", type=int, default=1, help="runs that share the device")
     parser.add_argument("--tiny", action="store_true", help="on a CPU, a small base, bf16 in both places")
     options = parser.parse_args()
     tiny, folder = options.tiny, options.folder
     options.pretrain_s = options.pretrain_s or (10 if tiny else 45)
     options.steps = options.steps or (20 if tiny else 100)
     options.validate_every = options.validate_every or (5 if tiny else 10)
+    options.seeds = options.seeds or (2 if tiny else 4)
     if folder.exists():
         parser.error(f"{folder} is there already: name a new folder")
     if options.steps % options.validate_every:
@@ -64,14 +71,21 @@ def main() -> None:
     command = shlex.join(["python", *sys.argv])
     tell(options.table, f"\n## {time.strftime('%Y-%m-%d %H:%M')}, {name}\n\n{versions(device)}\n\n    {command}\n")
     tell(options.table, make_base(folder / "base", NARROW if tiny else WIDE, options.pretrain_s, device))
-    curves = {}
-    for name, quantization, seed in (("bf16", "null", 1), ("fp8", "null" if tiny else "fp8", 1), ("seed-2", "null", 2)):
+    with ThreadPoolExecutor(options.at_once) as pool:
+        pairs = list(pool.map(lambda seed: tune(seed, options), range(1, options.seeds + 1)))
+    tell(options.table, compare(*zip(*pairs, strict=True)))
+
+
+def tune(seed: int, options: argparse.Namespace) -> tuple[Curve, Curve, float]:
+    """Train over bf16 and over fp8 with one seed: both curves, and the second adapter's loss on the bf16 base."""
+    curves = []
+    for name, quantization in (("bf16", "null"), ("fp8", "null" if options.tiny else "fp8")):
         settings = fit_settings(options) | {"model.quantization": quantization, "seed_everything": seed}
-        curves[name] = read_curve(run("fit", folder / name, settings))
-    checkpoint = folder / "fp8" / RUN / "checkpoints" / f"step={options.steps}.ckpt"
+        curves.append(read_curve(run("fit", options.folder / f"{name}-{seed}", settings)))
+    checkpoint = options.folder / f"fp8-{seed}" / RUN / "checkpoints" / f"step={options.steps}.ckpt"
     wanted = common_settings(options) | {"model.quantization": "null", "ckpt_path": checkpoint}
-    moved = read_curve(run("validate", folder / "fp8-on-bf16", wanted))
-    tell(options.table, compare(*curves.values(), *moved.values()))
+    (moved,) = read_curve(run("validate", options.folder / f"fp8-{seed}-on-bf16", wanted)).values()
+    return curves[0], curves[1], moved
 
 
 def make_base(folder: Path, shape: dict[str, Any], seconds: float, device: torch.device) -> str:
@@ -123,7 +137,7 @@ def common_settings(options: argparse.Namespace) -> dict[str, object]:
 
 
 def fit_settings(options: argparse.Namespace) -> dict[str, object]:
-    """What both runs share."""
+    """What all runs of fit share."""
     return common_settings(options) | {
         "auto_resume": "false",
         "trainer.max_epochs": -1,
@@ -162,31 +176,42 @@ def run(command: str, folder: Path, settings: dict[str, object]) -> Path:
     return folder / RUN / "metrics.csv"
 
 
-def read_curve(metrics: Path) -> dict[int, float]:
-    """`val/loss` by the number of optimizer steps before it."""
+def read_curve(metrics: Path) -> Curve:
+    """From the file of Lightning's CSV logger."""
     with metrics.open() as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("val/loss")]
     return {int(row["step"]): float(row["val/loss"]) for row in rows}
 
 
-def compare(bf16: dict[int, float], fp8: dict[int, float], other: dict[int, float], moved: float) -> str:
-    """What came out, as Markdown."""
-    before, (wanted, found) = bf16[0], (list(curve.values())[-1] for curve in (bf16, fp8))
-    trained, alike, moves = wanted <= before / 2, abs(found / wanted - 1), abs(moved / wanted - 1)
-    lines = [
-        "\n| val/loss | value | over bf16's final |\n|---|---|---|",
-        f"| before the first step, bf16 base | {before:.4f} | |",
-        f"| before the first step, fp8 base | {fp8[0]:.4f} | |",
-        f"| bf16, final | {wanted:.4f} | |",
-        f"| fp8, final, as trained | {found:.4f} | {found / wanted - 1:+.2%} |",
-        f"| fp8's adapter on the bf16 base | {moved:.4f} | {moved / wanted - 1:+.2%} |",
-        f"\nbf16's final is at most half of before: {YES[trained]} ({wanted / before:.1%}).",
-        f"fp8 within {TARGET:.0%}, as trained: {YES[alike <= TARGET]}; its adapter on bf16: {YES[moves <= TARGET]}.",
-        "\n| step | bf16 | fp8 | | bf16, another seed | |\n|---|---|---|---|---|---|",
-    ]
-    for step, a in bf16.items():
-        beside = (f"{curve[step]:.4f} | {curve[step] / a - 1:+.2%}" for curve in (fp8, other))
-        lines.append(f"| {step} | {a:.4f} | {' | '.join(beside)} |")
+def compare(bf16: tuple[Curve, ...], fp8: tuple[Curve, ...], moved: tuple[float, ...]) -> str:
+    """What came out, as Markdown; a curve and a loss for each seed."""
+    wanted = [list(curve.values())[-1] for curve in bf16]
+    found = [list(curve.values())[-1] for curve in fp8]
+    lines = ["\n| final val/loss | bf16 | fp8, as trained | | fp8's adapter on bf16 | |\n|---|---|---|---|---|---|"]
+    rows = [(f"seed {seed}", *losses) for seed, losses in enumerate(zip(wanted, found, moved, strict=True), start=1)]
+    rows.append(("**mean**", fmean(wanted), fmean(found), fmean(moved)))
+    for name, a, b, c in rows:
+        lines.append(f"| {name} | {a:.4f} | {b:.4f} | {b / a - 1:+.2%} | {c:.4f} | {c / a - 1:+.2%} |")
+    lines.append("\n| step | bf16, mean | fp8, mean | | each pair | seeds of bf16, lowest to highest |")
+    lines.append("|---|---|---|---|---|---|")
+    apart = []
+    for step in bf16[0]:
+        seeds = [curve[step] for curve in bf16]
+        pairs = ", ".join(f"{b[step] / a[step] - 1:+.2%}" for a, b in zip(bf16, fp8, strict=True))
+        a, b = fmean(seeds), fmean(curve[step] for curve in fp8)
+        apart.append(abs(b / a - 1))
+        lines.append(
+            f"| {step} | {a:.4f} | {b:.4f} | {b / a - 1:+.2%} | {pairs} | {(max(seeds) - min(seeds)) / a:.2%} |"
+        )
+    before = fmean(curve[0] for curve in bf16)
+    halved, moves = fmean(wanted) <= before / 2, abs(fmean(moved) / fmean(wanted) - 1)
+    lines.append(
+        f"\nbf16 at most half of before: {YES[halved]} ({fmean(wanted) / before:.1%}). Means within {TARGET:.0%}:"
+    )
+    lines.append(
+        f"final {YES[apart[-1] <= TARGET]}, whole curve {YES[max(apart) <= TARGET]}, fp8's adapter on the bf16 base "
+        f"{YES[moves <= TARGET]}."
+    )
     return "\n".join(lines)
 
 
