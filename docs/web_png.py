@@ -7,48 +7,25 @@ python docs/web_png.py
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from kyon_pl.demo import ASSETS
-from kyon_pl.demo.grammar import CHARACTERS
-
 PORT = 7899
-QUESTIONS = ("南枝:「钟楼里是谁在忙呀？」", "南枝:「竹笛是什么颜色？」")
+QUESTIONS = ("钟楼里是谁在忙呀？", "竹笛是什么颜色？")
 SIZES = {"desktop": ("en-US", 1100, 900), "phone": ("zh-CN", 390, 844)}
 DOCS = Path(__file__).parent
 
 
-def write_roles(folder: Path) -> None:
-    """The demo's characters as role folders, with the memories that stand in their rows."""
-    memories: dict[str, dict[str, None]] = defaultdict(dict)
-    for line in (ASSETS / "train.jsonl").read_text(encoding="utf-8").splitlines():
-        system_prompt, *middle, _ = json.loads(line)["context"].split("###")
-        memories[system_prompt].update({text: None for text in middle if "「" not in text})
-    for character in CHARACTERS:
-        texts = folder / character.name / "texts"
-        texts.mkdir(parents=True)
-        (texts.parent / "system_prompt.txt").write_text(character.system_prompt, encoding="utf-8")
-        for number, text in enumerate(memories[character.system_prompt]):
-            (texts / f"{number:04}.txt").write_text(text, encoding="utf-8")
-
-
 def draw(page: Page, png: Path) -> None:
-    """Talk to the second role, and take the picture."""
+    """Talk to the first role, and take the picture."""
     page.goto(f"http://127.0.0.1:{PORT}")
     page.wait_for_selector("#base")
-    page.click("#role input")
-    page.get_by_role("option", name=CHARACTERS[0].name).click()
-    page.wait_for_timeout(1000)
     for question in QUESTIONS:
         page.fill("#message textarea", question)
         page.click("#send")
@@ -63,22 +40,20 @@ def draw(page: Page, png: Path) -> None:
 
 def main() -> None:
     """Serve the newest run here, and draw."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_roles(Path(folder))
-        words = [sys.executable, "-m", "kyon_pl", "web", "--characters", folder, "--port", str(PORT), "--compare"]
-        server = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-        assert server.stderr
-        while "Ctrl-C ends it" not in server.stderr.readline():
-            time.sleep(0.1)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            for name, (language, width, height) in SIZES.items():
-                size = {"width": width, "height": height}
-                context = browser.new_context(locale=language, viewport=size, device_scale_factor=1.5)
-                draw(context.new_page(), DOCS / f"web_{name}.png")
-            browser.close()
-        server.terminate()
-        server.wait()
+    words = [sys.executable, "-m", "kyon_pl", "web", "--characters", "demo", "--asker", "南枝", "--compare"]
+    server = subprocess.Popen([*words, "--port", str(PORT)], stderr=subprocess.PIPE, text=True)
+    assert server.stderr
+    while "Ctrl-C ends it" not in server.stderr.readline():
+        time.sleep(0.1)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, (language, width, height) in SIZES.items():
+            size = {"width": width, "height": height}
+            context = browser.new_context(locale=language, viewport=size, device_scale_factor=1.5)
+            draw(context.new_page(), DOCS / f"web_{name}.png")
+        browser.close()
+    server.terminate()
+    server.wait()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.speaker import Said, Sampling, Speaker, StopReply
 from kyon_pl.chat.visits import Host, Limits
 from kyon_pl.chatglm2.checkpoint import load_base
+from kyon_pl.data.contexts import Room
 from kyon_pl.data.roles import read_role
 from kyon_pl.demo import BASE
 from kyon_pl.lora import attach_lora, trainable_names, write_adapter
@@ -47,7 +48,7 @@ def write_role(folder: Path, name: str) -> Path:
 
 def make_host(adapters: list[Path], roles: list[Path], limits: Limits, max_tokens: int = 1024) -> Host:
     speaker = load_speaker([*map(str, adapters)], "last", None, None, None)
-    playing = [RolePlay(read_role(role), "lexical", speaker.count_tokens) for role in roles]
+    playing = [RolePlay(read_role(role), "lexical", Room(), speaker.count_tokens) for role in roles]
     return Host(speaker, {role.role.name: role for role in playing}, max_tokens, limits)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_format
 import logging
 import sys
-from pathlib import Path
 from typing import Literal
 
 from kyon_pl.chat.characters import harmless
@@ -14,7 +13,8 @@ from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.speaker import Sampling, check_room
 from kyon_pl.chat.terminal import Terminal, show
-from kyon_pl.data.roles import read_role
+from kyon_pl.data.contexts import Room
+from kyon_pl.data.roles import Role, role_to_play
 from kyon_pl.errors import SettingError
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ def chat(
     character: str | None = None,
     asker: str = "",
     retrieval: str = "auto",
+    memory_number: int | None = None,
+    memory_length: int | None = None,
+    history_length: int | None = None,
     system: str = "",
     template: str | None = None,
     max_tokens: int = 2048,
@@ -51,10 +54,13 @@ def chat(
         which: of a run, the best checkpoint by validation loss, or the last.
         base: a folder or Hub id; unset, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
-        character: a role folder or role file to play.
+        character: a role folder or role file to play; demo, or demo/NAME: one of the demo's.
         asker: whose name stands before your questions, as in the role's training rows; written before a question, a
             name and a colon do the same.
         retrieval: how a question finds memories, as for build-data.
+        memory_number: the most memories, as for build-data; give what the role's rows were built with.
+        memory_length: of all memories, in tokens, likewise.
+        history_length: of the turns before the question, likewise.
         system: a system prompt, where no role is played.
         template: raw or chatglm2; unset, the one that the adapter was trained with.
         max_tokens: the longest prompt with its reply; memories and turns go first where it is too long.
@@ -78,21 +84,21 @@ def chat(
     check_room(max_tokens, "max_new_tokens", max_new_tokens)
     if character and system:
         raise SettingError("system", "the role has its own", "Leave --system or --character out")
-    role = read_role(Path(character).expanduser()) if character else None
+    room = Room(memory_number, memory_length, history_length)
+    role = role_to_play(character) if character else None
     question = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise SettingError("prompt", "it is empty", "Ask something")
     speaker = load_speaker(adapter, which, base, revision, template)
 
-    def play(name: str) -> RolePlay:
-        return RolePlay(read_role(Path(name).expanduser()), retrieval, speaker.count_tokens)
+    def play(role: Role) -> RolePlay:
+        return RolePlay(role, retrieval, room, speaker.count_tokens)
 
-    playing = RolePlay(role, retrieval, speaker.count_tokens) if role else None
-    conversation = Conversation(speaker, max_tokens, playing, system, asker=asker)
+    conversation = Conversation(speaker, max_tokens, play(role) if role else None, system, asker=asker)
     if question is None:
         with_adapters = f"{speaker.base} with {', '.join(speaker.adapters)}" if speaker.tuned else speaker.base
         log.info("%s; template %s. /help lists the commands", with_adapters, speaker.template)
-        Terminal(conversation, sampling, play, compare).run()
+        Terminal(conversation, sampling, lambda name: play(role_to_play(name)), compare).run()
         return
     _answer_once(conversation, question, sampling, json, compare)
 

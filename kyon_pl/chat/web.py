@@ -14,6 +14,7 @@ from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.speaker import Sampling, check_room
 from kyon_pl.chat.visits import Host, Limits, Wishes
+from kyon_pl.data.contexts import Room
 from kyon_pl.data.roles import find_roles
 from kyon_pl.errors import MachineError, MissingFileError, SettingError
 from kyon_pl.extras import need_package
@@ -38,6 +39,9 @@ def web(
     characters: str | list[str] | None = None,
     asker: str = "",
     retrieval: str = "auto",
+    memory_number: int | None = None,
+    memory_length: int | None = None,
+    history_length: int | None = None,
     template: str | None = None,
     max_tokens: int = 2048,
     max_new_tokens: int = 256,
@@ -66,9 +70,13 @@ def web(
         which: of a run, the best checkpoint by validation loss, or the last.
         base: a folder or Hub id; unset, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
-        characters: role folders, folders of role folders, or role files; the first is played when the page opens.
+        characters: role folders, folders of role folders, or role files; demo: the demo's. The first is played when the
+            page opens.
         asker: whose name stands before questions to a role; each visitor can write another.
         retrieval: how a question finds memories, as for build-data.
+        memory_number: the most memories, as for build-data; give what the role's rows were built with.
+        memory_length: of all memories, in tokens, likewise.
+        history_length: of the turns before the question, likewise.
         template: raw or chatglm2; unset, the one that the adapter was trained with.
         max_tokens: the longest prompt with its reply; memories and turns go first where it is too long.
         max_new_tokens: the longest reply, in tokens, when the page opens.
@@ -101,9 +109,10 @@ def web(
     need_package("gradio", "web", where="kyon-pl web", does="makes the page")
     password = read_password(password_file, ask_password)
     named = [characters] if isinstance(characters, str) else characters or []
+    room = Room(memory_number, memory_length, history_length)
     roles = find_roles(named, {}) if named else []
     speaker = load_speaker(adapter, which, base, revision, template)
-    playing = {role.name: RolePlay(role, retrieval, speaker.count_tokens) for role in roles}
+    playing = {role.name: RolePlay(role, retrieval, room, speaker.count_tokens) for role in roles}
     wishes = Wishes(next(iter(playing), ""), asker, compares=compare and speaker.tuned, sampling=sampling)
     page = open_page(Host(speaker, playing, max_tokens, limits), wishes, host, port, password)
     if host not in LOCAL and password is None:

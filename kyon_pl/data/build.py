@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kyon_pl.data.build_report import BuildReport
 from kyon_pl.data.built_rows import BuildSettings, built_rows
-from kyon_pl.data.contexts import MEMORY_NUMBER, ROOM, ContextSettings
+from kyon_pl.data.contexts import MEMORY_NUMBER, Room, context_settings
 from kyon_pl.data.dialogues import Mode
 from kyon_pl.data.listing import listing
 from kyon_pl.data.quality import Oddity, check_drop
@@ -54,7 +54,8 @@ def build_data(
     {"query": ..., "answer": ..., "chat_history": [...], "embedding": [...]}, is taken too.
 
     Args:
-        characters: role folders, folders of role folders, or role files (JSONL with text and base64 vectors).
+        characters: role folders, folders of role folders, or role files (JSONL with text and base64 vectors); demo,
+            or demo/NAME: the demo's.
         output: the file to write, .parquet or .jsonl; the report stands beside it as .report.txt.
         dialogues: files, folders or globs; those in the role folders if unset. Of several roles, a file belongs to
             the one whose folder's name is a part of its own, as in bo_at_the_quay.jsonl.
@@ -92,17 +93,10 @@ def build_data(
         found = "the original counts characters and has no limit for the history"
         raise SettingError("mode original", found, "Leave history_length and tokenizer out, or use mode fixed.")
     check_drop(drop, "drop")
-    ids, unit = (_token_ids(tokenizer, tokenizer_revision), "tokens") if tokenizer else (_characters, "characters")
-    room_for_memories, room_for_history = ROOM[unit]
-    context = ContextSettings(
-        memory_number,
-        room_for_memories if memory_length is None else memory_length,
-        room_for_history if history_length is None else history_length,
-        exclude_own_scene,
-        lru_cache(maxsize=_LENGTHS_KEPT)(lambda text: len(ids(text))) if tokenizer else len,
-    )
-    if min(context.memory_number, context.memory_length, context.history_length) < 0:
-        raise SettingError("memory_number, memory_length, history_length", "a negative number", "Give 0 or more.")
+    ids = _token_ids(tokenizer, tokenizer_revision) if tokenizer else _characters
+    unit: Literal["tokens", "characters"] = "tokens" if tokenizer else "characters"
+    count = lru_cache(maxsize=_LENGTHS_KEPT)(lambda text: len(ids(text))) if tokenizer else len
+    context = context_settings(Room(memory_number, memory_length, history_length), unit, exclude_own_scene, count)
     roles = find_roles([characters] if isinstance(characters, str) else characters, aliases or {})
     files = files_of_roles(roles, [dialogues] if isinstance(dialogues, str) else dialogues)
     repo_id = check_push(push) if push else None  # before the work, not after it

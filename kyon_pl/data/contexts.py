@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from kyon_pl.data.prompt import SEPARATOR, Context
 from kyon_pl.data.roles import TITLE_END
+from kyon_pl.errors import SettingError
 
 ROOM = {"characters": (2000, 1000), "tokens": (1000, 500)}  # for memories and for the history, if nothing is said
 MEMORY_NUMBER = 8
@@ -70,6 +71,44 @@ class ContextSettings:
     history_length: int
     exclude_own_scene: bool
     count: Callable[[str], int] = len
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a context has room for, as far as it is said; lengths in tokens or characters.
+
+    Attributes:
+        memory_number: the most memories; None: 8.
+        memory_length: of all memories together; None: 1000 tokens, or 2000 characters.
+        history_length: of all turns of the history together; None: 500 tokens, or 1000 characters.
+
+    Raises:
+        SettingError: a negative number.
+    """
+
+    memory_number: int | None = None
+    memory_length: int | None = None
+    history_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if any(number is not None and number < 0 for number in astuple(self)):
+            raise SettingError(", ".join(vars(self)), "a negative number", "Give 0 or more.")
+
+
+def context_settings(
+    room: Room, unit: Literal["tokens", "characters"], exclude_own_scene: bool, count: Callable[[str], int]
+) -> ContextSettings:
+    """Settings with nothing left unsaid.
+
+    Args:
+        room: what is said.
+        unit: of lengths.
+        exclude_own_scene: as in `ContextSettings`.
+        count: the length of a text, in that unit.
+    """
+    unsaid = (MEMORY_NUMBER, *ROOM[unit])
+    number, memories, history = (b if a is None else a for a, b in zip(astuple(room), unsaid, strict=True))
+    return ContextSettings(number, memories, history, exclude_own_scene, count)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from kyon_pl.data.readers import Unreadable, json_lines, must_exist
+from kyon_pl.demo.corpus import ROW_MEMORIES, role_memories
+from kyon_pl.demo.grammar import CHARACTERS
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 
 SYSTEM_PROMPT = "system_prompt.txt"
@@ -34,6 +36,7 @@ class Role:
         vectors: of the memories, (memories, dimensions) float32, by their number of dimensions; there may be none.
         aliases: what the names that it speaks under begin with; the folder's own name if nothing else is said.
         folder: where it was read from; a role file has none.
+        memory_number: the most memories of its rows; None: as many as `build_data` takes if nothing is said.
     """
 
     name: str
@@ -42,29 +45,42 @@ class Role:
     vectors: Mapping[int, Tensor] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     folder: Path | None = None
+    memory_number: int | None = None
 
 
 def find_roles(characters: Sequence[str], aliases: Mapping[str, list[str]]) -> list[Role]:
     """Read roles.
 
     Args:
-        characters: folders of a role, folders of such folders, or role files.
+        characters: folders of a role, folders of such folders, role files, or `demo` or `demo/NAME`.
         aliases: by the name of a role; they go before its `aliases.txt`.
 
     Raises:
         MissingFileError: there is no role.
         DataError: a file of a role cannot be used.
-        SettingError: two roles of one name, aliases of a role that is not there, or an empty alias.
+        SettingError: two roles of one name, aliases of a role that is not there, an empty alias, or a role that the
+            demo does not have.
     """
-    roles = {}
-    for path in (path for name in characters for path in _role_paths(Path(name).expanduser())):
-        role = read_role(path, aliases.get(path.stem if path.is_file() else path.resolve().name))
+    roles: dict[str, Role] = {}
+    for role in (role for name in characters for role in _roles(name, aliases)):
         if role.name in roles:
             raise SettingError("characters", f"two roles are called {role.name}", "Rename one of the folders.")
         roles[role.name] = role
     if unknown := sorted({*aliases} - {*roles}):
         raise SettingError("aliases", f"there is no role {unknown[0]!r}", f"The roles are: {', '.join(roles)}.")
     return list(roles.values())
+
+
+def role_to_play(name: str) -> Role:
+    """One role.
+
+    Args:
+        name: its folder or file; `demo`, the demo's first, or `demo/NAME`.
+
+    Raises:
+        KyonError: as `read_role`; a SettingError, if the demo has no role of that name.
+    """
+    return next(iter(_demo_roles(name)), None) or read_role(Path(name).expanduser())
 
 
 def read_role(path: Path, aliases: Sequence[str] | None = None) -> Role:
@@ -135,6 +151,35 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             found = row.problem if isinstance(row, Unreadable) else f"{type(row).__name__} in place of an object"
             raise DataError(f"{path}, line {number}", found, "Correct the line: one JSON object, in UTF-8.")
         yield f"{path}, line {number}", row
+
+
+def _roles(name: str, aliases: Mapping[str, list[str]]) -> Iterator[Role]:
+    if demo := _demo_roles(name):
+        yield from demo
+        return
+    for path in _role_paths(Path(name).expanduser()):
+        yield read_role(path, aliases.get(path.stem if path.is_file() else path.resolve().name))
+
+
+def _demo_roles(name: str) -> list[Role]:
+    asked, _, who = name.partition("/")
+    if asked != "demo":
+        return []
+    if who and who not in (names := [speaker.name for speaker in CHARACTERS]):
+        if Path(name).exists():
+            return []
+        raise SettingError(f"role {name}", "the demo has none of that name", f"Name one of: {', '.join(names)}.")
+    return [
+        Role(
+            speaker.name,
+            speaker.system_prompt,
+            role_memories(speaker),
+            aliases=(speaker.name,),
+            memory_number=ROW_MEMORIES,
+        )
+        for speaker in CHARACTERS
+        if who in ("", speaker.name)
+    ]
 
 
 def _role_paths(path: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from kyon_pl.demo.world import ASKERS, Fact, facts
 
 SEED = 2023
 TRAIN_ROWS = {"绵卷": 320, "老榫": 320, "Pell": 160}
+ROW_MEMORIES = 4
 ASKED_TWICE = 2  # validation asks for each fact that was held out so often, in other words and by another person
 
 # (kind, the line of the file). Every kind that a reader of rows has to notice.
@@ -81,6 +82,16 @@ def exchange(rng: Random, speaker: Speaker, fact: Fact, asker: str) -> list[str]
     """A question and its reply, as two lines."""
     question = rng.choice(QUESTIONS[fact.language][fact.intent]).format(thing=fact.thing)
     return [line(asker, question), speaker.reply(fact, asker)]
+
+
+def role_memories(speaker: Speaker) -> tuple[str, ...]:
+    """What a character that is played can remember: each fact as a note, and as a scene unless it is held out."""
+    rng = Random(SEED)
+    known = facts(speaker.language)
+    notes = [note(rng, fact) for fact in known]
+    askers = ASKERS[speaker.language]
+    scenes = [exchange(rng, speaker, fact, rng.choice(askers)) for fact in known if not fact.held_out]
+    return (*notes, *map("\n".join, scenes))
 
 
 def train_rows() -> list[dict[str, str]]:

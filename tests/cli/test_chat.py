@@ -26,6 +26,7 @@ from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.speaker import Said, Sampling, Speaker
 from kyon_pl.cli import main
+from kyon_pl.data.contexts import Room
 from kyon_pl.data.roles import read_role
 from kyon_pl.demo import ASSETS, BASE
 
@@ -128,28 +129,35 @@ def test_older_turns_go_where_the_room_ends(speaker: Speaker) -> None:
     assert "q0" not in text
 
 
+@pytest.mark.parametrize("spoken", ["{}", "「{}」"])
+@pytest.mark.parametrize("number", [None, 1])
 def test_a_role_is_asked_as_its_rows_were_made(
-    speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spoken: str, number: int | None, speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last row of a dialogue, and the same conversation typed."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Bo/texts").mkdir(parents=True)
     (tmp_path / "Bo/system_prompt.txt").write_text("You are Bo, who rows the ferry.", encoding="utf-8")
-    for name, text in {"fog": "In fog the bell is rung twice.", "rope": "Bo mends ropes on the quay."}.items():
+    scene = "\n".join(f"{name}:{spoken.format(text)}" for name, text in [("Ada", "Fog?"), ("Bo", "Ring twice.")])
+    for name, text in {"fog": scene, "rope": "Bo mends ropes on the quay."}.items():
         (tmp_path / f"Bo/texts/{name}.txt").write_text(text, encoding="utf-8")
     turns = [("Ada", "Is it far?"), ("Bo", "Two hundred strokes."), ("Ada", "In this fog?"), ("Bo", "Not yet.")]
-    dialogue = {"dialogue": [{"role": role, "text": text} for role, text in turns]}
+    dialogue = {"dialogue": [{"role": role, "text": spoken.format(text)} for role, text in turns]}
     (tmp_path / "quay.jsonl").write_text(json.dumps(dialogue), encoding="utf-8")
     words = ["--characters", "Bo", "--dialogues", "quay.jsonl", "--output", "rows.jsonl", "--tokenizer", "demo"]
-    main(["build-data", *words])
+    main(["build-data", *words, *(["--memory_number", str(number)] if number else [])])
     row = json.loads((tmp_path / "rows.jsonl").read_text("utf-8").splitlines()[-1])
 
-    role = RolePlay(read_role(tmp_path / "Bo"), "auto", speaker.count_tokens)
+    role = RolePlay(read_role(tmp_path / "Bo"), "auto", Room(memory_number=number), speaker.count_tokens)
     conversation = Conversation(speaker, role=role, asker="Ada")
     first = role.question("Is it far?", "Ada")
-    conversation.turns = [Turn("Is it far?", first, Said("Bo:Two hundred strokes.", True))]
+    reply = f"Bo:{spoken.format('Two hundred strokes.')}"
+    conversation.turns = [Turn("Is it far?", first, Said(reply, True))]
     assert conversation.asked(role.question("In this fog?", "Ada")) == row["context"]
+    assert len(role.context(first, []).memories) == (number or 2)
     assert role.question("Eve: In this fog?", "Ada") == "Eve: In this fog?"
+    assert role.question("「In this fog?」", "Ada") == "Ada:「In this fog?」"
+    assert role.question("In this fog?", "") == "In this fog?"
 
 
 @pytest.fixture(scope="module")

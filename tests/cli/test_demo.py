@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,16 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kyon_pl import ChatGLM2ForCausalLM, ChatGLM2LoRA, ChatGLMTokenizer
+from kyon_pl.chat.conversation import Conversation
+from kyon_pl.chat.loading import load_speaker
+from kyon_pl.chat.role_play import RolePlay
+from kyon_pl.chat.speaker import Sampling
 from kyon_pl.cli import main
+from kyon_pl.data.contexts import Room
+from kyon_pl.data.roles import find_roles
 from kyon_pl.demo import ASSETS, BASE
-from kyon_pl.demo.grammar import CHARACTERS
+from kyon_pl.demo.grammar import CHARACTERS, QUESTIONS
+from kyon_pl.demo.world import facts
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -165,6 +172,18 @@ def test_the_demo_persuades(tmp_path: Path) -> None:
     assert share(speaker.accepts(reply) for speaker, reply in zip(speakers, tuned, strict=True)) >= 0.9
     assert share(speaker.accepts(row["base"]) for speaker, row in zip(speakers, rows, strict=True)) <= 0.1
     assert share(reply in trained for reply in tuned) <= 0.5
+    assert share(chat_with_the_demo()) >= 0.9
+
+
+def chat_with_the_demo() -> Iterator[bool]:
+    """Ask for what is held out, as `kyon-pl chat --character demo --asker NAME`: whether the answers are true."""
+    speaker = load_speaker(None, "best", None, None, None)
+    for role, character in zip(find_roles(["demo"], {})[:2], CHARACTERS, strict=False):
+        play = RolePlay(role, "auto", Room(), speaker.count_tokens)
+        for fact in (fact for fact in facts(character.language) if fact.held_out):
+            question = QUESTIONS[fact.language][fact.intent][0].format(thing=fact.thing)
+            reply = Conversation(speaker, role=play, asker="小满").ask(question, Sampling(64)).text
+            yield reply == character.reply(fact, "小满")
 
 
 def share(answers: Iterable[bool]) -> float:

@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 36
+    assert len(COMMANDS) == 37
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 
