@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 
 from kyon_pl.errors import SettingError
-from kyon_pl.named_configs import names
-from kyon_pl.settings import REMOTE_CODE, config_files, no_remote_code
+from kyon_pl.named_configs import config_files, names
+from kyon_pl.settings import REMOTE_CODE, no_remote_code
 
 
 def explain_words(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from itertools import pairwise
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from kyon_pl.errors import SettingError
 
 CONFIGS = Path(__file__).parent / "configs"  # in a clone a link to configs/
-_OPTIONS = ("--config", "-c")
 
 
 def names() -> list[str]:
@@ -30,9 +30,29 @@ def with_named_configs(words: list[str]) -> list[str]:
     Raises:
         SettingError: there is no such YAML file.
     """
-    found = [_path(word) if before in _OPTIONS else word for before, word in pairwise(["", *words])]
-    joined = f"{_OPTIONS[0]}="
-    return [joined + _path(word.removeprefix(joined)) if word.startswith(joined) else word for word in found]
+    found = list(words)
+    for place, option, file in _configs(words):
+        found[place] = option + _path(file)
+    return found
+
+
+def config_files(words: list[str]) -> list[str]:
+    """What a command line names as configs, in any of a parser's spellings.
+
+    Args:
+        words: of the command line.
+    """
+    return [file for _, _, file in _configs(words)]
+
+
+def _configs(words: list[str]) -> Iterator[tuple[int, str, str]]:
+    """The place of each word that names a config, what stands before the name in it, and the name."""
+    for place, word in enumerate(words):
+        if word in ("--config", "-c"):
+            if place + 1 < len(words):
+                yield place + 1, "", words[place + 1]
+        elif match := re.match("--config=|-c=?", word):
+            yield place, match[0], word[match.end() :]
 
 
 def _path(word: str) -> str:

@@ -24,7 +24,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from kyon_pl.continuation import Start, find_checkpoint, folder_of_runs, start_by_itself, start_from
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.doctor import check_run
+from kyon_pl.doctor import check_precision, check_run
 from kyon_pl.errors import KyonError, MachineError
 from kyon_pl.fit_arguments import add_own_arguments
 from kyon_pl.logs import from_here
@@ -112,7 +112,7 @@ class KyonCLI(LightningCLI):
             save_config_callback=SaveConfigCallback if self.asked == "fit" else None,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, self.asked: {"allow_abbrev": False}},
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning has it without self
@@ -250,6 +250,7 @@ class KyonCLI(LightningCLI):
     def _check_run(self) -> None:
         precision = str(self.config[str(self.subcommand)].trainer.precision or "32-true")
         model, device = self.model, self.trainer.strategy.root_device
+        check_precision(precision, device.type)  # before the base's config, which may have to come from the Hub
         model.check_settings(precision, device)
         check_run(
             model.base_config,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import yaml
 from jsonargparse import Namespace
 
 from kyon_pl.errors import SettingError
+from kyon_pl.named_configs import config_files
 
 REMOTE_CODE = "trust_remote_code"
 _SECTIONS = ("trainer", "model", "data")
@@ -45,20 +44,6 @@ def check_config_files(words: list[str]) -> None:
     for file in map(Path, config_files(words)):
         if file.is_file():
             _check_file(file)
-
-
-def config_files(words: list[str]) -> Iterator[str]:
-    """The files that a command line names as configs, in whatever spelling a parser takes.
-
-    Args:
-        words: of the command line.
-    """
-    for word, following in zip_longest(words, words[1:], fillvalue=""):
-        name, joined, value = word.partition("=")
-        if len(name) > len("--c") and "--config".startswith(name):
-            yield value if joined else following
-        elif word.startswith("-c"):
-            yield word.removeprefix("-c").removeprefix("=") or following
 
 
 def _check_file(file: Path) -> None:

@@ -31,7 +31,9 @@ def run_preview(args: list[str] | None) -> None:
     from kyon_pl.run_errors import explain
 
     description = "Rows as the model sees them. Takes the YAML and the options of fit."
-    parser = LightningArgumentParser(prog="kyon-pl preview", description=description, exit_on_error=False)
+    parser = LightningArgumentParser(
+        prog="kyon-pl preview", description=description, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_function_arguments(preview, skip={"data"})
     add_fit_arguments(parser)
     words = sys.argv[1:] if args is None else args
@@ -114,7 +116,7 @@ def run_function(function: Callable[..., None], words: list[str]) -> None:
         KyonError: whatever the function refuses.
     """
     summary = (function.__doc__ or "").partition("\n")[0]
-    parser = ArgumentParser(prog=f"kyon-pl {words[0]}", description=summary, exit_on_error=False)
+    parser = ArgumentParser(prog=f"kyon-pl {words[0]}", description=summary, exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function, as_positional=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with the options below")
     check_config_files(words)

@@ -68,11 +68,22 @@ def check_device(config: ChatGLM2Config, precision: str, device_type: str) -> No
             fix="Run on a machine with an NVIDIA GPU of 16 GB or more, or try everything with the demo: "
             "kyon-pl fit --config configs/demo.yaml",
         )
+    check_precision(precision, device_type)
+
+
+def check_precision(precision: str, device_type: str) -> None:
+    """Refuse what a CPU cannot do with any base.
+
+    Raises:
+        MachineError: 16-mixed without a GPU.
+    """
     if device_type == "cpu" and precision == "16-mixed":
         raise MachineError(
             where="trainer.precision",
-            found="16-mixed needs a GPU, and on a CPU Lightning would silently train in bfloat16 instead",
-            fix="Add --trainer.precision 32-true (or bf16-mixed) for a CPU",
+            found="16-mixed needs a GPU, and none was found or chosen; on a CPU Lightning would silently train in "
+            "bfloat16 instead",
+            fix="Run on a machine with an NVIDIA GPU. A CPU is enough for the demo, kyon-pl fit --config "
+            "configs/demo.yaml, and for another small base with --trainer.precision 32-true (or bf16-mixed)",
         )
 
 

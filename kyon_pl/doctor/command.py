@@ -77,7 +77,9 @@ def _parse(words: list[str]) -> Namespace:
     from kyon_pl.run_errors import explain
     from kyon_pl.settings import check_config_files
 
-    parser = LightningArgumentParser(prog="kyon-pl doctor", description=DESCRIPTION, exit_on_error=False)
+    parser = LightningArgumentParser(
+        prog="kyon-pl doctor", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument(
         "--gpu_gib", type=float | None, default=None, help="plan for a GPU of so many GiB, on another machine"

@@ -423,7 +423,6 @@ SETTINGS: dict[str, tuple[Prepare, list[str]]] = {
     "YAML: behind an equals sign": (yaml("model: {base: !!x demo}", "--config=mine.yaml"), ["mine.yaml: not YAML"]),
     "YAML: behind a letter": (yaml("model: {base: !!x demo}", "-c=mine.yaml"), ["mine.yaml: not YAML"]),
     "YAML: one key twice, behind a letter": (yaml("a: 1\na: 2\n", "-cmine.yaml"), ["mine.yaml, line 2: a", "line 1"]),
-    "YAML: one key twice, cut short": (yaml("a: 1\na: 2\n", "--conf=mine.yaml"), ["mine.yaml, line 2: a", "line 1"]),
     "YAML: remote code": (yaml("model:\n  trust_remote_code: true\n"), ["mine.yaml, line 2", *NO_CODE]),
     "YAML: remote code off": (yaml("a:\n- trust_remote_code: false\n"), ["mine.yaml, line 2", *NO_CODE]),
 }

@@ -43,6 +43,10 @@ CASES = {
         [*DEMO, "--trainer.precision", "16-mixed"],
         ["trainer.precision", "16-mixed needs a GPU", "32-true"],
     ),
+    "the reference run without a GPU": (  # nor the Hub, which is not asked
+        ["--config", str(ROOT / "configs/lora.yaml")],
+        ["trainer.precision", "16-mixed needs a GPU", "configs/demo.yaml"],
+    ),
     "trained weights in half": ([*DEMO, "--trainer.precision", "16-true"], ["trainer.precision", "16-true", "float32"]),
     "6B on a CPU": ([*DEMO, "--model.base", "random"], ["6.2 billion parameters", "no GPU", "configs/demo.yaml"]),
     "rows longer than a pack": ([*DEMO, "--data.max_tokens", "4096"], ["max_tokens", "4096", "tokens_per_batch"]),
