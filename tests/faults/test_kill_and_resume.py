@@ -14,17 +14,10 @@ from runs import EPOCHS, ForkServers, Undisturbed, Way, only_run, write_inputs
 PLACES = ("epoch end", "mid-epoch", "inside an accumulation window", "right after validation", "last epoch")
 WAYS = [Way(*values) for values in product((1, 2), ("32-true", "bf16-mixed"), ("padded", "packed"))]
 REPRESENTATIVE = ("inside an accumulation window", Way(1, "bf16-mixed", "packed"))
-
-
-def price(place: str, way: Way) -> list[pytest.MarkDecorator]:
-    """One is in the default suite and half of them are in the slow one: at each place, every two settings together."""
-    if (place, way) == REPRESENTATIVE:
-        return []
-    odd = PLACES.index(place) + (way.processes == 2) + (way.precision != "32-true") + (way.batching == "packed")
-    return [pytest.mark.long if odd % 2 else pytest.mark.slow]
-
-
-CASES = [pytest.param(place, way, marks=price(place, way), id=f"{place}-{way}") for place, way in product(PLACES, WAYS)]
+CASES = [
+    pytest.param(place, way, marks=[] if (place, way) == REPRESENTATIVE else [pytest.mark.slow], id=f"{place}-{way}")
+    for place, way in product(PLACES, WAYS)
+]
 
 
 def kills(place: str, way: Way) -> list[str]:
