@@ -26,7 +26,7 @@ def tables(script: str, *words: object) -> list[list[str]]:
 def test_batch_and_stream(tmp_path: Path) -> None:
     words = ["--device", "cpu", "--tiny", "--parts", "batch,stream", "--context", 40, "--repeats", 1]
     words += ["--new_tokens", 8, "--prompts", 8, "--singles", 2, "--table", tmp_path / "table.md"]
-    found = {row[0]: row[1] for row in tables("replies.py", tmp_path / "folder", *words) if len(row) == 2}
+    found = {row[1]: row[2] for row in tables("replies.py", tmp_path / "folder", *words) if len(row) == 3}
     assert found["prompt"] == "40 tokens, 8 new ones"
     assert float(found["times as many"]) > 1
     for name in ("chat, base and adapter", "chat, base alone", "GlmForCausalLM.generate"):

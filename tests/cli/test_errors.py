@@ -44,7 +44,7 @@ CASES = {
         ["trainer.precision", "16-mixed needs a GPU", "32-true"],
     ),
     "the reference run without a GPU": (  # nor the Hub, which is not asked
-        ["--config", str(ROOT / "configs/lora.yaml")],
+        ["fit", "--config", str(ROOT / "configs/lora.yaml")],
         ["trainer.precision", "16-mixed needs a GPU", "configs/demo.yaml"],
     ),
     "trained weights in half": ([*DEMO, "--trainer.precision", "16-true"], ["trainer.precision", "16-true", "float32"]),
