@@ -10,7 +10,7 @@ from kyon_pl.data.contexts import BuiltContext, Room, build_context, context_set
 from kyon_pl.data.retrieval import Retriever
 from kyon_pl.data.roles import Role
 
-_NAMED = re.compile(r"[^\s:：]{1,20}[:：]")
+_NAMED = re.compile(r"([^\s:：]{1,20})[:：]\s*(.*)", re.DOTALL)
 _SPOKEN = re.compile(r"^[^\s:：]{1,20}[:：]\s*(「)?", re.MULTILINE)
 
 
@@ -46,9 +46,11 @@ class RolePlay:
             text: what is asked.
             asker: whose name stands before a question that has none, as in training rows; empty: nobody's.
         """
-        if not asker or _NAMED.match(text):
-            return text
-        return f"{asker}:「{text}」" if self.quotes and not text.startswith("「") else f"{asker}:{text}"
+        named = _NAMED.fullmatch(text)
+        name, said = named.groups() if named else (asker, text)
+        if self.quotes and name and not said.startswith("「"):
+            return f"{name}:「{said}」"
+        return text if named or not asker else f"{asker}:{text}"
 
     def context(self, question: str, history: Sequence[str]) -> BuiltContext:
         """What a row with this question would have as its context.

@@ -155,7 +155,10 @@ def test_a_role_is_asked_as_its_rows_were_made(
     conversation.turns = [Turn("Is it far?", first, Said(reply, True))]
     assert conversation.asked(role.question("In this fog?", "Ada")) == row["context"]
     assert len(role.context(first, []).memories) == (number or 2)
-    assert role.question("Eve: In this fog?", "Ada") == "Eve: In this fog?"
+    assert role.question("Eve: In this fog?", "Ada") == (
+        "Eve:「In this fog?」" if spoken == "「{}」" else "Eve: In this fog?"
+    )
+    assert role.question("Eve:「In this fog?」", "Ada") == "Eve:「In this fog?」"
     assert role.question("「In this fog?」", "Ada") == "Ada:「In this fog?」"
     assert role.question("In this fog?", "") == "In this fog?"
 
