@@ -81,9 +81,8 @@ class Table:
         for name in beside:
             rates = {arm: found["tokens_per_s"] for arm, found in results.items()}
             told = [f"{arm} {rate / rates[name]:.3f}" for arm, rate in rates.items() if arm != name]
-            if not told:
-                continue
-            self._write(f"\nMedian tokens/s over that of {name}: {', '.join(told)}.\n")
+            if told:
+                self._write(f"\nMedian tokens/s over that of {name}: {', '.join(told)}.\n")
 
     def _line(self, cells: list[str]) -> None:
         self._write("| " + " | ".join(cells) + " |\n", "RESULT ")

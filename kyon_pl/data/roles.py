@@ -165,10 +165,10 @@ def _demo_roles(name: str) -> list[Role]:
     asked, _, who = name.partition("/")
     if asked != "demo":
         return []
-    if who and who not in (names := [speaker.name for speaker in CHARACTERS]):
-        if Path(name).exists():
-            return []
-        raise SettingError(f"role {name}", "the demo has none of that name", f"Name one of: {', '.join(names)}.")
+    wanted = [speaker for speaker in CHARACTERS if who in ("", speaker.name)]
+    if not wanted and not Path(name).exists():
+        names = ", ".join(speaker.name for speaker in CHARACTERS)
+        raise SettingError(f"role {name}", "the demo has none of that name", f"Name one of: {names}.")
     return [
         Role(
             speaker.name,
@@ -177,8 +177,7 @@ def _demo_roles(name: str) -> list[Role]:
             aliases=(speaker.name,),
             memory_number=ROW_MEMORIES,
         )
-        for speaker in CHARACTERS
-        if who in ("", speaker.name)
+        for speaker in wanted
     ]
 
 
