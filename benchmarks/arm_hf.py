@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.checkpoint import random_base
 from kyon_pl.chatglm2.glm import glm_config
-from kyon_pl.data.collate import DialogueCollator
+from kyon_pl.data.batches.collate import DialogueCollator
 from kyon_pl.lora import reference_lora
 
 MOST_GROUPED = 50  # batches that transformers sorts together

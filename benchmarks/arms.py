@@ -103,7 +103,7 @@ def prepare(arm: Arm, options: argparse.Namespace, folder: Path) -> tuple[dict[s
 def flop_per_token(shape: RowShape, options: argparse.Namespace) -> float:
     """FLOP of training LoRA on a token of these rows; nothing is recomputed."""
     from kyon_pl.chatglm2 import ChatGLM2Config
-    from kyon_pl.training.flop import flop_per_token as flop
+    from kyon_pl.training.throughput import flop_per_token as flop
 
     config = ChatGLM2Config(**TINY_SHAPE) if options.tiny else ChatGLM2Config()
     return flop(config, shape.seen_tokens, recomputed=0)

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kyon_pl.data.retrieval import Retriever
-from kyon_pl.data.roles import Role
+from kyon_pl.roles.retrieval import Retriever
+from kyon_pl.roles.role import Role
 
 DIMENSIONS = 1536  # of the vectors in the published role folders
 LETTERS = [chr(code) for code in range(0x4E00, 0x55D0)]  # 2,000 of Chinese

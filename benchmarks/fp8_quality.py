@@ -30,7 +30,7 @@ from arm_table import versions
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.demo import BASE
 from kyon_pl.demo.corpus import SEED
-from kyon_pl.demo.make_base import SHAPE, WARMUP_STEPS, batches, perplexity
+from kyon_pl.demo.make_assets import SHAPE, WARMUP_STEPS, batches, perplexity
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "generation_config.json")

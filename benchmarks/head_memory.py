@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: N812 (its usual name)
 
 from kyon_pl import ChatGLM2Config
 from kyon_pl.chatglm2.checkpoint import random_base
-from kyon_pl.data.batching import MicroBatch
-from kyon_pl.data.collate import DialogueCollator, PlannedCollator
+from kyon_pl.data.batches.collate import DialogueCollator, PlannedCollator
+from kyon_pl.data.batches.sampler import MicroBatch
 from kyon_pl.lora import attach_lora, reference_lora
 
 TOKENS = 8192

@@ -36,13 +36,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from watch import watch
 
-from kyon_pl.adapters import find_adapter
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.checkpoint import KNOWN_EXTRA, load_base
 from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.demo import BASE
 from kyon_pl.lora import reference_lora
 from kyon_pl.lora.adapter import load_adapter
+from kyon_pl.runs.adapters import find_adapter
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

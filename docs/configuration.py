@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from peft import LoraConfig
 
 from kyon_pl.cli import COMMANDS, command
-from kyon_pl.fit_arguments import add_fit_arguments
+from kyon_pl.cli.arguments import add_fit_arguments
 from kyon_pl.training import LinearDecay
 from kyon_pl.training.callbacks import ReplySettings, StepCheckpoint
 

@@ -118,13 +118,13 @@ class IdSource(Protocol):
 class BatchSource(Workload, Protocol):
     """What training asks of the data before the first batch, or when something goes wrong."""
 
-    def heaviest_batches(self, epochs: int) -> list[Batch]:
+    def largest_batches(self, epochs: int) -> list[Batch]:
         """The training batches of that many epochs that need the most memory, on the CPU; none if none is used."""
 
     def place(self, row_number: int) -> str:
         """Where a person finds the row of that number in a batch: file and line."""
 
-    def lighter_settings(self) -> str:
+    def smaller_batch_settings(self, accumulate_grad_batches: int = 1) -> str:
         """The settings to change for training batches of half the size, in words."""
 
 

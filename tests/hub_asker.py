@@ -1,4 +1,4 @@
-"""Asks `kyon_pl.hub` in a process of its own, as huggingface_hub reads its environment when it is imported.
+"""Asks `kyon_pl.hub.download` in a process of its own, as huggingface_hub reads its environment when it is imported.
 
 Every process costs half a second, and one more where `datasets` is imported, so each takes several questions.
 """
@@ -21,12 +21,14 @@ from hub_server import HubServer, hub_environment
 TOKEN = "hf_0123456789secret"
 ASK = """
 import json, sys, traceback
-from kyon_pl import hub, hub_errors
+from kyon_pl.demo import fetch_base_config
+from kyon_pl.hub import download as hub
+from kyon_pl.hub import errors as hub_errors
 from kyon_pl.errors import KyonError
 from kyon_pl.logs import set_up_logging
 
 def load(repo, revision):
-    from datasets import load_dataset  # as kyon_pl.data.sources does, whose import takes seconds
+    from datasets import load_dataset  # as kyon_pl.data.reading.sources does, whose import takes seconds
     return len(hub.from_hub(lambda: load_dataset(repo, revision=revision, split="train"), repo, "dataset", revision))
 
 def fetch(repo, revision):
@@ -42,7 +44,7 @@ def explain(repo, revision):
 set_up_logging()
 questions, hub.RETRY_WAITS_SECONDS = json.loads(sys.argv[1])
 ways = {"fetch": fetch, "load": load, "adapter": adapter, "explain": explain}
-ways["config"] = lambda *at: str(hub.fetch_config(*at))
+ways["config"] = lambda *at: str(fetch_base_config(*at))
 for way, repo, revision in questions:
     try:
         print(json.dumps(["ok", ways[way](repo, revision)]))
@@ -56,7 +58,7 @@ Question = tuple[str, str, "str | None"]
 
 
 class Asker:
-    """Asks `kyon_pl.hub` in a process of its own; nothing that it prints may hold the token.
+    """Asks `kyon_pl.hub.download` in a process of its own; nothing that it prints may hold the token.
 
     Attributes:
         printed: all that the last process printed.

@@ -13,13 +13,13 @@ from peft import LoraConfig
 
 from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
+from kyon_pl.chat.sessions import Host, Limits
 from kyon_pl.chat.speaker import Said, Sampling, Speaker, StopReply
-from kyon_pl.chat.visits import Host, Limits
 from kyon_pl.chatglm2.checkpoint import load_base
-from kyon_pl.data.contexts import Room
-from kyon_pl.data.roles import read_role
 from kyon_pl.demo import BASE
 from kyon_pl.lora import attach_lora, trainable_names, write_adapter
+from kyon_pl.roles.contexts import Room
+from kyon_pl.roles.role import read_role
 
 HOSTILE = '<script>document.title = "run"</script> ![a](http://example.org/a.png) <img src="http://example.org/b.png">'
 

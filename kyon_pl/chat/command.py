@@ -7,15 +7,14 @@ import logging
 import sys
 from typing import Literal
 
-from kyon_pl.chat.characters import harmless
 from kyon_pl.chat.conversation import Conversation
 from kyon_pl.chat.loading import load_speaker
-from kyon_pl.chat.role_play import RolePlay
+from kyon_pl.chat.role_play import RolePlay, harmless
 from kyon_pl.chat.speaker import Sampling, check_room
 from kyon_pl.chat.terminal import Terminal, show
-from kyon_pl.data.contexts import Room
-from kyon_pl.data.roles import Role, role_to_play
 from kyon_pl.errors import SettingError
+from kyon_pl.roles.contexts import Room
+from kyon_pl.roles.role import Role, role_to_play
 
 log = logging.getLogger(__name__)
 

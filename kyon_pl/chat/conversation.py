@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.speaker import Said, Sampling, Speaker
-from kyon_pl.data.encode import EncodeSettings, encode_pairs
+from kyon_pl.data.encoding.encode import EncodeSettings, encode_pairs
 from kyon_pl.data.prompt import Message
 from kyon_pl.errors import DataError
 

@@ -14,18 +14,19 @@ import yaml
 from torch import nn
 from transformers import AutoTokenizer, GlmForCausalLM
 
-from kyon_pl.adapters import CHECKPOINTS, SETTINGS, adapter_base, base_with_weights, find_adapter
 from kyon_pl.chat.speaker import Speaker
 from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.chatglm2.configuration import read_config
-from kyon_pl.chatglm2.json_object import read_json_object
+from kyon_pl.chatglm2.files import read_json_object
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.data.prompt import TEMPLATES, TrainTurns
+from kyon_pl.demo import fetch_base
 from kyon_pl.errors import CheckpointError, SettingError
-from kyon_pl.hub import MODEL_FILES, TOKENIZER_FILES, fetch_model
+from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import add_adapter, load_adapter
+from kyon_pl.runs.adapters import CHECKPOINTS, SETTINGS, adapter_base, base_with_weights, find_adapter
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def load_speaker(
     wording = _wording(first, template)
     for folder in more:
         _refuse_mismatch(folder, first, None if base else base_name, wording, template)
-    base_folder = fetch_model(base_name, revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
+    base_folder = fetch_base(base_name, revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
     tokenizer = read_tokenizer(base_folder)
     peft_model = load_adapter(_chatglm(base_folder, device), first, base_name)
     names = {name: f"adapter_{place}" if place else "default" for place, name in enumerate(_names(folders))}

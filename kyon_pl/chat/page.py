@@ -11,11 +11,11 @@ from typing import Any
 
 import gradio as gr
 
-from kyon_pl.chat.characters import harmless
 from kyon_pl.chat.conversation import Turn
 from kyon_pl.chat.labels import CHINESE, ENGLISH
+from kyon_pl.chat.role_play import harmless
+from kyon_pl.chat.sessions import NAME_CHARACTERS, Host, Turns, Wishes
 from kyon_pl.chat.speaker import Sampling
-from kyon_pl.chat.visits import NAME_CHARACTERS, Host, Turns, Wishes
 from kyon_pl.errors import KyonError, SettingError
 
 IDLE_SECONDS = 3600  # a conversation that nobody goes on with is forgotten

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from kyon_pl.chat.characters import Pieces
-from kyon_pl.chatglm2.streaming import stream_reply
+from kyon_pl.chat.role_play import Pieces
+from kyon_pl.chatglm2.generation import stream_reply
 from kyon_pl.data.prompt import TrainTurns
 from kyon_pl.errors import SettingError
 

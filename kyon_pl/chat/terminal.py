@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from kyon_pl.chat.characters import harmless
 from kyon_pl.chat.conversation import Conversation
-from kyon_pl.chat.role_play import RolePlay
+from kyon_pl.chat.role_play import RolePlay, harmless
 from kyon_pl.chat.speaker import Sampling
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import from_here

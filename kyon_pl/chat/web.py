@@ -1,4 +1,4 @@
-"""`kyon-pl web`: a tuned model on a page in the browser."""
+"""`kyon-pl web`: the server of the chat page, its checks and its response headers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,45 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from kyon_pl.chat.labels import LOGIN
 from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
+from kyon_pl.chat.sessions import Host, Limits, Wishes
 from kyon_pl.chat.speaker import Sampling, check_room
-from kyon_pl.chat.visits import Host, Limits, Wishes
-from kyon_pl.data.contexts import Room
-from kyon_pl.data.roles import find_roles
 from kyon_pl.errors import MachineError, MissingFileError, SettingError
-from kyon_pl.extras import need_package
+from kyon_pl.imports import need_package
+from kyon_pl.roles.contexts import Room
+from kyon_pl.roles.role import find_roles
+
+
+class Headers:
+    """Adds a Content-Security-Policy, and keeps the page's address to itself.
+
+    Args:
+        app: whose answers these are.
+        policy: the Content-Security-Policy.
+    """
+
+    def __init__(self, app: ASGIApp, policy: str) -> None:
+        self.app = app
+        self.policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = self.policy
+                headers["Referrer-Policy"] = "no-referrer"
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +170,8 @@ def open_page(talk: Host, wishes: Wishes, host: str, port: int, password: str | 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import, and while it runs
     from starlette.middleware import Middleware
 
-    from kyon_pl.chat.headers import Headers
     from kyon_pl.chat.page import build_page, theme, words
+    from kyon_pl.chat.web import Headers
 
     page = build_page(talk, wishes)
     try:

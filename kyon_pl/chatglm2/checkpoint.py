@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
-from kyon_pl.chatglm2.json_object import read_json_object
+from kyon_pl.chatglm2.files import KNOWN_EXTRA, Shapes, read_json_object, shapes_in, weight_files, weights_in
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
-from kyon_pl.chatglm2.weight_files import KNOWN_EXTRA, Shapes, shapes_in, weight_files, weights_in
 from kyon_pl.errors import CheckpointError, MissingFileError
 
 Quantize = Callable[[nn.Linear, Tensor], nn.Linear]
@@ -35,7 +34,7 @@ def load_base(
     nothing else (`weights_only`), and no code of the folder is run.
 
     Args:
-        folder: what `hub.fetch_model` returned.
+        folder: what `kyon_pl.demo.fetch_base` returned.
         dtype: of all weights that are not quantized.
         device: where to.
         attn_implementation: `varlen`, `sdpa` or `eager`.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedConfig
 
-from kyon_pl.chatglm2.json_object import read_json_object
+from kyon_pl.chatglm2.files import read_json_object
 from kyon_pl.errors import MissingFileError, SettingError
 
 # For each key of published configurations whose other values ask for another model: the value that is built here. A key

@@ -13,7 +13,7 @@ from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils.generic import PaddingStrategy, TensorType
 
-from kyon_pl.chatglm2.json_object import read_json_object
+from kyon_pl.chatglm2.files import read_json_object
 from kyon_pl.errors import CheckpointError, DataError
 
 # Numbered after the pieces of tokenizer.model, in this order: 64789...64793 in the 6B's.

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kyon_pl.lazy import public_name
+from kyon_pl.imports import public_name
 
 if TYPE_CHECKING:
-    from kyon_pl.data.characters import CharacterDataset, collate_fn, read_jsonl_file
-    from kyon_pl.data.collate import DialogueCollator
+    from kyon_pl.data.batches.collate import DialogueCollator
     from kyon_pl.data.datamodule import DialogueDataModule
-    from kyon_pl.data.encode import preprocess_dialogue
+    from kyon_pl.data.encoding.encode import preprocess_dialogue
     from kyon_pl.data.prompt import render
+    from kyon_pl.roles.characters import CharacterDataset, collate_fn, read_jsonl_file
 
 __all__ = [
     "CharacterDataset",
@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "CharacterDataset": "kyon_pl.data.characters",
-    "DialogueCollator": "kyon_pl.data.collate",
+    "CharacterDataset": "kyon_pl.roles.characters",
+    "DialogueCollator": "kyon_pl.data.batches.collate",
     "DialogueDataModule": "kyon_pl.data.datamodule",
-    "collate_fn": "kyon_pl.data.characters",
-    "preprocess_dialogue": "kyon_pl.data.encode",
-    "read_jsonl_file": "kyon_pl.data.characters",
+    "collate_fn": "kyon_pl.roles.characters",
+    "preprocess_dialogue": "kyon_pl.data.encoding.encode",
+    "read_jsonl_file": "kyon_pl.roles.characters",
     "render": "kyon_pl.data.prompt",
 }
 

@@ -1,9 +1,10 @@
-"""The text of a row, as segments that say what is trained. The only place that knows how a prompt is put together."""
+"""How a context becomes a prompt: segments that are trained or not, and how a long context is shortened."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal, TypedDict
 
@@ -138,3 +139,52 @@ class Context:
     def join(self, middle: tuple[str, ...]) -> str:
         """The context with other segments between system prompt and question."""
         return SEPARATOR.join((self.system, *middle, self.question))
+
+
+def shrink_context(context: str, fits: Callable[[str], bool]) -> str | None:
+    """A context with as much of its oldest text left out as it takes to fit.
+
+    System prompt (the first `###` segment) and question (the last) always stay whole. Of the segments between, whole
+    ones go, from the front: first the memories, then the turns of the dialogue from the oldest on, because the turns
+    right before the question are what it answers. Where not even the last fits whole, the end of its text stays.
+
+    Args:
+        context: segments joined by `###`.
+        fits: whether a context is short enough.
+
+    Returns:
+        What stays; None if system prompt and question alone are too long.
+    """
+    parts = Context.parse(context)
+    # a context without `###` is its own system prompt and question, so nothing in it may go
+    if not parts.middle or not fits(parts.join(())):
+        return None
+    dropped = bisect_left(range(len(parts.middle)), True, key=lambda count: fits(parts.join(parts.middle[count:])))
+    kept = parts.middle[dropped:]
+    if not kept:
+        last = parts.middle[-1]
+        start = bisect_left(range(len(last)), True, key=lambda place: fits(parts.join((last[place:],))))
+        kept = (last[start:],) if start < len(last) else ()
+    return parts.join(kept)
+
+
+def shrink_messages(messages: Sequence[Message], fits: Callable[[list[Message]], bool]) -> list[Message] | None:
+    """A conversation with as many of its oldest rounds left out as it takes to fit.
+
+    System prompt and question (the last message) always stay. Rounds go whole, a question with its reply.
+
+    Args:
+        messages: up to the question.
+        fits: whether a conversation is short enough.
+
+    Returns:
+        What stays; None if system prompt and question alone are too long.
+    """
+    first = int(messages[0]["role"] == "system")
+    rounds = (len(messages) - first) // 2
+
+    def without(dropped: int) -> list[Message]:
+        return [*messages[:first], *messages[first + 2 * dropped :]]
+
+    fewest = bisect_left(range(rounds + 1), True, key=lambda dropped: fits(without(dropped)))
+    return without(fewest) if fewest <= rounds else None

@@ -1,20 +1,59 @@
-"""What was read, what was left out and what is trained on, in a few lines before training."""
+"""What is said of the rows before training, and the list of bad rows."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from kyon_pl.data.collate import LabelBoundary
-from kyon_pl.data.listing import listing
-from kyon_pl.data.quality import ODDITIES
-from kyon_pl.data.rows import TokenRows, Use
-from kyon_pl.data.table import EncodedTable
+from kyon_pl.data.batches.collate import LabelBoundary
+from kyon_pl.data.batches.loader import TokenRows, Use
+from kyon_pl.data.encoding.table import EncodedTable
+from kyon_pl.data.reading.quality import ODDITIES
+from kyon_pl.errors import MachineError
 from kyon_pl.logs import from_here
+
+
+@contextmanager
+def listing(path: Path, setting: str) -> Iterator[Callable[[Mapping[str, object]], None]]:
+    """A function that writes one row into the list.
+
+    Args:
+        path: of the list; its folder is made if need be.
+        setting: that names it, for the error.
+
+    Raises:
+        MachineError: nothing can be written there.
+    """
+    with _explained(path, setting):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+
+    def write(row: Mapping[str, object]) -> None:
+        with _explained(path, setting):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    try:
+        yield write
+    finally:
+        with _explained(path, setting):  # what is left in the buffer may find the disk full
+            file.close()
+
+
+@contextmanager
+def _explained(path: Path, setting: str) -> Iterator[None]:
+    """Around what touches the list alone: other files that are not there have words of their own."""
+    try:
+        yield
+    except OSError as error:
+        found = f"{path} cannot be written ({error.strerror})"
+        raise MachineError(setting, found, f"Name a file that can be written, or leave {setting} out.") from None
+
 
 EOS_TOKEN_ID = 2
 log = logging.getLogger("kyon_pl.data")

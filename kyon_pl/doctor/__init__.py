@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kyon_pl.lazy import public_name
+from kyon_pl.imports import public_name
 
 if TYPE_CHECKING:
     from kyon_pl.doctor.check import check_precision, check_run

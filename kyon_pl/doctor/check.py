@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.doctor.memory import memory_estimate, needed_bytes
-from kyon_pl.doctor.memory_settings import MemorySettings, Slots
+from kyon_pl.doctor.memory import MemorySettings, Slots, memory_estimate, needed_bytes
 from kyon_pl.errors import MachineError
 from kyon_pl.lora import Quantization, frozen_dtype, reference_lora
 

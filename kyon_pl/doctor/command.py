@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kyon_pl.doctor.findings import Finding
 from kyon_pl.doctor.packages import Package, package_findings, packages, python_finding
-from kyon_pl.doctor.report import Report, print_report
+from kyon_pl.doctor.report import Finding, Report, print_report
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -72,10 +71,10 @@ def _look(words: list[str], found: list[Package]) -> tuple[Report, bool]:
 def _parse(words: list[str]) -> Namespace:
     from lightning.pytorch.cli import LightningArgumentParser
 
+    from kyon_pl.cli.arguments import add_fit_arguments
+    from kyon_pl.cli.messages import explain
+    from kyon_pl.cli.settings import check_config_files
     from kyon_pl.errors import SettingError
-    from kyon_pl.fit_arguments import add_fit_arguments
-    from kyon_pl.run_errors import explain
-    from kyon_pl.settings import check_config_files
 
     parser = LightningArgumentParser(
         prog="kyon-pl doctor", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False

@@ -8,11 +8,10 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from kyon_pl.doctor.findings import Finding, finding_of
 from kyon_pl.doctor.judge import judge
 from kyon_pl.doctor.machine import Machine, look_at_machine, machine_findings
 from kyon_pl.doctor.plan import Plan, make_plan
-from kyon_pl.doctor.report import MEMORY_PARTS, Report
+from kyon_pl.doctor.report import MEMORY_PARTS, Finding, Report, finding_of
 from kyon_pl.errors import KyonError
 
 

@@ -8,16 +8,15 @@ import torch
 from jsonargparse import Namespace
 
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.doctor.base import base_finding
+from kyon_pl.doctor.base import Target, base_finding
 from kyon_pl.doctor.check import check_device
-from kyon_pl.doctor.findings import Finding, finding_of, gib
 from kyon_pl.doctor.machine import SHARED_MEMORY, Machine
 from kyon_pl.doctor.plan import PACK_STEP, Needs, Plan
-from kyon_pl.doctor.target import Target
+from kyon_pl.doctor.report import Finding, finding_of, gib
 from kyon_pl.doctor.work import Work
 from kyon_pl.errors import KyonError
 from kyon_pl.lora import check_combination, frozen_dtype, quantizer, reference_lora
-from kyon_pl.training.callbacks.run_estimate import duration
+from kyon_pl.training.callbacks.run_output import duration
 
 # the allocator left 3 % unused where it was short of memory (13.89 GiB reserved for 13.50 in use)
 TIGHT = 0.97

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants
 
 from kyon_pl.doctor.check import memory_bytes
-from kyon_pl.doctor.findings import Finding, gib
+from kyon_pl.doctor.report import Finding, gib
 
 # where torch's loader workers hand over their batches
 SHARED_MEMORY = Path("/dev/shm")

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion
 
-from kyon_pl.doctor.findings import Finding
+from kyon_pl.doctor.report import Finding
 from kyon_pl.errors import MachineError
 
 # Releases that were uploaded by a thief of credentials, whose code runs when they are imported.

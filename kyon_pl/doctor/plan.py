@@ -11,15 +11,19 @@ from peft import LoraConfig
 
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.attention import choose_attention
-from kyon_pl.doctor.base import Base, look_at_base
-from kyon_pl.doctor.findings import Finding, finding_of
+from kyon_pl.doctor.base import Base, Target, choose_target, look_at_base
 from kyon_pl.doctor.machine import Machine
-from kyon_pl.doctor.memory import MemoryEstimate, memory_estimate, needed_bytes
-from kyon_pl.doctor.memory_parts import FLOAT32_BYTES, trained_parameters
-from kyon_pl.doctor.memory_settings import MemorySettings, Slots
-from kyon_pl.doctor.speed import Speed, estimate_time
-from kyon_pl.doctor.target import Target, choose_target
-from kyon_pl.doctor.work import LONGEST_ROW, Schedule, Work, assume_work, look_at_work
+from kyon_pl.doctor.memory import (
+    FLOAT32_BYTES,
+    MemoryEstimate,
+    MemorySettings,
+    Slots,
+    memory_estimate,
+    needed_bytes,
+    trained_parameters,
+)
+from kyon_pl.doctor.report import Finding, finding_of
+from kyon_pl.doctor.work import LONGEST_ROW, Schedule, Speed, Work, assume_work, estimate_time, look_at_work
 from kyon_pl.errors import KyonError
 from kyon_pl.lora import Checkpointing, frozen_dtype, reference_lora
 

@@ -1,4 +1,4 @@
-"""What the rows of a run come to: its steps, its tokens and its largest batches."""
+"""How many tokens and steps a run has, and how long it takes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.batching import PlannedBatchSampler
-from kyon_pl.data.files import local_files
-from kyon_pl.data.heaviest import heaviest
-from kyon_pl.doctor.memory_settings import Slots
+from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.data.batches.sampler import PlannedBatchSampler, largest_batches
+from kyon_pl.data.dialogue_data import DialogueData
+from kyon_pl.data.reading.files import local_files
+from kyon_pl.doctor.memory import MemorySettings, Slots
+from kyon_pl.lora import frozen_dtype
+from kyon_pl.training.throughput import USUAL_SHARE, flop_per_token, matrix_rate, rate_in_words, recomputed_share
 
 # Counted in silk-road/Chat_Suzumiya_Fusion with the published tokenizer, the end of sequence included
 PUBLISHED_SOURCE = "silk-road/Chat_Suzumiya_Fusion"
@@ -76,7 +79,7 @@ def look_at_work(data: dict[str, Any], tokenizer: Path | None, schedule: Schedul
     """Count the rows where they are on this machine, encoding them into the cache; else estimate.
 
     Args:
-        data: the settings of `DialogueDataModule`.
+        data: the settings of `DialogueData`.
         tokenizer: the folder of the base, if it is here.
         schedule: how often they are gone through.
 
@@ -89,7 +92,8 @@ def look_at_work(data: dict[str, Any], tokenizer: Path | None, schedule: Schedul
     if module.validation_source is not None:
         sources.append((module.validation_source, module.validation_split))
     if all(local_files(source, split) is not None for source, split in sources) and (tokenizer or have_ids):
-        module.setup("fit")
+        module.load("fit")
+        module.plan_training()
         return _counted(module, schedule)
     return _estimated(module, schedule)
 
@@ -103,12 +107,12 @@ def assume_work(data: dict[str, Any], schedule: Schedule) -> Work:
     return _estimated(_module(data, None), schedule)
 
 
-def _module(data: dict[str, Any], tokenizer: Path | None) -> DialogueDataModule:
+def _module(data: dict[str, Any], tokenizer: Path | None) -> DialogueData:
     own = {"tokenizer": str(tokenizer) if tokenizer else None, "tokenizer_revision": None, "workers": 0}
-    return DialogueDataModule(**data | own)
+    return DialogueData(**data | own)
 
 
-def _counted(module: DialogueDataModule, schedule: Schedule) -> Work:
+def _counted(module: DialogueData, schedule: Schedule) -> Work:
     train, validation = module.rows["train"], module.rows["validation"]
     assert module.train_sampler is not None
     planner = module.train_sampler.planner
@@ -119,7 +123,7 @@ def _counted(module: DialogueDataModule, schedule: Schedule) -> Work:
         limit_batches=schedule.limit_batches,
     )
     used = max(1, sampler.batches_used * schedule.devices)
-    heavy = [_slots(module, batch.row_numbers) for batch in heaviest(planner, used, schedule.epochs or 1)]
+    heavy = [_slots(module, batch.row_numbers) for batch in largest_batches(planner, used, schedule.epochs or 1)]
     trained = max(slots.trained_tokens for slots in heavy)
     steps = _steps(sampler.steps_per_epoch, schedule)
     each = module.tokens_per_batch if module.batching == "packed" else float(train.tokens.sum()) / len(sampler)
@@ -134,7 +138,7 @@ def _counted(module: DialogueDataModule, schedule: Schedule) -> Work:
     )
 
 
-def _longest(tokens: NDArray[np.int64], trained: NDArray[np.int64], module: DialogueDataModule) -> Slots | None:
+def _longest(tokens: NDArray[np.int64], trained: NDArray[np.int64], module: DialogueData) -> Slots | None:
     """The largest validation batch: rows meet others of their length there."""
     if not len(tokens):
         return None
@@ -142,7 +146,7 @@ def _longest(tokens: NDArray[np.int64], trained: NDArray[np.int64], module: Dial
     return Slots(rows=len(chosen), slots=int(tokens.max()), trained_tokens=int(trained[chosen].sum()))
 
 
-def _slots(module: DialogueDataModule, row_numbers: tuple[int, ...]) -> Slots:
+def _slots(module: DialogueData, row_numbers: tuple[int, ...]) -> Slots:
     rows = module.rows["train"]
     numbers = list(row_numbers)
     trained = int(rows.trained_tokens(module.label_boundary)[numbers].sum())
@@ -151,7 +155,7 @@ def _slots(module: DialogueDataModule, row_numbers: tuple[int, ...]) -> Slots:
     return Slots(rows=len(numbers), slots=int(rows.tokens[numbers].max()), trained_tokens=trained)
 
 
-def _estimated(module: DialogueDataModule, schedule: Schedule) -> Work:
+def _estimated(module: DialogueData, schedule: Schedule) -> Work:
     published = module.source == PUBLISHED_SOURCE
     longest = module.encoding.max_tokens or (PUBLISHED_LONGEST_ROW if published else LONGEST_ROW)
     packed = module.batching == "packed"
@@ -186,3 +190,68 @@ def _steps(per_epoch: int, schedule: Schedule) -> int | None:
     by_epochs = math.inf if schedule.epochs is None else per_epoch * schedule.epochs
     steps = min(by_epochs, math.inf if schedule.steps is None else schedule.steps)
     return None if math.isinf(steps) else int(steps)
+
+
+# Real tokens a second on one H100 80GB, ChatGLM2-6B, packed, varlen, by
+# (precision, tokens_per_batch, checkpointing, compile, quantization).
+# Source: benchmarks/results/2026-11-24-nvidia-h100-80gb.md, and -speed.md for what is compiled
+MEASURED_TOKENS_PER_S: dict[tuple[object, ...], int] = {
+    ("16-mixed", 2048, "full", False, None): 6_699,
+    ("bf16-mixed", 2048, "full", False, None): 7_492,
+    ("bf16-mixed", 8192, "full", False, None): 12_074,
+    ("bf16-mixed", 8192, "none", False, None): 16_365,
+    ("bf16-mixed", 8192, "full", True, None): 14_965,
+    ("bf16-mixed", 8192, "none", True, None): 21_920,
+    ("16-mixed", 8192, "none", True, None): 21_006,
+    ("bf16-mixed", 8192, "full", True, "nf4"): 14_565,
+    ("bf16-mixed", 8192, "full", True, "fp8"): 22_280,
+    ("bf16-mixed", 8192, "none", True, "fp8"): 31_820,
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A guess at the time.
+
+    Attributes:
+        seconds: of all training steps; validation comes on top.
+        source: what it is based on, in words.
+    """
+
+    seconds: float
+    source: str
+
+
+def estimate_time(config: ChatGLM2Config, settings: MemorySettings, work: Work, device: torch.device) -> Speed | None:
+    """Seconds from what was measured with these settings on this kind of GPU, else from a matrix product timed now.
+
+    Args:
+        config: the shape of the base.
+        settings: the run.
+        work: how much there is to do.
+        device: where; each of them does its share.
+
+    Returns:
+        None if it is not known how much there is to do.
+    """
+    if work.slots is None:
+        return None
+    how = settings.checkpointing, settings.compiled, settings.quantization
+    key = settings.precision, settings.training.slots, *how
+    known = MEASURED_TOKENS_PER_S.get(key)
+    if known and settings.attention == "varlen" and _is_measured_gpu(device) and _is_6b(config):
+        return Speed(work.slots / known, f"{known:,} tokens/s were measured with these settings on such a GPU")
+    row_tokens = settings.training.slots if work.row_tokens is None else work.row_tokens
+    recomputed = recomputed_share(settings.checkpointing, config)
+    flop = work.slots * flop_per_token(config, row_tokens, recomputed=recomputed)
+    rate = matrix_rate(device, frozen_dtype(settings.precision))
+    source = f"{USUAL_SHARE:.0%} of the matrix products timed here, {rate_in_words(rate)}"
+    return Speed(flop / (rate * USUAL_SHARE), source)
+
+
+def _is_measured_gpu(device: torch.device) -> bool:
+    return device.type == "cuda" and "H100 80GB HBM3" in torch.cuda.get_device_name(device)
+
+
+def _is_6b(config: ChatGLM2Config) -> bool:
+    return config.parameter_count == ChatGLM2Config().parameter_count

@@ -27,8 +27,16 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.text import SacreBLEUScore
 
-from kyon_pl.evaluation.n_grams import n_grams, squeezed
-from kyon_pl.evaluation.ratios import CopiedShare, LengthRatio, OpensWithName, RepeatedNGrams, RougeL, StopRate
+from kyon_pl.evaluation.ratios import (
+    CopiedShare,
+    LengthRatio,
+    OpensWithName,
+    RepeatedNGrams,
+    RougeL,
+    StopRate,
+    n_grams,
+    squeezed,
+)
 
 CHRF_ORDER, CHRF_BETA = 6, 2  # characters; how much more recall counts than precision
 COPIED_RUN = 8  # characters: shorter runs are names and turns of phrase, which a reply may well share

@@ -1,4 +1,4 @@
-"""Metrics of replies that are one number over another, both summed over replies and ranks."""
+"""Metrics that are one count over another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.text import rouge_score
 
-from kyon_pl.evaluation.n_grams import n_grams
+
+def squeezed(text: str) -> str:
+    """A text without its white space."""
+    return "".join(text.split())
+
+
+def n_grams(text: str, n: int) -> list[str]:
+    """The runs of n characters of a text, in their order."""
+    return [text[place : place + n] for place in range(len(text) - n + 1)]
+
 
 _NAME = re.compile(r"([^:：「」『』\"“”]{1,20})[:：]")
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kyon_pl.errors import SettingError
-from kyon_pl.evaluation.curves import check_matplotlib, draw
-from kyon_pl.evaluation.held_out import exchange
-from kyon_pl.evaluation.markdown import block, plain, table
+from kyon_pl.evaluation.held_out import block, exchange, plain, table
 from kyon_pl.evaluation.run_folder import RunFolder, read_run_folders
 from kyon_pl.logs import from_here
+from kyon_pl.runs.curves import check_matplotlib, draw
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from kyon_pl.errors import MissingFileError
-from kyon_pl.evaluation.curves import Curves, read_curves
 from kyon_pl.evaluation.held_out import REPLIES
 from kyon_pl.logs import RUN_LOG
+from kyon_pl.runs.curves import Curves, read_curves
 
 RECORD, CONFIG = "run.json", "config.yaml"
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} rank (\d+) (\w+) +(.*)")

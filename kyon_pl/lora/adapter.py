@@ -13,8 +13,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model
 from transformers import PreTrainedModel
 
 from kyon_pl.errors import CheckpointError, SettingError
-from kyon_pl.lora.family import check_family, check_targets
-from kyon_pl.lora.saved import check_fit, read_adapter
+from kyon_pl.lora.saved import check_family, check_fit, check_targets, read_adapter
 
 log = logging.getLogger(__name__)
 

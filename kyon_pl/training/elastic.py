@@ -12,31 +12,12 @@ from lightning.pytorch import Trainer
 
 from kyon_pl.batch import Workload
 from kyon_pl.errors import SettingError
+from kyon_pl.runs.fingerprint import ACCUMULATE, MICRO_BATCHES
 
 log = logging.getLogger(__name__)
 
-ACCUMULATE = "trainer.accumulate_grad_batches"
-MICRO_BATCHES = "micro-batches an optimizer step"
 # settings that count micro-batches of one device
 _COUNTED = ("val_check_interval", "limit_train_batches", "limit_val_batches")
-
-
-def in_terms_of(saved: Mapping[str, str], now: Mapping[str, str], adapt: bool = True) -> dict[str, str]:
-    """This run's fingerprint, with the accumulation of a saved run where that makes no difference.
-
-    The result depends on how many micro-batches an optimizer step has over all devices. So accumulation may differ
-    where devices times accumulation does not; and where only the number of devices is another, accumulation gives way.
-
-    Args:
-        saved: the fingerprint of the saved run.
-        now: of this one.
-        adapt: let accumulation give way.
-    """
-    if MICRO_BATCHES not in saved:
-        return dict(now)
-    same_step, same_accumulation = (saved[key] == now.get(key) for key in (MICRO_BATCHES, ACCUMULATE))
-    kept = {key: saved[key] for key in (ACCUMULATE, MICRO_BATCHES)}
-    return {**now, **kept} if same_step or (adapt and same_accumulation) else dict(now)
 
 
 def share_steps(trainer: Trainer, fingerprint: Mapping[str, str]) -> None:

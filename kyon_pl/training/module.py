@@ -18,7 +18,6 @@ from peft import LoraConfig, PeftModel
 from torchmetrics import MeanMetric
 from typing_extensions import Self
 
-from kyon_pl.adapters import find_adapter
 from kyon_pl.batch import Batch, IdSource, PromptBatch, Workload
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.chatglm2.attention import choose_attention
@@ -37,15 +36,12 @@ from kyon_pl.lora import (
     trainable_names,
     write_adapter,
 )
-from kyon_pl.lora.family import check_family
-from kyon_pl.lora.saved import read_adapter
-from kyon_pl.training.base import NamedBase
-from kyon_pl.training.contents import check_state_to_train_on, check_trained_weights
-from kyon_pl.training.fingerprint import fingerprint_of_adapter
-from kyon_pl.training.layers import checkpoint_layers, compile_layers
-from kyon_pl.training.optimizer import build_optimizer
-from kyon_pl.training.schedule import LinearDecay, ScheduleCallable
-from kyon_pl.training.sharding import keep_from_ddp, shard_base
+from kyon_pl.lora.saved import check_family, read_adapter
+from kyon_pl.runs.adapters import find_adapter
+from kyon_pl.runs.fingerprint import fingerprint_of_adapter
+from kyon_pl.runs.integrity import check_state_to_train_on, check_trained_weights
+from kyon_pl.training.base import NamedBase, checkpoint_layers, compile_layers, keep_from_ddp, shard_base
+from kyon_pl.training.optimizer import LinearDecay, ScheduleCallable, build_optimizer
 
 log = logging.getLogger(__name__)
 

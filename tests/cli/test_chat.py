@@ -26,9 +26,9 @@ from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.speaker import Said, Sampling, Speaker
 from kyon_pl.cli import main
-from kyon_pl.data.contexts import Room
-from kyon_pl.data.roles import read_role
 from kyon_pl.demo import ASSETS, BASE
+from kyon_pl.roles.contexts import Room
+from kyon_pl.roles.role import read_role
 
 ROWS = 3
 NEW_TOKENS = "16"
@@ -222,7 +222,7 @@ def test_it_starts_soon(second: Path) -> None:
     bare = cpu_seconds("-c", "import torch, transformers, peft")
     first_token = cpu_seconds("-m", "kyon_pl", "chat", "--adapter", str(second), "-p", "x", "--max_new_tokens", "1")
     assert first_token < bare + 3
-    loaded = "import sys, kyon_pl.tools, kyon_pl.chat.command; print('lightning' in sys.modules)"
+    loaded = "import sys, kyon_pl.cli.tools, kyon_pl.chat.command; print('lightning' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True)
     assert run.stdout == "False\n"
 

@@ -20,11 +20,11 @@ from kyon_pl.chat.loading import load_speaker
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.speaker import Sampling
 from kyon_pl.cli import main
-from kyon_pl.data.contexts import Room
-from kyon_pl.data.roles import find_roles
 from kyon_pl.demo import ASSETS, BASE
 from kyon_pl.demo.grammar import CHARACTERS, QUESTIONS
 from kyon_pl.demo.world import facts
+from kyon_pl.roles.contexts import Room
+from kyon_pl.roles.role import find_roles
 
 ROOT = Path(__file__).parents[2]
 SHORT = [

@@ -153,7 +153,7 @@ def test_nothing_is_asked_of_the_hub(tmp_path: Path) -> None:
         with pytest.raises(TimeoutError):
             hub.accept()
         hub.settimeout(60)
-        code = "from kyon_pl.hub import fetch_config; fetch_config('THUDM/chatglm2-6b', None)"
+        code = "from kyon_pl.demo import fetch_base_config; fetch_base_config('THUDM/chatglm2-6b', None)"
         with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL) as fetching:
             connection, _ = hub.accept()
             connection.close()

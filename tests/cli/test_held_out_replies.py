@@ -17,7 +17,7 @@ from kyon_pl import ChatGLMTokenizer, DialogueDataModule
 from kyon_pl.cli import main
 from kyon_pl.data.prompt import render
 from kyon_pl.demo import ASSETS, BASE
-from kyon_pl.evaluation.markdown import block, plain, table
+from kyon_pl.evaluation.held_out import block, plain, table
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
 
 

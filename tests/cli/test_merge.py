@@ -90,7 +90,7 @@ def test_killed_in_the_middle_leaves_nothing_that_could_be_used(adapter: Path, t
     output, side = tmp_path / "merged", tmp_path / ".merged.writing"
     words = ["merge", "--adapter", str(adapter), "--output", str(output)]
     # what the command calls: without the command line's imports it starts in half the time
-    code = f"from pathlib import Path; from kyon_pl.lora.merge import merge; merge(Path('{output}'), '{adapter}')"
+    code = f"from pathlib import Path; from kyon_pl.export.merge import merge; merge(Path('{output}'), '{adapter}')"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 120
     while not side.is_dir() and process.poll() is None and time.monotonic() < deadline_s:

@@ -15,8 +15,8 @@ import pytest
 
 from kyon_pl.cli import main
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.preview import preview
 from kyon_pl.demo import ASSETS
+from kyon_pl.preview.command import preview
 
 ROOT = Path(__file__).parents[2]
 DEMO = ["preview", "--config", str(ROOT / "configs/demo.yaml")]

@@ -22,8 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.demo import BASE
 from kyon_pl.lora import attach_lora, load_adapter, write_adapter
-from kyon_pl.marker import size_and_sha256
-from kyon_pl.training.checkpoint_io import AdapterCheckpointIO
+from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO
+from kyon_pl.runs.integrity import size_and_sha256
 
 MODEL, DATA = "THUDM/chatglm2-6b", "silk-road/Chat_Suzumiya_Fusion"
 WEIGHTS = "adapter_model.safetensors"
@@ -135,7 +135,7 @@ def test_files_and_card_arrive_and_work(hub: HubServer, kyon_pl: PushAsker, run:
         snippet
         + """
 assert model.peft_config["default"].r == 2
-from kyon_pl.adapters import find_adapter
+from kyon_pl.runs.adapters import find_adapter
 print(find_adapter("kyon/haruhi"))
 """
     )

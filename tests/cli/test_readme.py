@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kyon_pl.cli import main
+from kyon_pl.cli.messages import known_settings
 from kyon_pl.demo import ASSETS
-from kyon_pl.run_errors import known_settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -23,8 +23,8 @@ from gradio_client import Client
 from gradio_client.utils import Status
 from web_host import HOSTILE, free_port, make_host, parrot, write_role, write_small_adapter
 
+from kyon_pl.chat.sessions import Host, Limits, Wishes
 from kyon_pl.chat.speaker import Sampling
-from kyon_pl.chat.visits import Host, Limits, Wishes
 from kyon_pl.chat.web import PASSWORD, open_page
 from kyon_pl.cli import main
 

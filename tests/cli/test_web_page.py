@@ -24,8 +24,8 @@ from web_host import (
 )
 
 from kyon_pl.chat.labels import CHINESE
+from kyon_pl.chat.sessions import Host, Limits, Wishes
 from kyon_pl.chat.speaker import Sampling
-from kyon_pl.chat.visits import Host, Limits, Wishes
 from kyon_pl.chat.web import open_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

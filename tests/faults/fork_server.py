@@ -21,7 +21,7 @@ from typing import Any
 
 import torch.utils.tensorboard  # noqa: F401  # the logger imports it late
 
-import kyon_pl.run  # noqa: F401  # the command imports it late too
+import kyon_pl.cli.lightning_cli  # noqa: F401  # the command imports it late too
 from kyon_pl.cli import main
 
 

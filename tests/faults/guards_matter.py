@@ -58,7 +58,7 @@ GUARDS_TEST = "tests/unit/training/test_guards.py::"
 MODULE_TEST = "tests/unit/training/test_module.py::"
 CLI_TEST = "tests/cli/test_errors.py::test_error_is_one_clear_paragraph"
 DEMO_TEST = "tests/cli/test_demo.py::"
-CHECKPOINT_TEST = "tests/unit/training/test_whole_checkpoints.py::"
+CHECKPOINT_TEST = "tests/unit/runs/test_whole_checkpoints.py::"
 RESUME_TEST = "tests/faults/test_kill_and_resume.py::test_kill_and_resume"
 
 PRECISION = [
@@ -150,7 +150,7 @@ class ChatGLM2Attention(nn.Module):""",
     ),
     Guard(
         "the command line has the guard of finite numbers",
-        "run.py",
+        "cli/lightning_cli.py",
         "            FiniteGuard(),\n",
         "",
         f"{GUARDS_TEST}test_a_run_of_the_command_line_is_guarded",
@@ -178,7 +178,7 @@ class ChatGLM2Attention(nn.Module):""",
     ),
     Guard(
         "the rate warms up",
-        "training/schedule.py",
+        "training/optimizer.py",
         "if step < warmup_steps:",
         "if False:",
         "tests/unit/training/test_schedule.py",
@@ -202,14 +202,14 @@ RANKS = [
     ),
     Guard(
         "checkpointing is not the reentrant kind",
-        "training/layers.py",
+        "training/base.py",
         '{"use_reentrant": False}',
         '{"use_reentrant": True}',
         f"{GUARDS_TEST}test_guards_change_nothing_in_a_run_that_is_well",
     ),
     Guard(
         "checkpointing is on where it is asked for",
-        "training/layers.py",
+        "training/base.py",
         "if checkpointed:\n",
         "if False:\n",
         f"{MODULE_TEST}test_checkpointing_keeps_a_fraction_of_the_activations",
@@ -230,7 +230,7 @@ RANKS = [
     ),
     Guard(
         "ranks have equally many batches",
-        "data/batching.py",
+        "data/batches/sampler.py",
         "return math.ceil(self.planner.batches_per_epoch / self.world_size)",
         "return len(range(self.rank, self.planner.batches_per_epoch, self.world_size))",
         "tests/unit/data/test_datamodule.py::test_ranks_share_all_rows_and_have_equally_many_batches",
@@ -302,14 +302,14 @@ CHECKPOINTS = [
     ),
     Guard(
         "weights of another name or shape are refused",
-        "training/contents.py",
+        "runs/integrity.py",
         "if saved == wanted:",
         "if True:",
         f"{DEMO_TEST}test_checkpoint_of_another_shape_is_refused",
     ),
     Guard(
         "a checkpoint that was altered is refused by name",
-        "training/checkpoint_io.py",
+        "runs/checkpoint_io.py",
         "    check_contents(checkpoint)\n",
         "",
         "tests/faults/test_altered_checkpoint.py::test_it_is_refused_by_name[moment altered]",
@@ -330,63 +330,63 @@ CHECKPOINTS = [
     ),
     Guard(
         "random numbers depend on the place in the run alone",
-        "run.py",
+        "cli/lightning_cli.py",
         "        callbacks.append(Randomness(int(settings.seed_everything)))\n",
         "",
         f"{RESUME_TEST}[mid-epoch-1-32-true-padded]",
     ),
     Guard(
         "a full disk is said in words, and leaves the older checkpoint",
-        "training/checkpoint_io.py",
+        "runs/checkpoint_io.py",
         "except (OSError, RuntimeError, SafetensorError) as error:",
         "except ZeroDivisionError as error:",
         f"{GUARDS_TEST}test_a_full_disk_is_a_paragraph_and_the_older_checkpoint_stays",
     ),
     Guard(
         "a checkpoint that is cut short is passed over",
-        "marker.py",
+        "runs/integrity.py",
         "same = size_and_sha256(file) == recorded",
         "same = True",
         f"{CHECKPOINT_TEST}test_the_newest_checkpoint_is_the_whole_one_of_the_highest_recorded_step",
     ),
     Guard(
         "a checkpoint without its marker is passed over",
-        "marker.py",
+        "runs/integrity.py",
         "    return fault_of_adapter(folder) or",
         "    if not (folder / MARKER).is_file():\n        return None\n    return fault_of_adapter(folder) or",
         f"{CHECKPOINT_TEST}test_the_newest_checkpoint_is_the_whole_one_of_the_highest_recorded_step",
     ),
     Guard(
         "the newest checkpoint is the one of the highest recorded step",
-        "training/resume.py",
+        "runs/resume.py",
         "max(whole)[1]",
         "whole[-1][1]",
         f"{CHECKPOINT_TEST}test_the_newest_checkpoint_is_the_whole_one_of_the_highest_recorded_step",
     ),
     Guard(
         "a checkpoint is written beside its place",
-        "training/checkpoint_io.py",
+        "runs/checkpoint_io.py",
         '        beside, folder_beside = _beside(file), _beside(file.with_suffix(""))\n',
         '        beside, folder_beside = file, _beside(file.with_suffix(""))\n',
         f"{CHECKPOINT_TEST}test_a_save_that_dies_leaves_the_checkpoint_of_that_name",
     ),
     Guard(
         "a removal that was cut short is finished",
-        "training/checkpoint_io.py",
+        "runs/checkpoint_io.py",
         "            file.rename(_leaving(file))\n",
         "            file.unlink()\n",
         f"{CHECKPOINT_TEST}test_a_removal_that_dies_is_finished_later",
     ),
     Guard(
         "a checkpoint with code is refused and not run",
-        "training/checkpoint_io.py",
+        "runs/checkpoint_io.py",
         'map_location or "cpu", weights_only=True)',
         'map_location or "cpu", weights_only=False)',
         f"{CHECKPOINT_TEST}test_a_checkpoint_with_code_is_refused_and_not_run",
     ),
     Guard(
         "a signal to one rank saves on all, and stops all",
-        "run.py",
+        "cli/lightning_cli.py",
         ", StopSignals(timeout)]",
         "]",
         "tests/faults/test_stop_signals.py::test_sigterm_to_one_of_two_ranks[in the first half of a step]",

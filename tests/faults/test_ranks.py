@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import ForkServers, Run, Way, only_run, write_inputs
 
-from kyon_pl.marker import fault_of_checkpoint
+from kyon_pl.runs.integrity import fault_of_checkpoint
 
 OVERLAYS = Path(__file__).parents[2] / "configs/overlay"
 THREE = Way(3, accumulate=1)

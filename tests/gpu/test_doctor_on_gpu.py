@@ -14,10 +14,9 @@ from kyon_pl.batch import Batch
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.checkpoint import random_base
 from kyon_pl.cli import main
-from kyon_pl.data.batching import MicroBatch
-from kyon_pl.data.collate import DialogueCollator, PlannedCollator
-from kyon_pl.doctor.memory import memory_estimate
-from kyon_pl.doctor.memory_settings import MemorySettings, Slots
+from kyon_pl.data.batches.collate import DialogueCollator, PlannedCollator
+from kyon_pl.data.batches.sampler import MicroBatch
+from kyon_pl.doctor.memory import MemorySettings, Slots, memory_estimate
 from kyon_pl.lora import attach_lora, reference_lora
 
 pytestmark = [

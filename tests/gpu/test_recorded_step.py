@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from kyon_pl.chatglm2.checkpoint import random_base
+from kyon_pl.chatglm2.generation import RecordedStep, stream_reply
 from kyon_pl.chatglm2.glm import glm_config
-from kyon_pl.chatglm2.streaming import RecordedStep, stream_reply
 from kyon_pl.lora import attach_lora, reference_lora
 
 pytestmark = pytest.mark.gpu

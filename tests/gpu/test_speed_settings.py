@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kyon_pl import ChatGLM2LoRA
 from kyon_pl.batch import Batch
-from kyon_pl.data.batching import MicroBatch
-from kyon_pl.data.collate import DialogueCollator, PlannedCollator
+from kyon_pl.data.batches.collate import DialogueCollator, PlannedCollator
+from kyon_pl.data.batches.sampler import MicroBatch
 
 pytestmark = [
     pytest.mark.gpu,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kyon_pl import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLM2LoRA, DialogueDataModule
 from kyon_pl.chatglm2.checkpoint import random_base
-from kyon_pl.data.plan import Batching
+from kyon_pl.data.batches.plan import Batching
 from kyon_pl.lora import attach_lora, write_adapter
 from kyon_pl.training.callbacks import StepMetrics
 

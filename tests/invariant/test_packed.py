@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from kyon_pl.batch import Batch
 from kyon_pl.data import DialogueCollator
-from kyon_pl.data.batching import MicroBatch
-from kyon_pl.data.collate import PlannedCollator
+from kyon_pl.data.batches.collate import PlannedCollator
+from kyon_pl.data.batches.sampler import MicroBatch
 
 ROWS = 5
 SAME = 1e-5

@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceProcessor
 from test_tokenizer import random_text
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from kyon_pl.chatglm2.glm_tokenizer import save_glm_tokenizer
+from kyon_pl.chatglm2.glm import save_glm_tokenizer
 
 PUBLISHED = os.environ.get("KYON_CHATGLM2_DIR")
 RUNS = ("a", "aa", "哈", " ", "-", "=", "#", "*", "\u3000", ".", "0", "好", "=-", "ab", "哈啊", " -")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, layers, modeling
 from kyon_pl.chatglm2.attention import rotary_angles
-from kyon_pl.chatglm2.weight_files import KNOWN_EXTRA
+from kyon_pl.chatglm2.files import KNOWN_EXTRA
 
 TOLERANCE = 1e-5
 GREEDY_PROMPT_TOKENS = 12

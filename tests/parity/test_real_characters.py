@@ -10,8 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from kyon_pl.data import CharacterDataset, read_jsonl_file
-from kyon_pl.data.build import build_data
-from kyon_pl.data.roles import read_role
+from kyon_pl.roles.build import build_data
+from kyon_pl.roles.role import read_role
 
 REAL_DATA = os.environ.get("KYON_REAL_DATA_DIR")
 pytestmark = pytest.mark.skipif(not REAL_DATA, reason="KYON_REAL_DATA_DIR is not set: real rows are not committed")

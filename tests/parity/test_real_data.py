@@ -12,7 +12,7 @@ import torch
 
 from kyon_pl.batch import Batch
 from kyon_pl.data import DialogueDataModule, read_jsonl_file
-from kyon_pl.data.tokenizer import load_tokenizer
+from kyon_pl.data.encoding.encode import load_tokenizer
 
 REAL_DATA, CHATGLM2 = os.environ.get("KYON_REAL_DATA_DIR"), os.environ.get("KYON_CHATGLM2_DIR")
 pytestmark = [

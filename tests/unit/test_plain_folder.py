@@ -12,8 +12,8 @@ from kyon_pl import ChatGLMTokenizer
 from kyon_pl.chatglm2.checkpoint import load_base, random_base
 from kyon_pl.demo import BASE
 from kyon_pl.errors import MissingFileError
-from kyon_pl.hub import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, fetch_model
-from kyon_pl.training.fingerprint import fingerprint_of_base
+from kyon_pl.hub.download import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, fetch_model
+from kyon_pl.runs.fingerprint import fingerprint_of_base
 
 WHERE = {"dtype": torch.float32, "device": torch.device("cpu"), "attn_implementation": "sdpa"}
 # what ModelScope's client leaves beside the published files

@@ -1,21 +1,15 @@
-"""What happens beside the training step, one file each."""
+"""What happens beside the training step."""
 
 from kyon_pl.training.callbacks.adapter_guard import AdapterGuard
-from kyon_pl.training.callbacks.final_metrics import FinalMetrics
 from kyon_pl.training.callbacks.finite_guard import FiniteGuard
-from kyon_pl.training.callbacks.first_validation import FirstValidation
 from kyon_pl.training.callbacks.held_out_replies import HeldOutReplies, ReplySettings
 from kyon_pl.training.callbacks.memory_guard import MemoryGuard
-from kyon_pl.training.callbacks.progress import Progress
-from kyon_pl.training.callbacks.randomness import Randomness
-from kyon_pl.training.callbacks.ranks import Ranks
+from kyon_pl.training.callbacks.ranks import Randomness, Ranks
 from kyon_pl.training.callbacks.reply_writer import ReplyWriter
-from kyon_pl.training.callbacks.run_estimate import RunEstimate
-from kyon_pl.training.callbacks.run_log import RunLog
+from kyon_pl.training.callbacks.run_output import FinalMetrics, RunEstimate, RunLog, ShownRows
 from kyon_pl.training.callbacks.run_record import RunRecord
-from kyon_pl.training.callbacks.shown_rows import ShownRows
 from kyon_pl.training.callbacks.step_checkpoint import StepCheckpoint
-from kyon_pl.training.callbacks.step_metrics import StepMetrics
+from kyon_pl.training.callbacks.step_metrics import FirstValidation, Progress, StepMetrics
 from kyon_pl.training.callbacks.stop_signals import StopSignals
 
 __all__ = [

@@ -20,7 +20,7 @@ from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.held_out import REPLIES, exchange, question
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
 from kyon_pl.logs import from_here
-from kyon_pl.training.checkpoint_io import write_whole
+from kyon_pl.runs.checkpoint_io import write_whole
 from kyon_pl.training.module import ChatGLM2LoRA, GeneratedReply
 
 log = logging.getLogger(__name__)

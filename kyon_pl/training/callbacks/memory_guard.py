@@ -34,13 +34,13 @@ class MemoryGuard(Callback):
         self.weights_bytes = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Try the heaviest batches."""
+        """Try the largest batches."""
         source, device = trainer.datamodule, trainer.strategy.root_device  # type: ignore[attr-defined]
         if not isinstance(source, BatchSource) or not isinstance(pl_module, ChatGLM2LoRA):
             return
         self.weights_bytes = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         epochs = math.ceil(pl_module.total_steps / source.steps_per_epoch) if source.steps_per_epoch else 0
-        batches = source.heaviest_batches(epochs) if epochs else []
+        batches = source.largest_batches(epochs) if epochs else []
         for batch in batches:
             self.at = f"the longest batches are tried, {size(batch)}"
             try_batch(trainer, pl_module, batch)
@@ -79,7 +79,7 @@ def lighter(trainer: Trainer, module: LightningModule) -> str:
     if isinstance(module, ChatGLM2LoRA) and module.checkpointing != "full":
         return "Set model.checkpointing to full: a third more work, a fraction of the memory"
     if isinstance(source, BatchSource):
-        return f"Lower {source.lighter_settings()}"
+        return f"Lower {source.smaller_batch_settings(trainer.accumulate_grad_batches)}"
     return "Use smaller batches, or a larger GPU"
 
 

@@ -13,12 +13,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
 from kyon_pl.errors import SettingError
-from kyon_pl.marker import fault_of_checkpoint
+from kyon_pl.runs.checkpoint_io import STOPPING, read_checkpoint
+from kyon_pl.runs.fingerprint import FINGERPRINT, check_fingerprint
+from kyon_pl.runs.integrity import fault_of_checkpoint
+from kyon_pl.runs.resume import RECORD, write_record
 from kyon_pl.training.callbacks.step_checkpoint import validates_after
-from kyon_pl.training.checkpoint_io import STOPPING, read_checkpoint
 from kyon_pl.training.elastic import place_loops
-from kyon_pl.training.fingerprint import FINGERPRINT, check_fingerprint
-from kyon_pl.training.resume import RECORD, write_record
 
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 

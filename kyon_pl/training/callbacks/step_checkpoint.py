@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from kyon_pl.training.checkpoint_io import remove_unfinished
-from kyon_pl.training.resume import CHECKPOINTS
+from kyon_pl.runs.checkpoint_io import remove_unfinished
+from kyon_pl.runs.resume import CHECKPOINTS
 
 
 class StepCheckpoint(Checkpoint):

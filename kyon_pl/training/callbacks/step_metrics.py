@@ -1,12 +1,14 @@
-"""The numbers of a training step: loss, rate, gradient norm, throughput, padding, memory."""
+"""What a step logs: loss, throughput and memory, to the loggers and to the progress bar."""
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 
 from kyon_pl.batch import Batch
 from kyon_pl.training.module import ChatGLM2LoRA
@@ -120,3 +122,41 @@ class StepMetrics(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
         self.shown = {"loss": f"{values['train/loss']:.3f}", "tokens/s": f"{values['train/tokens_per_s']:,.0f}"}
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar, with the numbers of the last log entry.
+
+    Numbers that are logged with `prog_bar=True` live on the device, and showing them makes the host wait for it at
+    every micro-batch; these are plain ones.
+    """
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What stands behind the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StepMetrics):
+                metrics.update(callback.shown)
+        return metrics
+
+
+log = logging.getLogger(__name__)
+
+
+class FirstValidation(Callback):
+    """Logs, at step 0, the validation that Lightning runs before training if `trainer.num_sanity_val_steps` is -1.
+
+    Lightning itself only looks whether it works and throws the numbers away.
+    """
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it, once a run: a resumed one has said it already."""
+        loss = trainer.callback_metrics.get("val/loss")
+        if loss is None or trainer.global_step > 0 or trainer.num_sanity_val_steps != float("inf"):
+            return
+        log.info("val/loss before the first step: %.4f", loss)
+        for logger in trainer.loggers:
+            logger.log_metrics({"val/loss": loss.item(), "val/perplexity": loss.exp().item()}, step=0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyon_pl.chat.characters import HALF, Pieces, harmless
+from kyon_pl.chat.role_play import HALF, Pieces, harmless
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import BASE
 

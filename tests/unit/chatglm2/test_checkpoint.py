@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.checkpoint import load_base, random_base
-from kyon_pl.chatglm2.weight_files import KNOWN_EXTRA
+from kyon_pl.chatglm2.files import KNOWN_EXTRA
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
 
 CPU = torch.device("cpu")

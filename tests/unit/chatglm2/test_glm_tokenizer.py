@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kyon_pl.chatglm2 import ChatGLMTokenizer
-from kyon_pl.chatglm2.glm_tokenizer import check_equal, glm_tokenizer, save_glm_tokenizer
+from kyon_pl.chatglm2.glm import check_equal, glm_tokenizer, save_glm_tokenizer
 from kyon_pl.chatglm2.tokenization import SPECIAL_TOKENS
 from kyon_pl.demo import ASSETS, BASE
 from kyon_pl.errors import CheckpointError

@@ -8,8 +8,7 @@ from published_layout import tiny_config
 from transformers import GenerationConfig
 
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM
-from kyon_pl.chatglm2.generation import Reply
-from kyon_pl.chatglm2.streaming import GrowingStep, RecordedStep, stream_reply
+from kyon_pl.chatglm2.generation import GrowingStep, RecordedStep, Reply, stream_reply
 
 PROMPT = [5, 17, 80, 33, 9, 61, 24]
 MAX_NEW_TOKENS = 20

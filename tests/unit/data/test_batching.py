@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from kyon_pl.data import plan as plan_module
-from kyon_pl.data.batching import MicroBatch, PlannedBatchSampler
-from kyon_pl.data.plan import Batching, BatchPlanner, EpochPlan
+from kyon_pl.data.batches import plan as plan_module
+from kyon_pl.data.batches.plan import Batching, BatchPlanner, EpochPlan
+from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler
 from kyon_pl.errors import CheckpointError, SettingError
 
 LENGTHS = Path(__file__).parents[3] / "benchmarks" / "token_lengths.json"
@@ -277,8 +277,8 @@ def test_waste_on_real_lengths(settings: dict[str, Any], share: float) -> None:
 MILLION = """
 import resource, time
 import numpy as np
-from kyon_pl.data.batching import PlannedBatchSampler
-from kyon_pl.data.plan import BatchPlanner
+from kyon_pl.data.batches.sampler import PlannedBatchSampler
+from kyon_pl.data.batches.plan import BatchPlanner
 from tests.unit.data.test_batching import real_lengths
 
 tokens, trained = (numbers[np.random.default_rng(0).integers(0, len(numbers), 1_000_000)] for numbers in real_lengths())

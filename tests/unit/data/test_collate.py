@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kyon_pl.batch import Batch
-from kyon_pl.data.batching import MicroBatch
-from kyon_pl.data.collate import DialogueCollator, PlannedCollator
+from kyon_pl.data.batches.collate import DialogueCollator, PlannedCollator
+from kyon_pl.data.batches.sampler import MicroBatch
 from kyon_pl.errors import SettingError
 
 GOLDEN = Path(os.environ.get("KYON_GOLDEN_DIR", Path(__file__).parents[2] / "golden")) / "chatglm2_tiny"

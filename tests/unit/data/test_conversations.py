@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.batching import MicroBatch
-from kyon_pl.data.collate import DialogueCollator, PlannedCollator, Row
-from kyon_pl.data.encode import EncodedRow, EncodeSettings, encode_pairs
+from kyon_pl.data.batches.collate import DialogueCollator, PlannedCollator, Row
+from kyon_pl.data.batches.sampler import MicroBatch
+from kyon_pl.data.encoding.encode import EncodedRow, EncodeSettings, encode_pairs
 from kyon_pl.data.prompt import Message
 from kyon_pl.demo import BASE
 from kyon_pl.errors import SettingError
@@ -170,7 +170,7 @@ def test_a_file_of_messages_is_trained_validated_and_replied_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through file, cache, split, plan and batch; the counts are those of the batches."""
-    monkeypatch.setattr("kyon_pl.data.datamodule.load_tokenizer", lambda *_: TOKENIZER)
+    monkeypatch.setattr("kyon_pl.data.dialogue_data.load_tokenizer", lambda *_: TOKENIZER)
     talks = [messages(["sys", f"q{i}", f"a{i}", f"r{i}", f"b{i}"]) for i in range(40)]
     lines = [{"messages": talk} for talk in talks] + [{"context": "sys###q###a###why?", "target": "so"}] * 2
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

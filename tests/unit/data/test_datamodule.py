@@ -30,7 +30,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 @pytest.fixture
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> CharacterTokenizer:
     tokenizer = CharacterTokenizer()
-    monkeypatch.setattr("kyon_pl.data.datamodule.load_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr("kyon_pl.data.dialogue_data.load_tokenizer", lambda *_: tokenizer)
     return tokenizer
 
 

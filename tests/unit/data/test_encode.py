@@ -7,8 +7,8 @@ from character_tokenizer import CharacterTokenizer, read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyon_pl.data.encode import EncodeSettings, encode_columns, encode_pairs, preprocess_dialogue
-from kyon_pl.data.groups import question_hash
+from kyon_pl.data.encoding.encode import EncodeSettings, encode_columns, encode_pairs, preprocess_dialogue
+from kyon_pl.data.split import question_hash
 from kyon_pl.errors import DataError, SettingError
 
 TOKENIZER = CharacterTokenizer()

@@ -15,7 +15,7 @@ import pytest
 from character_tokenizer import CharacterTokenizer
 
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.mix import Mix
+from kyon_pl.data.split import Mix
 from kyon_pl.errors import SettingError
 
 SIZES = {"a": 10, "b": 20, "c": 7}
@@ -25,7 +25,7 @@ Make = Callable[..., DialogueDataModule]
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Over the sources `a`, `b` and the folder `c`."""
-    monkeypatch.setattr("kyon_pl.data.datamodule.load_tokenizer", lambda *_: CharacterTokenizer())
+    monkeypatch.setattr("kyon_pl.data.dialogue_data.load_tokenizer", lambda *_: CharacterTokenizer())
     for name, size in SIZES.items():
         rows = [{"context": f"s###{name}{i}?", "target": f"{name}{i}"} for i in range(size)]
         lines = [json.dumps(row) + "\n" for row in rows]

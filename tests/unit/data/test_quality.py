@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.listing import listing
-from kyon_pl.data.quality import Seen, bits, has_loop, names, oddities, said
+from kyon_pl.data.reading.quality import Seen, bits, has_loop, names, oddities, said
+from kyon_pl.data.report import listing
 from kyon_pl.errors import MachineError, SettingError
 
 GOOD = {"context": "sys###where is the lamp?", "target": "Bo:「at the quay」"}
@@ -27,7 +27,7 @@ ROWS = [GOOD, LOOP, GOOD, SIGNS, LEAK, EMPTY, GOOD]
 
 @pytest.fixture(autouse=True)
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kyon_pl.data.datamodule.load_tokenizer", lambda *_: CharacterTokenizer())
+    monkeypatch.setattr("kyon_pl.data.dialogue_data.load_tokenizer", lambda *_: CharacterTokenizer())
 
 
 def fitted(folder: Path, rows: list[dict[str, str]], **more: object) -> DialogueDataModule:

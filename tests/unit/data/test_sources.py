@@ -12,9 +12,9 @@ from hub_server import HubServer, hub_environment
 from pyarrow import parquet
 
 from kyon_pl.data import collate_fn, read_jsonl_file
-from kyon_pl.data.checks import ColumnNames
-from kyon_pl.data.files import local_files
-from kyon_pl.data.sources import Rows, SourceSettings, load_rows
+from kyon_pl.data.reading.checks import ColumnNames
+from kyon_pl.data.reading.files import local_files
+from kyon_pl.data.reading.sources import Rows, SourceSettings, load_rows
 from kyon_pl.errors import DataError, KyonError, MissingFileError, SettingError
 
 GOOD = {"context": "s###春日：}", "target": "「好」"}
@@ -278,7 +278,7 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(tmp_path: Path
 
 HUB_CASES = """
 import json, sys
-from kyon_pl.data.sources import SourceSettings, load_rows
+from kyon_pl.data.reading.sources import SourceSettings, load_rows
 from kyon_pl.errors import KyonError
 for settings in json.loads(sys.argv[1]):
     try:

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.groups import dialogue_hash, group_rows
-from kyon_pl.data.split import split_by_question
+from kyon_pl.data.split import dialogue_hash, group_rows, split_by_question
 
 ROW = st.fixed_dictionaries(
     {
@@ -76,7 +75,7 @@ def test_from_files_to_both_sides(
     folder = tmp_path_factory.mktemp("rows")
     (folder / "rows.jsonl").write_text("".join(json.dumps(line(row)) + "\n" for row in rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kyon_pl.data.datamodule.load_tokenizer", lambda *_: CharacterTokenizer())
+        patch.setattr("kyon_pl.data.dialogue_data.load_tokenizer", lambda *_: CharacterTokenizer())
         data = DialogueDataModule(
             str(folder / "rows.jsonl"),
             validation_share=0.3,
@@ -112,7 +111,7 @@ def test_dialogues_are_kept_whole_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every question is asked once: without the column, most dialogues would lie on both sides."""
-    monkeypatch.setattr("kyon_pl.data.datamodule.load_tokenizer", lambda *_: CharacterTokenizer())
+    monkeypatch.setattr("kyon_pl.data.dialogue_data.load_tokenizer", lambda *_: CharacterTokenizer())
     lines = [{"context": f"s###q{i}", "target": "a", "dialogue": f"talk {i // 10}"} for i in range(200)]
 
     def talks_of(name: str, lines: list[dict[str, Any]]) -> list[set[int]]:

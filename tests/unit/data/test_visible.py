@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kyon_pl.chatglm2 import ChatGLMTokenizer
-from kyon_pl.data.histogram import bar_lines, bar_width
-from kyon_pl.data.visible import Paint, name_tokens, spans
+from kyon_pl.data.shown_rows import Paint, name_tokens, spans
 from kyon_pl.demo import ASSETS
+from kyon_pl.preview.histogram import bar_lines, bar_width
 
 EOS = 2
 

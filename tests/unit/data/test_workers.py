@@ -13,7 +13,7 @@ import pytest
 LOADER = """
 import os, sys
 from torch.utils.data import DataLoader
-from kyon_pl.data.workers import let_signals_pass
+from kyon_pl.data.batches.loader import let_signals_pass
 loader = DataLoader(range(8), num_workers=2, worker_init_fn=let_signals_pass, persistent_workers=True)
 batches = iter(loader)
 next(batches), next(batches)  # one of each worker: both are up, and pass signals by

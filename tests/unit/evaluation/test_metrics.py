@@ -13,8 +13,7 @@ import torch.multiprocessing as mp
 from sacrebleu.metrics import BLEU, CHRF
 
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics, number
-from kyon_pl.evaluation.n_grams import squeezed
-from kyon_pl.evaluation.ratios import role_name
+from kyon_pl.evaluation.ratios import role_name, squeezed
 
 WORDS = [
     "春日",

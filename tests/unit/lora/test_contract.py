@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM
 from kyon_pl.errors import SettingError
 from kyon_pl.lora import attach_lora, load_adapter, trainable_names, write_adapter
-from kyon_pl.lora.family import check_family
+from kyon_pl.lora.saved import check_family
 
 FUSED = ["query_key_value"]
 FOUR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]

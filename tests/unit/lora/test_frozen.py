@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from kyon_pl import ChatGLM2LoRA
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.checkpoint import Quantize, load_base, random_base
-from kyon_pl.doctor.memory_parts import frozen_bytes
-from kyon_pl.doctor.memory_settings import MemorySettings, Slots
+from kyon_pl.doctor.memory import MemorySettings, Slots, frozen_bytes
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.lora import attach_lora, check_combination, checkpointed_layers, quantizer, reference_lora
-from kyon_pl.lora.fp8 import E4M3_MAX, Fp8Linear, quantize_rows
-from kyon_pl.lora.frozen import fp8_linear, nf4_linear
+from kyon_pl.lora.frozen import E4M3_MAX, Fp8Linear, fp8_linear, nf4_linear, quantize_rows
 
 CPU = torch.device("cpu")
 CONFIG = ChatGLM2Config(

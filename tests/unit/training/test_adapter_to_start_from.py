@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rigged import fit, rigged_module, write_inputs
 from safetensors.torch import load_file
 
-from kyon_pl.adapters import find_adapter
 from kyon_pl.errors import CheckpointError, SettingError
+from kyon_pl.runs.adapters import find_adapter
+from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO
 from kyon_pl.training.callbacks import RunRecord, StepCheckpoint
-from kyon_pl.training.checkpoint_io import AdapterCheckpointIO
 
 
 @pytest.fixture(scope="module")

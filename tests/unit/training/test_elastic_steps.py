@@ -8,8 +8,8 @@ import pytest
 from lightning.pytorch import Trainer
 
 from kyon_pl.errors import SettingError
-from kyon_pl.training.elastic import ACCUMULATE, MICRO_BATCHES, in_terms_of, share_steps
-from kyon_pl.training.fingerprint import differences
+from kyon_pl.runs.fingerprint import ACCUMULATE, MICRO_BATCHES, differences, in_terms_of
+from kyon_pl.training.elastic import share_steps
 
 
 def fingerprint(devices: int, accumulate: int) -> dict[str, str]:

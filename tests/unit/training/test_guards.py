@@ -26,14 +26,14 @@ from rigged import Rigged, fit, poison, rigged_module, trained, write_inputs
 from kyon_pl import ChatGLM2LoRA
 from kyon_pl.batch import Batch
 from kyon_pl.cli import main
-from kyon_pl.data.heaviest import heaviest, lighter_settings
-from kyon_pl.data.plan import Batching, BatchPlanner
+from kyon_pl.data.batches.plan import Batching, BatchPlanner
+from kyon_pl.data.batches.sampler import largest_batches, smaller_batch_settings
 from kyon_pl.errors import MachineError, TrainingError
 from kyon_pl.lora import Checkpointing
-from kyon_pl.marker import fault_of_checkpoint
+from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO
+from kyon_pl.runs.integrity import fault_of_checkpoint
 from kyon_pl.training.callbacks import AdapterGuard, FiniteGuard, MemoryGuard
 from kyon_pl.training.callbacks.adapter_guard import STEPS_TO_MOVE
-from kyon_pl.training.checkpoint_io import AdapterCheckpointIO
 
 ROOT = Path(__file__).parents[3]
 DEMO = ["fit", "--config", str(ROOT / "configs/demo.yaml"), "--trainer.limit_train_batches", "2"]
@@ -215,7 +215,7 @@ def test_guards_change_nothing_in_a_run_that_is_well(
 
 
 @pytest.mark.parametrize("batching", ["packed", "grouped", "padded"])
-def test_the_heaviest_batches_are_those_of_the_whole_run(batching: Batching) -> None:
+def test_the_largest_batches_are_those_of_the_whole_run(batching: Batching) -> None:
     lengths = np.random.default_rng(1).integers(4, 60, 50)
     planner = BatchPlanner(
         row_tokens=lengths,
@@ -232,10 +232,12 @@ def test_the_heaviest_batches_are_those_of_the_whole_run(batching: Batching) -> 
 
     plans = [planner.plan_epoch(epoch) for epoch in range(epochs)]
     every = [weights(plan.row_numbers(index)) for plan in plans for index in range(used)]
-    found = [weights(batch.row_numbers) for batch in heaviest(planner, used, 6)]
+    found = [weights(batch.row_numbers) for batch in largest_batches(planner, used, 6)]
     assert found[0] == max(every)
     assert found[-1][::-1] == max((trained, slots) for slots, trained in every)
-    assert [batch.step_trained_tokens for batch in heaviest(planner, used, 6)] == [trained for _, trained in found]
+    assert [batch.step_trained_tokens for batch in largest_batches(planner, used, 6)] == [
+        trained for _, trained in found
+    ]
 
 
 def out_of_memory_above(tokens: int) -> Callable[..., torch.Tensor]:
@@ -302,7 +304,7 @@ def test_what_to_lower_is_a_setting_that_the_run_takes(
     batching: Batching, rows: int, longest_row: int, words: str
 ) -> None:
     """A packed batch may not be smaller than `max_tokens`."""
-    assert lighter_settings(batching, rows, 2048, longest_row, 16).startswith(words)
+    assert smaller_batch_settings(batching, rows, 2048, longest_row, 16).startswith(words)
 
 
 def test_out_of_memory_does_not_keep_the_batch_alive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

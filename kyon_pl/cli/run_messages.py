@@ -1,0 +1,71 @@
+"""What a run says of itself at its start and at its end."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from kyon_pl import __version__
+from kyon_pl.logs import from_here
+from kyon_pl.runs.resume import Start
+from kyon_pl.training.callbacks import StepCheckpoint
+
+log = logging.getLogger(__name__)
+
+
+def say_start(settings: Namespace, trainer: Trainer) -> None:
+    """Which versions run, and what was chosen.
+
+    Args:
+        settings: of fit, as parsed.
+        trainer: that runs.
+    """
+    log.info("kyon-pl fit: %s", versions())
+    files = ", ".join(str(from_here(str(file))) for file in settings.config or []) or "no file, defaults"
+    devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+    log.info("config: %s; %s, %s, seed %s", files, devices, trainer.precision, settings.seed_everything)
+    data, accumulated = settings.data, settings.trainer.accumulate_grad_batches
+    size = f"{data.tokens_per_batch:,} tokens" if data.batching == "packed" else f"{data.rows_per_batch} rows"
+    log.info("batches: %s, %s each, %d of them an optimizer step and device", data.batching, size, accumulated)
+
+
+def say_where(trainer: Trainer, run: Path) -> None:
+    """What was written where, and what to type next.
+
+    Args:
+        trainer: that has run.
+        run: its folder.
+    """
+    callbacks = trainer.checkpoint_callbacks
+    best = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+    last = [file for c in callbacks if isinstance(c, StepCheckpoint) and (file := c.newest(trainer))]
+    for callback in best:
+        folder = from_here(callback.best_model_path).with_suffix("")
+        log.info("best adapter: %s (%s %.4f)", folder, callback.monitor, callback.best_model_score)
+    for file in last[-1:]:
+        log.info("last adapter: %s", from_here(file).with_suffix(""))
+    log.info("curves: tensorboard --logdir %s", run.parent)
+    for file in ([Path(callback.best_model_path) for callback in best] + last)[:1]:
+        log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(file))
+
+
+def finished(start: Start) -> str:
+    """What to say of a run that has ended, and what to type to train more."""
+    assert start.folder is not None
+    adapter = f", adapter {from_here(start.checkpoint.with_suffix(''))}" if start.checkpoint else ""
+    return (
+        f"finished already: {from_here(start.folder)}{adapter}. To train it further, add --ckpt_path last "
+        "--allow_changed_settings true --trainer.max_epochs N; to train anew, add --auto_resume false"
+    )
+
+
+def versions() -> str:
+    """This package's, Python's and those of the libraries that a result depends on."""
+    libraries = (f"{name} {version(name)}" for name in ("torch", "lightning", "transformers", "peft"))
+    return ", ".join([f"kyon_pl {__version__}", *libraries, f"Python {platform.python_version()}"])

@@ -1,0 +1,1 @@
+"""Encoded rows to planned micro-batches."""

@@ -1,0 +1,1 @@
+"""Pushing an adapter or built rows to the Hub."""

@@ -1,0 +1,210 @@
+"""The model card of a pushed adapter or merged model: what it is, what it comes from, and how to use it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from kyon_pl import __version__
+from kyon_pl.runs.adapters import SETTINGS
+from kyon_pl.runs.facts import RunFacts, read_run_facts
+
+CURVE_ROWS = 12
+CHATGLM2_6B = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b")  # one repository, under its old name and its new one
+LICENSE_LINK = "https://huggingface.co/THUDM/chatglm2-6b/blob/main/MODEL_LICENSE"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
+
+
+def hub_id(name: str | None) -> str | None:
+    """A name if it is an id on the Hub, and no folder of this machine."""
+    return name if name and _HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def model_card(folder: Path, repo_id: str, base: str | None) -> ModelCard:
+    """The card for what lies in a folder.
+
+    Args:
+        folder: a PEFT folder, or that of a merged model.
+        repo_id: where it goes, as `USER/NAME`.
+        base: what it was made from, a Hub id or a folder; None if nothing says.
+
+    Returns:
+        Front matter that the Hub accepts, and text. Nothing in it names a folder of this machine.
+
+    Raises:
+        CheckpointError: `config.yaml` of the run is not YAML.
+    """
+    facts = read_run_facts(folder)
+    merged = not (folder / SETTINGS).is_file()
+    kind = "A ChatGLM2 model with a LoRA adapter merged into it" if merged else "A LoRA adapter for ChatGLM2"
+    parts = [
+        f"# {repo_id.partition('/')[2]}",
+        f"{kind}, fine-tuned on role-play dialogue with kyon_pl {__version__}.",
+        *_base_and_licence(base, merged),
+        *_data(facts),
+        *_settings(folder, facts, merged),
+        *_metrics(facts),
+        *(_use_merged(folder, repo_id) if merged else _use_adapter(repo_id, hub_id(base) or "BASE")),
+    ]
+    header = _header(facts, repo_id, base, merged).to_yaml()
+    return ModelCard(f"---\n{header}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def _header(facts: RunFacts, repo_id: str, base: str | None, merged: bool) -> ModelCardData:
+    datasets = [source for source in facts.sources if hub_id(source)]
+    values = {tag.removeprefix("val/"): value for tag, value in facts.at_step().items()}
+    name = datasets[0] if datasets else "held-out rows of the training data"
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=datasets[0] if datasets else "private",
+            dataset_name=name,
+            dataset_split="validation",
+            metric_type=metric,
+            metric_value=round(values[metric], 4),
+        )
+        for metric in ("loss", "perplexity")
+        if metric in values
+    ]
+    return ModelCardData(
+        base_model=hub_id(base),
+        base_model_relation=("finetune" if merged else "adapter") if hub_id(base) else None,
+        datasets=datasets or None,
+        eval_results=results or None,
+        language=["zh"],
+        library_name="transformers" if merged else "peft",
+        model_name=repo_id.partition("/")[2],
+        pipeline_tag="text-generation",
+        tags=["chatglm2", "role-play", "kyon_pl", *([] if merged else ["lora"])],
+        license="other" if base in CHATGLM2_6B else None,
+        license_name="chatglm2-6b" if base in CHATGLM2_6B else None,
+        license_link=LICENSE_LINK if base in CHATGLM2_6B else None,
+    )
+
+
+def _base_and_licence(base: str | None, merged: bool) -> list[str]:
+    if base in CHATGLM2_6B:
+        this = "This model is" if merged else "This adapter, which is of use with those weights only, is"
+        licence = (
+            f"Its weights are under the [ChatGLM2-6B License]({LICENSE_LINK}), which forbids military and illegal use, "
+            f"among others. {this} under the same terms."
+        )
+    else:
+        licence = "The licence of the base applies to whatever is made from it: see there."
+    named = f"[{base}](https://huggingface.co/{base})" if hub_id(base) else f"`{Path(base or 'not named').name}`"
+    return ["## Base and licence", f"Base: {named}. {licence}"]
+
+
+def _data(facts: RunFacts) -> list[str]:
+    if not facts.sources:
+        return ["## Data", "Not recorded."]
+    named = (
+        f"[{source}](https://huggingface.co/datasets/{source})" if hub_id(source) else f"`{Path(source).name}`"
+        for source in facts.sources
+    )
+    terms = "Characters and lines may belong to others: see the licence of the data before you publish what it writes."
+    return ["## Data", f"{', '.join(named)}. {terms}"]
+
+
+def _settings(folder: Path, facts: RunFacts, merged: bool) -> list[str]:
+    lora = {} if merged else json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    rows = [(f"lora.{key}", _shown(lora[key])) for key in _LORA if lora.get(key)]
+    rows += [(key, _shown(value)) for key, value in facts.settings.items()]
+    return ["## Settings", _table(("setting", "value"), rows) if rows else "Not recorded."]
+
+
+def _shown(value: object) -> str:
+    return ", ".join(sorted(map(str, value))) if isinstance(value, list) else str(value)
+
+
+def _metrics(facts: RunFacts) -> list[str]:
+    values = facts.at_step()
+    if not values:
+        return ["## Metrics", "Not recorded."]
+    after = f" after optimizer step {facts.step}" if facts.step is not None else ""
+    metrics = _table(
+        ("validation", "value"), [(tag.removeprefix("val/"), f"{value:.4f}") for tag, value in values.items()]
+    )
+    return ["## Metrics", f"On held-out rows{after}:", metrics, "The run:", _curve(facts)]
+
+
+def _curve(facts: RunFacts) -> str:
+    """Loss by step, at no more than `CURVE_ROWS` of the steps that were validated."""
+    train, val = facts.curves.get("train/loss", []), facts.curves.get("val/loss", [])
+    kept = sorted({round(i * (len(val) - 1) / (CURVE_ROWS - 1)) for i in range(CURVE_ROWS)}) if val else []
+    rows = []
+    for step, loss in (val[place] for place in kept):
+        before = [value for at, value in train if at <= step]
+        rows.append((str(step), f"{before[-1]:.4f}" if before else "", f"{loss:.4f}"))
+    return _table(("step", "train/loss", "val/loss"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _use_adapter(repo_id: str, base: str) -> list[str]:
+    return [
+        "## Use",
+        "With kyon_pl, to talk to it, or to train it further:",
+        f"""```bash
+kyon-pl chat --adapter {repo_id}
+kyon-pl fit --config configs/lora.yaml --model.adapter {repo_id}
+```""",
+        "With PEFT; the base is built by kyon_pl, so that no code from a repository is run:",
+        _snippet(
+            "from kyon_pl import ChatGLM2ForCausalLM, ChatGLMTokenizer",
+            "from peft import PeftModel",
+            "",
+            f'tokenizer = ChatGLMTokenizer.from_pretrained("{base}")',
+            f'base = ChatGLM2ForCausalLM.from_pretrained("{base}", dtype="auto", device_map="auto")',
+            f'model = PeftModel.from_pretrained(base, "{repo_id}")',
+        ),
+        "With ChatHaruhi (2.0), which loads its adapter by id in `ChatGLM2GPT.py`: write "
+        f'`{repo_id}` there in place of `silk-road/Chat-Haruhi-Fusion_B`, and choose `llm="ChatGLM2GPT"`.',
+        "The prompt is the row's `context` as it stands, from the character's description to the question. Its ids are "
+        "encoded apart from the answer's, and an answer ends with the end-of-sequence token.",
+    ]
+
+
+def _use_merged(folder: Path, repo_id: str) -> list[str]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") == "glm":
+        first, model, tokenizer = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "AutoModelForCausalLM",
+            "AutoTokenizer",
+        )
+        needs = "With transformers alone:"
+    else:
+        first, model, tokenizer = (
+            "from kyon_pl import ChatGLM2ForCausalLM, ChatGLMTokenizer",
+            "ChatGLM2ForCausalLM",
+            "ChatGLMTokenizer",
+        )
+        needs = "With kyon_pl; it stands where THUDM/chatglm2-6b would, in `model.base` for one:"
+    return [
+        "## Use",
+        needs,
+        _snippet(
+            first,
+            "",
+            f'tokenizer = {tokenizer}.from_pretrained("{repo_id}")',
+            f'model = {model}.from_pretrained("{repo_id}", dtype="auto", device_map="auto")',
+        ),
+    ]
+
+
+def _snippet(*lines: str) -> str:
+    rest = (
+        'inputs = tokenizer("你好", return_tensors="pt").to(model.device)',
+        "reply = model.generate(**inputs, max_new_tokens=256)[0, inputs.input_ids.shape[1] :]",
+        "print(tokenizer.decode(reply, skip_special_tokens=True))",
+    )
+    return "\n".join(("```python", *lines, *rest, "```"))

@@ -1,0 +1,106 @@
+"""`kyon-pl build-data --push`: rows to the Hub as a data set, with a card, as one commit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from kyon_pl import __version__
+from kyon_pl.hub.download import limited_waits
+from kyon_pl.logs import from_here
+from kyon_pl.publish.repository import page, prepare_repository, told
+
+log = logging.getLogger(__name__)
+
+OPTION = "--push"
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
+
+
+def check_push(repo_id: str) -> str:
+    """Ask the Hub whose token this is, before the work begins.
+
+    Args:
+        repo_id: USER/NAME; a NAME alone goes to the account of the token.
+
+    Returns:
+        USER/NAME.
+
+    Raises:
+        SettingError: no token, or one that the Hub refuses; or what is no name of a repository.
+        MissingFileError: the Hub cannot be reached.
+    """
+    with told(repo_id, "dataset", OPTION), limited_waits():
+        validate_repo_id(repo_id)
+        user = HfApi().whoami()["name"]
+    return repo_id if "/" in repo_id else f"{user}/{repo_id}"
+
+
+def push_data(repo_id: str, rows: Path, facts: Mapping[str, str], private: bool) -> None:
+    """Send a file of rows, and a card, to a data set on the Hub.
+
+    Args:
+        repo_id: USER/NAME; the data set is made if need be.
+        rows: Parquet or JSONL.
+        facts: for the card's table; `rows` is their number.
+        private: whether a data set that is made now is private; one that exists stays as it is.
+
+    Raises:
+        SettingError: no token, no right to write there, or a conflict.
+        MissingFileError: the Hub cannot be reached.
+    """
+    api = HfApi()
+    card = str(data_card(repo_id, rows.name, facts))
+    files = [CommitOperationAdd(rows.name, rows), CommitOperationAdd("README.md", card.encode())]
+    with told(repo_id, "dataset", OPTION):
+        with limited_waits():
+            parent = prepare_repository(api, repo_id, "dataset", private)
+        message = f"{rows.name}, with kyon-pl build-data"
+        commit = api.create_commit(repo_id, files, repo_type="dataset", commit_message=message, parent_commit=parent)
+    if commit.oid == parent:
+        log.info("nothing new: %s has all of %s", page(repo_id, "dataset"), from_here(rows))
+    else:
+        log.info(
+            "pushed %s (%.1f MB) and a card: %s", from_here(rows), rows.stat().st_size / 1e6, page(repo_id, "dataset")
+        )
+
+
+def data_card(repo_id: str, file: str, facts: Mapping[str, str]) -> DatasetCard:
+    """What the rows are, how they were made, and how to use them. Nothing in it names a folder of this machine.
+
+    Args:
+        repo_id: USER/NAME.
+        file: of the rows, in the repository; the Hub would otherwise guess splits from its name.
+        facts: for the table; `rows` is their number.
+    """
+    count = int(facts["rows"].replace(",", ""))
+    header = DatasetCardData(
+        task_categories=["text-generation"],
+        size_categories=[next((size for limit, size in _SIZES.items() if count < limit), "n>10M")],
+        tags=["role-play", "dialogue", "chatglm2", "kyon_pl"],
+        pretty_name=repo_id.partition("/")[2],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": file}]}],
+    )
+    table = "\n".join(f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in facts.items())
+    text = f"""# {repo_id.partition("/")[2]}
+
+Rows of role-play dialogue to fine-tune ChatGLM2-6B on, made with `kyon-pl build-data` {__version__}.
+
+| | |
+|---|---|
+{table}
+
+`context` is what the model reads: system prompt, memories, dialogue so far and question, joined by `###`; `target` is
+the reply to learn. `character`, `question`, `dialogue` (role, file and number, null if not known) and `source` say
+where a row comes from.
+
+```bash
+kyon-pl fit --config configs/lora.yaml --data.source {repo_id}
+```
+
+Characters and lines may belong to others: see to their terms before you make these rows public.
+"""
+    return DatasetCard(f"---\n{header.to_yaml()}\n---\n\n{text}")

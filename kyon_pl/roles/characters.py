@@ -1,0 +1,109 @@
+"""Role data under the original's names, with the original's results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from kyon_pl.errors import DataError
+from kyon_pl.roles.contexts import original_context, original_history, original_memory
+from kyon_pl.roles.retrieval import nearest_vectors
+from kyon_pl.roles.role import json_objects, read_role
+
+
+def read_jsonl_file(path: str | PathLike[str]) -> list[dict[str, Any]]:
+    """All objects of a file of JSON lines; several may share a line.
+
+    The original skipped what it could not read, and so took a file with all its objects on one line for an empty one.
+
+    Args:
+        path: the file.
+
+    Raises:
+        MissingFileError: there is no such file; it is a `FileNotFoundError` too.
+        DataError: a line holds something else than objects.
+    """
+    return [row for _, row in json_objects(Path(path))]
+
+
+class CharacterDataset(Dataset[dict[str, Any]]):
+    """Rows of a role, each with the memories that its question brings to mind: the original's contexts, to the bit.
+
+    `kyon-pl build-data` makes better ones; its docstring says in what they differ. Where the original fails, on fewer
+    memories than `memory_number`, all of them are taken.
+
+    Args:
+        rows: each with `query`, `answer`, `chat_history` (list of turns), `embedding` (list of floats, of the query),
+            `source`.
+        character_path: folder with `system_prompt.txt` and `jsonl/title_text_embed.jsonl`.
+        memory_number: memories to look at, the nearest by dot product.
+        memory_length: characters that the memories may take together.
+
+    Items: `query`, `answer`, `source` of the row; `system_prompt`; `retrieved_memory` and `chat_history`, each joined;
+    `embedding`, (dimensions,) float32; `input`, the whole context.
+
+    Raises:
+        MissingFileError: the folder has no system prompt.
+        DataError: the folder has no stored vectors, or a file cannot be used.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        character_path: str | PathLike[str],
+        memory_number: int = 8,
+        memory_length: int = 2000,
+    ) -> None:
+        role = read_role(Path(character_path))
+        if not role.vectors:
+            fix = "Use kyon-pl build-data, which ranks them by their characters."
+            raise DataError(str(character_path), "its memories have no stored vectors", fix)
+        self.rows = rows
+        self.system_prompt = role.system_prompt
+        self.memories = role.memories
+        self.vectors = role.vectors
+        self.memory_number = memory_number
+        self.memory_length = memory_length
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """The item of a row.
+
+        Raises:
+            DataError: its vector is not as long as those of the memories.
+        """
+        row = self.rows[place]
+        embedding = torch.tensor(row["embedding"], dtype=torch.float32)
+        vectors = self.vectors.get(len(embedding))
+        if vectors is None:
+            sizes = " or ".join(f"{size:,}" for size in self.vectors)
+            found = f"{len(embedding):,} numbers in 'embedding'; the memories have {sizes}"
+            raise DataError(f"row {place}", found, "Use kyon-pl build-data, which ranks memories by their characters.")
+        nearest = nearest_vectors(embedding[None], vectors, self.memory_number)[0].tolist()
+        memory = original_memory([self.memories[i] for i in nearest], self.memory_length)
+        return {
+            "query": row["query"],
+            "system_prompt": self.system_prompt,
+            "retrieved_memory": memory,
+            "chat_history": original_history(row["chat_history"]),
+            "answer": row["answer"],
+            "embedding": embedding,
+            "source": row["source"],
+            "input": original_context(self.system_prompt, memory, row["chat_history"], row["query"]),
+        }
+
+
+def collate_fn(batch: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """The inputs and the answers of a batch of `CharacterDataset` items.
+
+    Args:
+        batch: items with `input` and `answer`.
+    """
+    return [item["input"] for item in batch], [item["answer"] for item in batch]

@@ -1,0 +1,250 @@
+"""A role as it stands on disk: its system prompt, its memories with their vectors, the names that it speaks under."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kyon_pl.data.reading.files import Unreadable, json_lines, must_exist
+from kyon_pl.demo.corpus import ROW_MEMORIES, role_memories
+from kyon_pl.demo.grammar import CHARACTERS
+from kyon_pl.errors import DataError, MissingFileError, SettingError
+
+SYSTEM_PROMPT = "system_prompt.txt"
+EMBEDDINGS = "jsonl/title_text_embed.jsonl"
+TITLE_END = "｜｜｜"
+VECTOR_COLUMNS = ("luotuo_openai", "bge_zh_s15", "bge_en_s15")
+"""Of later role files, which are one JSONL file each: vectors in base64, big-endian float32."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """Who is to be learned.
+
+    Attributes:
+        name: of the folder or file.
+        system_prompt: as it stands in its file, line end at the end included.
+        memories: scenes of the role, in the order of their file, or of their files' names.
+        vectors: of the memories, (memories, dimensions) float32, by their number of dimensions; there may be none.
+        aliases: what the names that it speaks under begin with; the folder's own name if nothing else is said.
+        folder: where it was read from; a role file has none.
+        memory_number: the most memories of its rows; None: as many as `build_data` takes if nothing is said.
+    """
+
+    name: str
+    system_prompt: str
+    memories: tuple[str, ...] = ()
+    vectors: Mapping[int, Tensor] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    folder: Path | None = None
+    memory_number: int | None = None
+
+
+def find_roles(characters: Sequence[str], aliases: Mapping[str, list[str]]) -> list[Role]:
+    """Read roles.
+
+    Args:
+        characters: folders of a role, folders of such folders, role files, or `demo` or `demo/NAME`.
+        aliases: by the name of a role; they go before its `aliases.txt`.
+
+    Raises:
+        MissingFileError: there is no role.
+        DataError: a file of a role cannot be used.
+        SettingError: two roles of one name, aliases of a role that is not there, an empty alias, or a role that the
+            demo does not have.
+    """
+    roles: dict[str, Role] = {}
+    for role in (role for name in characters for role in _roles(name, aliases)):
+        if role.name in roles:
+            raise SettingError("characters", f"two roles are called {role.name}", "Rename one of the folders.")
+        roles[role.name] = role
+    if unknown := sorted({*aliases} - {*roles}):
+        raise SettingError("aliases", f"there is no role {unknown[0]!r}", f"The roles are: {', '.join(roles)}.")
+    return list(roles.values())
+
+
+def role_to_play(name: str) -> Role:
+    """One role.
+
+    Args:
+        name: its folder or file; `demo`, the demo's first, or `demo/NAME`.
+
+    Raises:
+        KyonError: as `read_role`; a SettingError, if the demo has no role of that name.
+    """
+    return next(iter(_demo_roles(name)), None) or read_role(Path(name).expanduser())
+
+
+def read_role(path: Path, aliases: Sequence[str] | None = None) -> Role:
+    """Read one role.
+
+    Args:
+        path: its folder, or its file.
+        aliases: in place of those that its folder names.
+
+    Raises:
+        MissingFileError: there is no system prompt.
+        DataError: a file cannot be used.
+        SettingError: an alias is empty, and so would be the beginning of every name.
+    """
+    if path.is_file():
+        return _read_role_file(path, tuple(aliases or (path.stem,)))
+    system_prompt = read_text(path / SYSTEM_PROMPT)
+    memories, vectors = read_memories(path)
+    name, listed = path.resolve().name, path / "aliases.txt"
+    if aliases is None and listed.is_file():
+        aliases = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+    if not all(aliases := tuple(aliases or (name,))):
+        raise SettingError(f"aliases of {name}", "an empty one", "Leave it out: it would match every speaker.")
+    return Role(name, system_prompt, memories, vectors, aliases, path)
+
+
+def read_memories(folder: Path) -> tuple[tuple[str, ...], dict[int, Tensor]]:
+    """The memories of a role folder: those of `jsonl/title_text_embed.jsonl`, else the files `texts/*.txt`, else none.
+
+    Returns:
+        the texts, without their titles; their vectors, as in `Role`.
+
+    Raises:
+        DataError: a file cannot be used.
+    """
+    if (folder / EMBEDDINGS).is_file():
+        return _read_embeddings(folder / EMBEDDINGS)
+    texts = tuple(read_text(file).strip() for file in sorted((folder / "texts").glob("*.txt")))
+    return tuple(text for text in texts if text), {}
+
+
+def read_text(path: Path) -> str:
+    """A text file, as it is but for a byte order mark; line ends become newlines.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it is not UTF-8.
+    """
+    must_exist(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            str(path), f"not UTF-8: {error.reason} at byte {error.start + 1}", "Save it as UTF-8."
+        ) from None
+
+
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with its file and line; several may share a line.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: a line holds something else than objects.
+    """
+    must_exist(path)
+    for number, row in json_lines(path):
+        if not isinstance(row, dict):
+            found = row.problem if isinstance(row, Unreadable) else f"{type(row).__name__} in place of an object"
+            raise DataError(f"{path}, line {number}", found, "Correct the line: one JSON object, in UTF-8.")
+        yield f"{path}, line {number}", row
+
+
+def _roles(name: str, aliases: Mapping[str, list[str]]) -> Iterator[Role]:
+    if demo := _demo_roles(name):
+        yield from demo
+        return
+    for path in _role_paths(Path(name).expanduser()):
+        yield read_role(path, aliases.get(path.stem if path.is_file() else path.resolve().name))
+
+
+def _demo_roles(name: str) -> list[Role]:
+    asked, _, who = name.partition("/")
+    if asked != "demo":
+        return []
+    wanted = [speaker for speaker in CHARACTERS if who in ("", speaker.name)]
+    if not wanted and not Path(name).exists():
+        names = ", ".join(speaker.name for speaker in CHARACTERS)
+        raise SettingError(f"role {name}", "the demo has none of that name", f"Name one of: {names}.")
+    return [
+        Role(
+            speaker.name,
+            speaker.system_prompt,
+            role_memories(speaker),
+            aliases=(speaker.name,),
+            memory_number=ROW_MEMORIES,
+        )
+        for speaker in wanted
+    ]
+
+
+def _role_paths(path: Path) -> list[Path]:
+    if path.is_file() or (path / SYSTEM_PROMPT).is_file():
+        return [path]
+    found = sorted(child for child in path.glob("*") if (child / SYSTEM_PROMPT).is_file() or child.suffix == ".jsonl")
+    if not found:
+        fix = f"Name a folder with {SYSTEM_PROMPT} in it, or a folder of such folders."
+        raise MissingFileError(str(path), "there is no role", fix)
+    return found
+
+
+def _read_embeddings(path: Path) -> tuple[tuple[str, ...], dict[int, Tensor]]:
+    texts: list[str] = []
+    vectors: list[list[float]] = []
+    for where, row in json_objects(path):
+        if len(row) != 1:
+            raise DataError(where, f"{len(row)} keys", f"Write one: title{TITLE_END}text, with its vector.")
+        (key, vector), *_ = row.items()
+        title, end, text = key.partition(TITLE_END)
+        texts.append(text if end else title)
+        vectors.append(_as_vector(where, vector, vectors))
+    return tuple(texts), _by_dimensions([vectors])
+
+
+def _read_role_file(path: Path, aliases: tuple[str, ...]) -> Role:
+    system_prompt, texts = None, []
+    columns: dict[str, list[Any]] = {name: [] for name in VECTOR_COLUMNS}
+    for where, row in json_objects(path):
+        kinds = {row.get(name) for name in VECTOR_COLUMNS if isinstance(row.get(name), str)}
+        if "system_prompt" in kinds:
+            system_prompt = _role_text(where, row)
+        elif "config" not in kinds:
+            texts.append(_role_text(where, row))
+            for name, vectors in columns.items():
+                if row.get(name):
+                    vectors.append(_as_vector(f"{where}, {name}", _from_base64(where, row[name]), vectors))
+    if system_prompt is None:
+        fix = 'Add a line {"text": the system prompt, "luotuo_openai": "system_prompt"}.'
+        raise DataError(str(path), "no line with the system prompt", fix)
+    whole = [vectors for vectors in columns.values() if len(vectors) == len(texts)]
+    return Role(path.stem, system_prompt, tuple(texts), _by_dimensions(whole), aliases)
+
+
+def _role_text(where: str, row: Mapping[str, Any]) -> str:
+    text = row.get("text")
+    if not isinstance(text, str):
+        raise DataError(where, "no text in 'text'", "Correct the line.")
+    return text
+
+
+def _from_base64(where: str, text: Any) -> list[float]:
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), dtype=">f4").tolist()  # type: ignore[no-any-return]
+    except (binascii.Error, TypeError, ValueError):
+        raise DataError(where, "no vector: base64 of big-endian float32 is expected", "Correct the line.") from None
+
+
+def _as_vector(where: str, vector: Any, others: list[Any]) -> list[float]:
+    if not isinstance(vector, list) or not vector or not all(type(number) in (int, float) for number in vector):
+        raise DataError(where, "no vector: a list of numbers is expected", "Correct the line.")
+    if others and len(vector) != len(others[0]):
+        found = f"a vector of {len(vector):,} numbers, after one of {len(others[0]):,}"
+        raise DataError(where, found, "Make all vectors with one model.")
+    return vector
+
+
+def _by_dimensions(columns: list[list[list[float]]]) -> dict[int, Tensor]:
+    return {len(vectors[0]): torch.tensor(vectors, dtype=torch.float32) for vectors in columns if vectors}

@@ -1,0 +1,163 @@
+"""What a run writes for its reader: run.log, an estimate of its time, its first rows and its final metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from kyon_pl.batch import RowSource, Workload
+from kyon_pl.errors import KyonError
+from kyon_pl.evaluation.held_out import block
+from kyon_pl.logs import write_run_log
+from kyon_pl.lora import frozen_dtype
+from kyon_pl.training.module import ChatGLM2LoRA
+from kyon_pl.training.throughput import USUAL_SHARE, flop_per_token, matrix_rate, rate_in_words, recomputed_share
+
+log = logging.getLogger(__name__)
+
+
+class RunEstimate(Callback):
+    """Logs the optimizer steps of the run and about how long they will take on this device."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say it; the data are there by now and the base is not."""
+        workload = trainer.datamodule  # type: ignore[attr-defined]
+        if stage != "fit" or not trainer.is_global_zero or not isinstance(workload, Workload):
+            return
+        assert isinstance(pl_module, ChatGLM2LoRA)
+        steps = pl_module.total_steps
+        tokens = workload.tokens_per_epoch * steps / workload.steps_per_epoch / trainer.world_size
+        config = pl_module.base_config
+        recomputed = recomputed_share(pl_module.checkpointing, config)
+        # attention is left out: with rows of 500 tokens it is one per cent of 6B's
+        flop = tokens * flop_per_token(config, row_tokens=0, recomputed=recomputed)
+        flop_per_s = matrix_rate(trainer.strategy.root_device, frozen_dtype(str(trainer.precision)))
+        each = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
+        log.info(
+            "estimate: %s optimizer steps, %s tokens%s, about %s (%.0f %% of the matrix products measured here, %s)",
+            f"{steps:,}",
+            f"{tokens:,.0f}",
+            each,
+            duration(flop / (flop_per_s * USUAL_SHARE)),
+            USUAL_SHARE * 100,
+            rate_in_words(flop_per_s),
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class RunLog(Callback):
+    """Opens `run.log` as soon as there is a run folder, and tells of the start, validations, the end and a failure."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Open the file; what was said before is put into it."""
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_run_log(Path(str(trainer.log_dir or trainer.default_root_dir)), trainer.global_rank)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where training begins."""
+        self.started_s, self.first_step = time.perf_counter(), trainer.global_step
+        log.info("training from optimizer step %d on", self.first_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what came out, in training; `validate` prints a table."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        values = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        # those of replies have more slashes and a line of their own
+        told = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key.count("/") == 1)
+        log.info("validation after step %d: %s", trainer.global_step, told)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that training is over, before its result is saved."""
+        steps, seconds = trainer.global_step - self.first_step, time.perf_counter() - self.started_s
+        log.info("trained to step %d: %d steps in %s", trainer.global_step, steps, duration(seconds))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say what stopped the run. An error that a user can mend is said once, by the command line."""
+        if not isinstance(exception, KyonError | SystemExit):
+            first_line = (str(exception).splitlines() or [""])[0]
+            log.error("stopped at step %d: %s: %s", trainer.global_step, type(exception).__name__, first_line)
+
+
+class ShownRows(Callback):
+    """Logs the first rows as the model sees them, at step 0: trained text in ⟦…⟧, special tokens in ‹…›.
+
+    Args:
+        rows: how many.
+    """
+
+    def __init__(self, rows: int = 3) -> None:
+        self.rows = rows
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log them, once a run."""
+        source = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.global_step == 0 and trainer.is_global_zero and isinstance(source, RowSource):
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text("what is trained", block(source.shown_rows(self.rows)), 0)
+
+
+CALLBACKS = "trainer.callbacks"  # a list, which no table has a cell for
+
+
+class FinalMetrics(Callback):
+    """Logs, at the end of training, the settings and the metrics of the last validation, as `final/val/...`.
+
+    Args:
+        settings: each as JSON, by its dotted name; asked for at the end.
+    """
+
+    def __init__(self, settings: Callable[[], Mapping[str, str]]) -> None:
+        self.settings = settings
+        self.metrics: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metrics: a run that is gone on with behind its last validation does not validate again."""
+        return {"metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them from a checkpoint."""
+        self.metrics = state_dict["metrics"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what came out; checkpoints are saved after this."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            values = trainer.callback_metrics.items()
+            self.metrics |= {f"final/{name}": value.item() for name, value in values if name.startswith("val/")}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log; no name is one of a curve, which would get a point twice.
+
+        Not before all is saved: a run that is killed on its way there ends a second time.
+        """
+        settings = told(self.settings())
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and self.metrics:
+                logger.log_hyperparams(settings, self.metrics, step=trainer.global_step)
+
+
+def told(settings: Mapping[str, str]) -> dict[str, Any]:
+    """Those of model, data and trainer that say something, as numbers and words, under the names that one types."""
+    own = {key: json.loads(text) for key, text in settings.items() if key.startswith(("model.", "data.", "trainer."))}
+    return {
+        key.replace(".init_args", ""): value
+        if isinstance(value, int | float | str)
+        else json.dumps(value, ensure_ascii=False)
+        for key, value in own.items()
+        if value not in (None, [], {}, "") and value is not False and key != CALLBACKS
+    }

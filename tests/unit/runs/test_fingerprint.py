@@ -1,0 +1,74 @@
+"""Every setting of the data is part of a run's fingerprint, unless it is named here as one without effect."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.cli import LightningArgumentParser
+
+from kyon_pl.data import DialogueDataModule
+from kyon_pl.data.prompt import TEMPLATES, Template
+from kyon_pl.demo import ASSETS
+from kyon_pl.runs.fingerprint import differences, fingerprint_of_settings
+
+WITHOUT_EFFECT = {
+    "workers",
+    "processes",
+    "cache_dir",
+    "bad_rows_file",
+    "test_source",
+    "test_split",
+    "predict_source",
+    "seed",  # seed_everything is compared
+    "tokenizer",  # the rows that it makes are compared
+    "tokenizer_revision",
+}
+CHANGES = {
+    "drop": ["leak"],
+    "source_weights": [2, 1],
+    "template": "chatglm2",
+    "train_turns": "all",
+    "source": ["demo", "demo"],
+}
+
+
+def fingerprint(**changes: object) -> dict[str, str]:
+    """Of the settings of `data` as a config file gives them."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(DialogueDataModule, "data")
+    return fingerprint_of_settings(parser.parse_object({"data": changes}).as_dict())
+
+
+def test_all_settings_but_those_without_effect_are_compared() -> None:
+    names = {*inspect.signature(DialogueDataModule).parameters} - WITHOUT_EFFECT
+    assert set(fingerprint()) == {f"data.{name}" for name in names}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_told_by_its_name(name: str) -> None:
+    (changed,) = differences(fingerprint(), fingerprint(**{name: CHANGES[name]}))
+    assert changed.startswith(f"data.{name} was ")
+
+
+def test_rows_labels_dialogues_and_the_wording_of_the_template_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_rows(**row: object) -> dict[str, str]:
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+        tokenizer = str(ASSETS / "base")
+        data = DialogueDataModule(
+            str(tmp_path / "rows.jsonl"), tokenizer=tokenizer, workers=0, processes=1, cache_dir=str(tmp_path / "cache")
+        )
+        return data.fingerprint()
+
+    talk = [{"role": role, "content": text} for role, text in [("user", "q"), ("assistant", "a")]]
+    plain = of_rows(messages=talk)
+    assert set(plain) == {"data: template", "data: train rows"}
+    assert of_rows(messages=talk) == plain
+    assert of_rows(messages=talk, dialogue="1") != plain
+    monkeypatch.setitem(TEMPLATES, "raw", Template("{question}!", "", ""))
+    (told,) = (line for line in differences(plain, of_rows(messages=talk)) if "template" in line)
+    assert "raw" in told
