@@ -18,43 +18,44 @@ from kyon_pl.errors import SettingError
 
 
 class DialogueDataModule(DialogueData, LightningDataModule):
-    """`DialogueData` for a Trainer: its rows as batches, planned over ranks and accumulation.
+    """`DialogueData` with the hooks of a LightningDataModule; batches are planned over ranks and accumulation.
 
-    It takes the settings of `DialogueData`. Under a Trainer, validate, test and predict read only their own rows.
+    Its settings are those of `DialogueData`. With a Trainer, validate, test and predict read only their own rows.
     """
 
     def prepare_data(self) -> None:
-        """Download and encode, once a machine. Raises as `prepare`."""
+        """Download and encode rows, once per machine; see `prepare`."""
         self.prepare(self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else None)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the rows on every rank and plan the training batches.
+        """Load the rows and plan the training batches, on every rank.
 
         Args:
             stage: fit, validate, test or predict; None: all.
 
         Raises:
-            SettingError: a validation interval longer than an epoch.
-            KyonError: as `load`.
+            SettingError: the validation interval is longer than an epoch.
+            KyonError: see `load`.
         """
         self.load(stage, verbose=self.trainer is None or self.trainer.is_global_zero)
         if "train" in self.rows:
             self._plan_training()
+            self._check_validation_interval()
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """This rank's share of the planned batches, from the optimizer step that the trainer has reached."""
+        """This rank's share of the planned batches, starting at the trainer's optimizer step."""
         return self._loader(self.rows["train"], self.sampler, self.train_collator())
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """This rank's share of the validation rows, each row on one rank only; an empty list if there are none."""
+        """This rank's share of the validation rows, each row on one rank; an empty list if there are none."""
         return self._evaluation_loader(self.rows["validation"])
 
     def test_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """This rank's share of the test rows, as in validation."""
+        """This rank's share of the test rows, each row on one rank; an empty list if there are none."""
         return self._evaluation_loader(self.rows["test"])
 
     def predict_dataloader(self) -> DataLoader[Prompt | None]:
-        """This rank's share of the prompts, in their order, in as many batches as every other rank has."""
+        """This rank's share of the prompts, in order; all ranks have equally many batches."""
         prompts = PromptRows(self.rows["predict"], start=self._rank, step=self._world_size)
         return DataLoader(
             prompts, batch_size=self.validation_rows_per_batch, collate_fn=collate_prompts, num_workers=self.workers
@@ -62,7 +63,7 @@ class DialogueDataModule(DialogueData, LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of every epoch; known after `setup`, before any loader or model is there."""
+        """Optimizer steps of every epoch; available after `setup`."""
         return self.sampler.steps_per_epoch
 
     @property
@@ -72,16 +73,16 @@ class DialogueDataModule(DialogueData, LightningDataModule):
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Real tokens of an epoch, over all ranks; where `limit_train_batches` cuts it short, as many on average."""
+        """Tokens of an epoch without padding, over all ranks; with `limit_train_batches`, the average."""
         return int(self.rows["train"].tokens.sum()) * self.sampler.batches_used // len(self.sampler)
 
     def held_out_prompts(
         self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
     ) -> PromptBatch:
         """This rank's share of some held-out rows as prompts; see `RowSource`."""
-        places = self.rows[use].spread_places(most, one_a_question)
+        indices = self.rows[use].spread_indices(most, one_a_question)
         prompts = PromptRows(self.rows[use])
-        return collate_prompts([prompts[place] for place in places[self._rank :: self._world_size]])
+        return collate_prompts([prompts[index] for index in indices[self._rank :: self._world_size]])
 
     def shown_rows(self, count: int) -> str:
         """The first training rows as the model sees them; see `RowSource`."""
@@ -100,7 +101,7 @@ class DialogueDataModule(DialogueData, LightningDataModule):
         if trainer is None:
             self.plan_training()
             return
-        sampler = self.plan_training(
+        self.plan_training(
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             accumulate_grad_batches=trainer.accumulate_grad_batches,
@@ -108,11 +109,14 @@ class DialogueDataModule(DialogueData, LightningDataModule):
             shuffle=not trainer.overfit_batches,  # type: ignore[attr-defined]
             position=lambda: trainer.global_step,
         )
-        every_n_batches = trainer.val_check_interval
-        if type(every_n_batches) is not int or trainer.check_val_every_n_epoch is None:
+
+    def _check_validation_interval(self) -> None:
+        """Check `trainer.val_check_interval`; Lightning does so, too, but only after the base is loaded."""
+        if self.trainer is None:
             return
-        if every_n_batches > sampler.batches_used:  # Lightning says so too, but after it has loaded the base
-            found = f"{every_n_batches}, and an epoch has {sampler.batches_used} micro-batches"
+        interval, batches = self.trainer.val_check_interval, self.batches_per_epoch
+        if type(interval) is int and interval > batches and self.trainer.check_val_every_n_epoch is not None:
+            found = f"{interval}, and an epoch has {batches} micro-batches"
             raise SettingError("trainer.val_check_interval", found, "Lower it, or set 1.0: once an epoch.")
 
     def _evaluation_loader(self, rows: TokenRows) -> DataLoader[Batch] | list[Any]:

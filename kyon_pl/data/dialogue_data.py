@@ -1,4 +1,4 @@
-"""Dialogue rows from a source to planned batches, without a trainer."""
+"""Dialogue rows, from a source to planned batches. It needs no trainer and imports no Lightning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kyon_pl.data.prompt import TrainTurns, template_hash
 from kyon_pl.data.reading.checks import ColumnNames
 from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.reading.sources import SourceSettings, load_rows
-from kyon_pl.data.report import list_bad_rows, report
+from kyon_pl.data.report import report, write_bad_rows
 from kyon_pl.data.split import Mix, check_weights, split_by_question
 from kyon_pl.errors import DataError, SettingError
 
@@ -31,11 +31,13 @@ USES: dict[str | None, tuple[Use, ...]] = {
     "predict": ("predict",),
     None: ("train", "validation", "test", "predict"),
 }
-"""The uses of rows in each of Lightning's stages; None: all stages."""
+"""The uses of rows in each stage of Lightning; None: all stages."""
 
+log = logging.getLogger("kyon_pl.data")
 _FALLBACK: dict[Use, Use] = {"predict": "test", "test": "validation", "validation": "train"}
+"""The use whose rows are taken if a use has no source of its own."""
 _MAX_PROCESSES = 16
-_LEAST = {
+_MINIMUM = {
     "rows_per_batch": 1,
     "tokens_per_batch": 1,
     "validation_rows_per_batch": 1,
@@ -43,72 +45,67 @@ _LEAST = {
     "workers": 0,
     "processes": 1,
 }
-log = logging.getLogger("kyon_pl.data")
 
 
 class DialogueData:
-    """Dialogue rows, each a context and the reply to learn.
+    """Dialogue rows, each a context and a reply to train, from a source to planned batches.
 
-    Where a source is asked for, it is a Hub data set id; or a JSONL, JSON, CSV or Parquet file, a folder of such files,
-    a glob; or `demo`, the embedded rows; or a list of these. A row with `messages` (a list of `role`: system, user or
-    assistant, and `content`) instead of a context is a conversation. Rows that carry `input_ids` and `seq_len` instead
-    of text are taken as they are.
+    A source is a Hub data set id; a JSONL, JSON, CSV or Parquet file; a folder of such files; a glob; `demo`, the
+    embedded rows; or a list of these. A row has a context and a target; or `messages`, a conversation as a list of
+    `role` (system, user or assistant) and `content`; or `input_ids` and `seq_len`, which are used unchanged.
 
     Args:
-        source: the rows to train on.
-        source_weights: how often rows of each entry of the list `source` appear in an epoch, relative to each other. A
-            source of the least weight is gone through once, one of k times that weight k times over; of a fraction, as
-            many of its rows are drawn, once for all epochs. unset: each row once.
-        name: configuration of `source` on the Hub, of each where there are several; of other sources too where they
-            name the same id.
-        revision: likewise, branch, tag or commit.
-        split: split of `source` on the Hub, or in a folder whose file names tell splits apart.
-        context_column: name of the column with the prompt: system prompt, memories, history, question, joined by `###`.
-        target_column: name of the column with the reply.
-        validation_source: the rows to validate on; unset, `validation_share` of the rows to train on.
+        source: rows to train on.
+        source_weights: for a list of sources, how often rows of each one appear in an epoch, relative to each other.
+            An epoch takes each row of the lowest weight once, and rows of k times that weight k times; for a fraction,
+            rows are drawn once for all epochs. unset: each row once.
+        name: configuration of `source` on the Hub; also used for other sources that equal `source`.
+        revision: branch, tag or commit of `source` on the Hub, used like `name`.
+        split: split of `source` on the Hub, or in a folder whose file names contain splits.
+        context_column: column of the prompt: system prompt, memories, history and question, joined by `###`.
+        target_column: column of the reply.
+        validation_source: rows to validate on; unset: `validation_share` of the rows of `source`.
         validation_split: split of `validation_source`.
-        validation_share: share of the rows, 0 to 1, that is kept from training to validate on, by whole questions, and
-            by whole dialogues where a column `dialogue` tells them, so that none is ever on both sides. 0: no
-            validation.
-        test_source: the rows of `test`; unset, the validation rows.
-        test_split: split of `test_source`, and of `predict_source`.
-        predict_source: the prompts of `predict`, which need no target; unset, the rows of `test`.
-        bad_rows: rows that cannot be used are always counted and the first few shown; `drop` goes on without them,
+        validation_share: share of the rows of `source` to validate on, 0 to 1; 0: no validation. Rows with the same
+            question, or the same value in a column `dialogue`, are never on both sides.
+        test_source: rows of `test`; unset: the validation rows.
+        test_split: split of `test_source` and of `predict_source`.
+        predict_source: prompts of `predict`, which need no target; unset: the rows of `test`.
+        bad_rows: rows that cannot be used are counted and the first few shown; then `drop` continues without them,
             `error` stops.
-        drop: kinds of odd rows to leave out, except of `predict_source`. All are counted. `duplicate`: context and
-            target of an earlier row; `loop`: a target that repeats the same few tokens; `punctuation`: a target without
-            a letter or digit; `leak`: a target that stands word for word in its context. Empty targets are bad rows,
-            never trained on.
-        bad_rows_file: JSONL to write, one line for each bad or odd row: its file and line, what is wrong, and whether
-            it is left out.
-        tokenizer: Hub id or folder of ChatGLM2's tokenizer; the command line takes it from `model.base`. Not needed if
-            all rows carry ids.
+        drop: kinds of odd rows to drop, except from `predict_source`. All kinds are counted. `duplicate`: context and
+            target equal an earlier row's; `loop`: the target repeats the same few tokens; `punctuation`: the target has
+            no letter or digit; `leak`: the context contains the target verbatim. Rows with an empty target are bad
+            rows.
+        bad_rows_file: JSONL file to write, one line per bad or odd row: file, line, what is wrong, whether it is
+            left out.
+        tokenizer: Hub id or folder of ChatGLM2's tokenizer; the command line sets it from `model.base`. Not needed if
+            all rows have ids.
         tokenizer_revision: branch, tag or commit of `tokenizer` on the Hub.
-        template: how a context becomes a prompt. `raw`: as it stands, messages joined by `###`; `chatglm2`: in rounds,
-            as the published model was tuned, a context being the question of the first.
-        train_turns: of a conversation, train the `last` reply; or `all`, each with its end of sequence. A reply before
-            the last is part of the prompt, without an end, or trained.
-        max_tokens: the longest row, in tokens, end of sequence included; null: no limit.
-        over_length: what becomes of longer rows. `shrink_context`: memories and turns go, the oldest first, rounds of
-            messages whole; system prompt, question and target stay whole, and a row where these alone are too long is a
-            bad one. `drop`: a
-            longer row is a bad one. `error`: stop.
-        append_eos: end each target with the end-of-sequence token, so that the model learns to stop.
-        label_boundary: `target` trains target and end of sequence; `seed` trains the last token of the context too, as
+        template: wording of the prompt. `raw`: the context unchanged, messages joined by `###`; `chatglm2`: the rounds
+            of the published model, a context being the question of the first round.
+        train_turns: replies of a conversation to train: the `last`; or `all`, each with its end of sequence. With
+            `last`, earlier replies are part of the prompt.
+        max_tokens: longest row in tokens, end of sequence included; null: no limit.
+        over_length: handling of longer rows. `shrink_context`: remove the oldest memories and turns, or whole rounds of
+            messages; system prompt, question and target are kept whole, and a row is bad if these alone are too long.
+            `drop`: a longer row is bad. `error`: stop.
+        append_eos: append the end-of-sequence token to each target, so that the model learns to stop.
+        label_boundary: `target`: train target and end of sequence; `seed`: also train the last token of the context, as
             the original does.
-        batching: `packed`: rows one behind the other up to `tokens_per_batch`, none sees another; `grouped`:
-            `rows_per_batch` rows of like length, padded; `padded`: `rows_per_batch` rows as they come, padded.
+        batching: `packed`: rows concatenated up to `tokens_per_batch`, without attention between them; `grouped`:
+            `rows_per_batch` rows of similar length, padded; `padded`: `rows_per_batch` rows in shuffled order, padded.
         rows_per_batch: rows of a padded training batch on one device.
         tokens_per_batch: tokens of a packed training batch on one device.
-        validation_rows_per_batch: rows of a batch on one device in validate, test and predict; padded, by length.
-        shuffle: draw the order of the training rows anew in every epoch; false: as they come.
-        seed: of that order; the command line takes it from `seed_everything`.
-        workers: processes that read batches ahead; 0: the training process reads them.
-        processes: processes that encode rows; unset, one a core, 16 at most.
-        cache_dir: where encoded rows are kept; unset, the cache of `datasets` (HF_DATASETS_CACHE).
+        validation_rows_per_batch: rows of a batch on one device in validate, test and predict.
+        shuffle: shuffle the training rows in every epoch; false: keep their order.
+        seed: seed of that order; the command line sets it from `seed_everything`.
+        workers: number of processes that load batches; 0: the training process loads them.
+        processes: number of processes that encode rows; unset: one per core, 16 at most.
+        cache_dir: folder of encoded rows; unset: the cache of `datasets` (HF_DATASETS_CACHE).
 
     Raises:
-        SettingError: a setting with an impossible value.
+        SettingError: a setting has an invalid value.
     """
 
     def __init__(
@@ -190,38 +187,39 @@ class DialogueData:
             found = f"{max_tokens or 'null'}, but a packed batch has {self.tokens_per_batch} tokens"
             raise SettingError("data.max_tokens", found, "Lower it to data.tokens_per_batch or less, or raise that.")
         if not 0 <= self.validation_share < 1:
-            raise SettingError("data.validation_share", f"{self.validation_share} is no share", "Set 0, or up to 1.")
-        for name, least in _LEAST.items():
-            if (value := getattr(self, name)) < least:
-                raise SettingError(f"data.{name}", f"{value} is too low", f"Set {least} or more.")
+            found = f"{self.validation_share} is not a share"
+            raise SettingError("data.validation_share", found, "Set 0, or a share below 1.")
+        for name, minimum in _MINIMUM.items():
+            if (value := getattr(self, name)) < minimum:
+                raise SettingError(f"data.{name}", f"{value} is too low", f"Set {minimum} or more.")
         if self.encoding.train_turns == "all" and self.label_boundary == "seed":
             found = "all, and data.label_boundary seed is the original's, which trains one reply a row"
             raise SettingError("data.train_turns", found, "Set last, or data.label_boundary: target.")
 
     def prepare(self, stage: str | None = None) -> None:
-        """Download and encode the rows of a stage. Everything ends up in the cache; nothing is kept here.
+        """Download and encode the rows of a stage into the cache, without keeping state.
 
         Args:
             stage: fit, validate, test or predict; None: all.
 
         Raises:
-            MissingFileError: rows or a tokenizer that are not there.
-            DataError: rows that cannot be used, with `bad_rows="error"`.
-            SettingError: a setting that does not fit the rows.
+            MissingFileError: rows or tokenizer do not exist.
+            DataError: rows cannot be used, see `bad_rows`.
+            SettingError: a setting does not fit the rows.
         """
         for origin in self._origins(USES[stage]):
             self._table(origin)
 
     def load(self, stage: str | None = None, *, verbose: bool = True) -> None:
-        """Take the rows of a stage from the cache and split them by use.
+        """Load the rows of a stage into `rows`; they are prepared if needed.
 
         Args:
             stage: fit, validate, test or predict; None: all.
-            verbose: log what was read and what was left out, and write `bad_rows_file`.
+            verbose: log what was read and skipped, and write `bad_rows_file`.
 
         Raises:
-            DataError: no rows to train on, or none for what was asked.
-            KyonError: as `prepare`.
+            DataError: there are no rows to train on, or none for the stage.
+            KyonError: see `prepare`.
         """
         tables = {origin: self._table(origin) for origin in self._origins(USES[stage])}
         self.rows = {use: self._rows_of(use, tables[self._origin(use)]) for use in USES[stage]}
@@ -233,7 +231,7 @@ class DialogueData:
             report(list(tables.values()), self.rows, self.label_boundary)
             self._report_split()
             if self.bad_rows_file:
-                list_bad_rows(Path(self.bad_rows_file), list(tables.values()))
+                write_bad_rows(Path(self.bad_rows_file), list(tables.values()))
 
     def plan_training(
         self,
@@ -245,15 +243,15 @@ class DialogueData:
         shuffle: bool = True,
         position: Callable[[], int] | None = None,
     ) -> PlannedBatchSampler:
-        """Plan the micro-batches of every epoch; `load` has been called.
+        """Plan the micro-batches of every epoch, after `load`.
 
         Args:
-            rank: of this process.
+            rank: rank of this process.
             world_size: number of processes.
             accumulate_grad_batches: micro-batches of an optimizer step on one device.
             limit_batches: micro-batches of an epoch on one device, or a share of them; None: all.
-            shuffle: false keeps the rows' order whatever the setting `shuffle` says.
-            position: gives the optimizer step to continue from; None: the first.
+            shuffle: False overrides the setting `shuffle`.
+            position: returns the number of optimizer steps done; None: start with the first.
         """
         rows = self.rows["train"]
         planner = BatchPlanner(
@@ -287,12 +285,12 @@ class DialogueData:
         return self.train_sampler
 
     def planned_batches(self) -> Iterator[Batch]:
-        """The training batches of the first epoch, collated in this process."""
+        """Yield the training batches of the first epoch, collated in this process."""
         rows, collate = self.rows["train"], self.train_collator()
         return (collate(rows.__getitems__(planned)) for planned in self.sampler)
 
     def largest_batches(self, epochs: int) -> list[Batch]:
-        """The one or two training batches of that many epochs that need the most memory; none if no batch is used."""
+        """Return the one or two training batches of some epochs that need the most memory; none if none is used."""
         rows, collate, used = self.rows["train"], self.train_collator(), self.sampler.batches_used
         if not used:
             return []
@@ -300,65 +298,71 @@ class DialogueData:
         return [collate(rows.__getitems__(batch)) for batch in planned]
 
     def train_collator(self) -> PlannedCollator:
-        """Makes a training batch of planned rows."""
-        packed = (self.tokens_per_batch, self.encoding.max_tokens) if self.batching == "packed" else (None, None)
-        return PlannedCollator(self.collator, *packed)
+        """Return the collator of training batches."""
+        if self.batching == "packed":
+            return PlannedCollator(self.collator, self.tokens_per_batch, self.encoding.max_tokens)
+        return PlannedCollator(self.collator)
 
     def place(self, row_number: int) -> str:
-        """File and line of a training row, given its number in a batch."""
+        """Return file and line of a training row, given its number in a batch."""
         rows = self.rows["train"]
         return rows.table.rows.place(int(rows.numbers[row_number]))
 
     def smaller_batch_settings(self, accumulate_grad_batches: int = 1) -> str:
-        """The settings to change for training batches of half the size, in words.
+        """Return advice on which settings halve the size of a training batch.
 
         Args:
-            accumulate_grad_batches: the present `trainer.accumulate_grad_batches`.
+            accumulate_grad_batches: current value of `trainer.accumulate_grad_batches`.
         """
         longest_row = self.encoding.max_tokens or int(self.rows["train"].tokens.max())
         size = self.rows_per_batch, self.tokens_per_batch
         return smaller_batch_settings(self.batching, *size, longest_row, accumulate_grad_batches)
 
     def check_ids(self, vocabulary_size: int) -> None:
-        """Compare ids that the rows brought along with the vocabulary of the base.
+        """Check that the ids of all rows are in the vocabulary of the base.
 
         Args:
-            vocabulary_size: rows of its embedding.
+            vocabulary_size: number of rows of the base's embedding.
 
         Raises:
-            DataError: a row holds an id that the base does not have.
+            DataError: a row has an id outside the vocabulary.
         """
         for rows in self.rows.values():
-            number = rows.table.first_row_beyond(vocabulary_size)
+            number = rows.table.first_row_outside_vocabulary(vocabulary_size)
             if number is not None:
                 found = f"an id of {vocabulary_size:,} or more, and the base has {vocabulary_size:,} ids from 0 on"
                 fix = "Give the ids of this base's tokenizer, or text."
                 raise DataError(rows.table.rows.place(number), found, fix)
 
     def fingerprint(self) -> dict[str, str]:
-        """Row counts and checksums of the rows of `fit`, and the template; before `load` the rows are prepared.
+        """Return row counts and checksums of the rows of `fit`, and a hash of the template.
 
         Raises:
-            KyonError: as `prepare`.
+            KyonError: see `prepare`; rows that are not loaded are prepared.
         """
-        known = {self._origin(use): rows.table for use, rows in self.rows.items()}
-        tables = {origin: known.get(origin) or self._table(origin) for origin in self._origins(USES["fit"])}
-        found = {f"data: {origin} rows": f"{len(table)}, CRC {table.crc32:08x}" for origin, table in tables.items()}
-        return found | {"data: template": f"{self.encoding.template}, {template_hash(self.encoding.template)}"}
+        loaded = {self._origin(use): rows.table for use, rows in self.rows.items()}
+        tables = {origin: loaded.get(origin) or self._table(origin) for origin in self._origins(USES["fit"])}
+        rows = {f"data: {origin} rows": f"{len(table)}, CRC {table.crc32:08x}" for origin, table in tables.items()}
+        return rows | {"data: template": f"{self.encoding.template}, {template_hash(self.encoding.template)}"}
 
-    def _own_source(self, use: Use) -> str | list[str] | None:
-        sources = {"train": self.source, "validation": self.validation_source, "test": self.test_source}
-        return self.predict_source if use == "predict" else sources[use]
+    def _source_of(self, use: Use) -> str | list[str] | None:
+        sources: dict[Use, str | list[str] | None] = {
+            "train": self.source,
+            "validation": self.validation_source,
+            "test": self.test_source,
+            "predict": self.predict_source,
+        }
+        return sources[use]
 
     def _origin(self, use: Use) -> Use:
-        """The use that names the source of these rows: test rows may be validation rows, and these a share of train."""
-        return use if self._own_source(use) is not None else self._origin(_FALLBACK[use])
+        """Return the use whose source has these rows: `use` itself or, if it has no source, its fallback."""
+        return use if self._source_of(use) is not None else self._origin(_FALLBACK[use])
 
     def _origins(self, uses: Sequence[Use]) -> list[Use]:
         return sorted({self._origin(use) for use in uses})
 
     def _table(self, origin: Use) -> EncodedTable:
-        source = self._own_source(origin)
+        source = self._source_of(origin)
         assert source is not None
         columns = ColumnNames(self.context_column, self.target_column, target_required=origin != "predict")
         name, revision = (self.name, self.revision) if source == self.source else (None, None)
@@ -383,7 +387,7 @@ class DialogueData:
         return TokenRows(table, self.mix.rows_of_an_epoch(kept[train], table.rows.source_numbers[kept[train]]))
 
     def _report_split(self) -> None:
-        """How sources are mixed, and a validation share that got no rows."""
+        """Log how sources are mixed, and warn if `validation_share` yields no rows."""
         if "train" not in self.rows:
             return
         rows, validation = self.rows["train"], self.rows["validation"]
@@ -391,5 +395,5 @@ class DialogueData:
             sources = rows.table.rows.source_numbers[np.unique(rows.numbers)]
             self.mix.report([self.source] if isinstance(self.source, str) else self.source, sources)
         if self.validation_share and validation.table is rows.table and not len(validation):
-            why = "there are too few, or questions and dialogues tie nearly all together"
-            log.warning("data: no rows to validate on: %s; data.validation_source can name others", why)
+            reason = "there are too few rows, or nearly all are in one group of shared questions and dialogues"
+            log.warning("data: no validation rows: %s; you can set data.validation_source", reason)

@@ -1,4 +1,4 @@
-"""Training rows as text: which tokens are trained, which are masked, and which are special."""
+"""Training rows as text, with trained, masked and special tokens marked."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 _SPACE = "▁"
 _SIGNS = {"\n": "↵", "\t": "⇥"}
-_FIRST_LONE_BYTE = 0xDC00  # where Python's `surrogateescape` puts a byte that belongs to no character
+_FIRST_LONE_BYTE = 0xDC00  # the code point that Python's `surrogateescape` adds to an invalid byte
 
 
 @dataclass(frozen=True)
 class Token:
-    """One id.
+    """A token id as text.
 
     Attributes:
-        text: its piece, where `▁` stands for a space; the name of a special token; one character for a byte.
-        special: no text is encoded to it: `[gMASK]`, `sop`, `</s>`, an id without a piece.
-        byte: it is one byte of a character that the vocabulary does not have.
+        text: the piece, with `▁` for a space; the name of a special token; one character for a byte.
+        special: whether no text is encoded to this id: `[gMASK]`, `sop`, `</s>`, an id without a piece.
+        byte: whether it is one byte of a character that is not in the vocabulary.
     """
 
     text: str
@@ -44,9 +44,9 @@ class Span:
     """A run of text of one kind.
 
     Attributes:
-        text: what to show.
-        trained: whether the model learns to predict it.
-        special: whether it is the name of something and not text.
+        text: the text to show.
+        trained: whether its tokens are trained.
+        special: whether it is the name of a token or character, and not text.
     """
 
     text: str
@@ -56,17 +56,17 @@ class Span:
 
 @dataclass(frozen=True)
 class Paint:
-    """Text with its marks: colours in a terminal, brackets elsewhere.
+    """Formats spans, with colours for a terminal or with brackets.
 
     Attributes:
-        colour: trained text is green, masked text grey, special tokens are reversed. Without: trained text stands in
-            `⟦…⟧` and special tokens in `‹…›`.
+        colour: True: trained text is green, masked text grey, special tokens are reversed. False: trained text is in
+            `⟦…⟧` and special tokens are in `‹…›`.
     """
 
     colour: bool
 
     def text(self, spans: Sequence[Span]) -> str:
-        """Spans of a row, joined."""
+        """Format the spans of a row."""
         if self.colour:
             return "".join(
                 self._coded(span.text, ("1;32" if span.trained else "38;5;245") + (";7" if span.special else ""))
@@ -79,25 +79,21 @@ class Paint:
         return "".join(parts)
 
     def heading(self, text: str) -> str:
-        """A line that is no part of the rows."""
+        """Format a heading."""
         return self._coded(text, "1;36") if self.colour else text
 
     def _coded(self, text: str, code: str) -> str:
-        """The code is given anew in each line, for pagers that forget it at a line's end."""
+        """Colour text; each line has its own codes, because pagers reset colours at the end of a line."""
         return "\n".join(f"\x1b[{code}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
 
 
 def name_tokens(ids: Sequence[int], tokenizer: ChatGLMTokenizer | None) -> list[Token]:
-    """The tokens of ids; without a tokenizer the ids themselves, as numbers."""
+    """Convert ids to tokens; without a tokenizer, the tokens are the numbers."""
     if tokenizer is None:
         return [Token(f"{_SPACE}{i}") for i in ids]
     specials = {*tokenizer.all_special_tokens, "<s>"}
-    return [_name(i, piece, piece in specials) for i, piece in zip(ids, _pieces(ids, tokenizer), strict=True)]
-
-
-def _pieces(ids: Sequence[int], tokenizer: ChatGLMTokenizer) -> list[str]:
     pieces: list[str] = tokenizer.convert_ids_to_tokens(list(ids))
-    return pieces
+    return [_name(i, piece, piece in specials) for i, piece in zip(ids, pieces, strict=True)]
 
 
 def _name(token_id: int, piece: str, special: bool) -> Token:
@@ -107,46 +103,44 @@ def _name(token_id: int, piece: str, special: bool) -> Token:
 
 
 def spans(tokens: Sequence[Token], trained: Sequence[bool]) -> Iterator[Span]:
-    """Runs of text of one kind. Bytes that make up characters are shown as these, others by their numbers.
+    """Group tokens into runs of one kind.
 
-    Spaces are shown as spaces, but for the `▁` that SentencePiece puts in front of each segment.
+    Bytes are decoded to characters, invalid ones shown by number. `▁` becomes a space, except the one that
+    SentencePiece puts before each segment.
 
     Args:
-        tokens: of a row.
-        trained: for each whether it carries a label.
+        tokens: the tokens of a row.
+        trained: for each token, whether it has a label.
     """
     marked = zip(tokens, trained, strict=True)
-    inside: bool | None = None  # a segment, and whether it is trained
+    segment: bool | None = None  # whether the current segment is trained; None: not in a segment
     for (special, byte, learned), group in groupby(marked, key=lambda item: (item[0].special, item[0].byte, item[1])):
         texts = [token.text for token, _ in group]
         if special:
             yield from (Span(text, learned, special=True) for text in texts)
         elif byte:
-            yield from _printable(_joined_bytes(texts), learned)
+            decoded = "".join(texts).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+            yield from _printable(decoded, learned)
         else:
-            text, prefix = "".join(texts), 0 if inside is learned else 1
+            text, prefix = "".join(texts), 0 if segment is learned else 1
             yield from _printable(text[:prefix] + text[prefix:].replace(_SPACE, " "), learned)
-        inside = None if special else learned
-
-
-def _joined_bytes(texts: Sequence[str]) -> str:
-    return "".join(texts).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+        segment = None if special else learned
 
 
 def _printable(text: str, trained: bool) -> Iterator[Span]:
-    """Text with what cannot be seen, or would steer the terminal, given by name; a line end also ends the line."""
-    for shown, group in groupby(text, key=lambda c: c.isprintable() or unicodedata.category(c) == "Zs"):
+    """Replace invisible and control characters with their names; a newline also starts a new line."""
+    for printable, group in groupby(text, key=lambda c: c.isprintable() or unicodedata.category(c) == "Zs"):
         characters = "".join(group)
-        if shown:
+        if printable:
             yield Span(characters, trained)
             continue
         for character in characters:
-            yield Span(_sign(character), trained, special=True)
+            yield Span(_character_name(character), trained, special=True)
             if character == "\n":
                 yield Span("\n", trained)
 
 
-def _sign(character: str) -> str:
+def _character_name(character: str) -> str:
     number = ord(character)
     if _FIRST_LONE_BYTE <= number < _FIRST_LONE_BYTE + 256:
         return f"0x{number - _FIRST_LONE_BYTE:02X}"
@@ -154,12 +148,12 @@ def _sign(character: str) -> str:
 
 
 def rows_text(data: DialogueData, rows: int) -> str:
-    """The first rows without colours, for a logger; `data` is set up."""
+    """Return the first rows without colours, for a logger; `data` is loaded and planned."""
     return "\n".join(row_lines(data, rows, Paint(colour=False)))
 
 
 def row_lines(data: DialogueData, rows: int, paint: Paint) -> Iterator[str]:
-    """The first rows of the first epoch, a heading and the painted text of each; `data` is loaded and planned."""
+    """Yield a heading and the text of the first rows of the first epoch; `data` is loaded and planned."""
     tokenizer = load_tokenizer(data.tokenizer, data.tokenizer_revision)
     for row in islice(_shown_rows(data), rows):
         yield paint.heading(row.heading)
@@ -171,12 +165,13 @@ def row_lines(data: DialogueData, rows: int, paint: Paint) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _ShownRow:
-    """A row as it stands in a batch.
+    """A row of a batch.
 
     Attributes:
-        ids: (tokens,).
-        trained: (tokens,), bool, whether the loss counts how well it is predicted.
-        pads: the padding behind it, in tokens.
+        heading: line above the row.
+        ids: (tokens,) token ids.
+        trained: (tokens,), bool, whether each token is trained.
+        pads: number of padding tokens after the row.
     """
 
     heading: str
@@ -186,22 +181,22 @@ class _ShownRow:
 
 
 def _shown_rows(data: DialogueData) -> Iterator[_ShownRow]:
-    """Row by row through the batches of the first epoch."""
+    """Yield the rows of the batches of the first epoch."""
     for number, batch in enumerate(data.planned_batches(), start=1):
         name = f"{'pack' if data.batching == 'packed' else 'batch'} {number:,}"
-        ids, trained = batch.input_ids.flatten(), _trained(batch)
-        for place, (start, end, pads) in enumerate(_bounds(data, batch)):
+        ids, trained = batch.input_ids.flatten(), _trained_tokens(batch)
+        for index, (start, end, pads) in enumerate(_bounds(data, batch)):
             count = int(trained[start:end].sum())
             heading = (
-                f"── {name}, row {place + 1} of {len(batch.row_numbers)}, "
+                f"── {name}, row {index + 1} of {len(batch.row_numbers)}, "
                 + (f"tokens {start:,}–{end - 1:,}, " if batch.cu_seqlens is not None else "")
-                + f"{end - start - count:,} masked + {count:,} trained · {_where(data, batch.row_numbers[place])}"
+                + f"{end - start - count:,} masked + {count:,} trained · {_location(data, batch.row_numbers[index])}"
             )
             yield _ShownRow(heading, ids[start:end], trained[start:end], pads)
 
 
-def _trained(batch: Batch) -> Tensor:
-    """(R * T,), bool: the tokens that the loss is computed at, as it is told them."""
+def _trained_tokens(batch: Batch) -> Tensor:
+    """Return (R * T,), bool: the trained tokens, from the positions that the loss uses."""
     assert batch.trained_positions is not None
     trained = torch.zeros(batch.input_ids.numel(), dtype=torch.bool)
     trained[batch.trained_positions + 1] = True
@@ -209,24 +204,22 @@ def _trained(batch: Batch) -> Tensor:
 
 
 def _bounds(data: DialogueData, batch: Batch) -> Iterator[tuple[int, int, int]]:
-    """Start and end of each row among all tokens of the batch, and the padding behind it."""
+    """Yield start and end of each row in the flattened batch, and the number of padding tokens after it."""
     count = len(batch.row_numbers)
     if batch.cu_seqlens is not None:
         bounds = batch.cu_seqlens.tolist()
-        for place in range(count):
-            rest = bounds[-1] - bounds[count] if place == count - 1 else 0
-            yield bounds[place], bounds[place + 1], rest
+        for index in range(count):
+            rest = bounds[-1] - bounds[count] if index == count - 1 else 0
+            yield bounds[index], bounds[index + 1], rest
         return
     width = batch.input_ids.shape[1]
     lengths = data.rows["train"].tokens[list(batch.row_numbers)].tolist()
-    for place, length in enumerate(lengths):
-        yield place * width, place * width + length, width - length
+    for index, length in enumerate(lengths):
+        yield index * width, index * width + length, width - length
 
 
-def _where(data: DialogueData, place: int) -> str:
-    """File and line of a training row, and what was left out of it."""
+def _location(data: DialogueData, row_number: int) -> str:
+    """Return file and line of a training row, and the number of tokens that were removed from its context."""
     rows = data.rows["train"]
-    number = int(rows.numbers[place])
-    cut = int(rows.table.cut_tokens[number])
-    left_out = f" · {cut:,} tokens of its context left out" if cut else ""
-    return f"{Path(rows.table.rows.place(number)).name}{left_out}"
+    cut = int(rows.table.cut_tokens[rows.numbers[row_number]])
+    return Path(data.place(row_number)).name + (f" · {cut:,} tokens of its context removed" if cut else "")

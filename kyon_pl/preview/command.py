@@ -19,21 +19,21 @@ from kyon_pl.preview.histogram import bar_lines, check_png, write_png
 
 
 def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
-    """Show the first rows of the first epoch as the model sees them, and count what there is.
+    """Show the first rows of the first epoch as the model sees them, and count rows and tokens.
 
-    Trained tokens are green and masked ones grey, special tokens reversed; where there are no colours (NO_COLOR, or not
-    a terminal), trained ones stand in ⟦…⟧ and special ones in ‹…›. Of the base, the tokenizer's files are enough.
+    Trained tokens are green, masked ones grey, special tokens reversed. Without colours (NO_COLOR, or not a terminal),
+    trained tokens are in ⟦…⟧ and special ones in ‹…›. Of the base, only the tokenizer's files are needed.
 
     Args:
-        data: the rows and how they become batches.
-        rows: how many to show.
-        png: a file for the histograms of tokens a row; needs matplotlib (pip install 'kyon-pl[report]').
+        data: the rows and their batches.
+        rows: number of rows to show.
+        png: file for histograms of tokens per row; needs matplotlib (pip install 'kyon-pl[report]').
 
     Raises:
-        SettingError: a negative number of rows.
-        MachineError: a PNG is asked for, and matplotlib is not installed.
-        MissingFileError: a PNG is asked for in a folder that is not there.
-        KyonError: whatever is wrong with the data.
+        SettingError: the number of rows is negative.
+        MachineError: matplotlib is needed for the PNG and not installed.
+        MissingFileError: the folder of the PNG does not exist.
+        KyonError: the data cannot be used.
     """
     if rows < 0:
         raise SettingError("--rows", str(rows), "Give 0 or more.")
@@ -43,63 +43,67 @@ def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
     data.plan_training()
     for line in preview_lines(data, rows, Paint(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))):
         print(line)
+    train = data.rows["train"]
     if png:
-        train = data.rows["train"]
         write_png(Path(png), train.tokens, train.trained_tokens(data.label_boundary), data.encoding.max_tokens)
     written = f"histograms written to {png}" if png else "nothing written (--png FILE writes the histograms)"
-    print(f"preview: {min(rows, len(data.rows['train'])):,} of {len(data.rows['train']):,} rows shown; {written}")
+    print(f"preview: {min(rows, len(train)):,} of {len(train):,} rows shown; {written}")
 
 
 def preview_lines(data: DialogueData, rows: int, paint: Paint) -> Iterator[str]:
-    """All lines but the last one; `data` is set up."""
+    """Yield all lines but the last; `data` is loaded and planned."""
     yield from row_lines(data, rows, paint)
-    yield paint.heading("what there is")
-    yield from _count_lines(data)
+    yield paint.heading("counts")
+    yield from _row_counts(data)
+    yield from _token_counts(data)
     yield ""
     lengths = data.rows["train"].tokens
-    yield paint.heading(f"tokens a row: half have up to {np.median(lengths):,.0f}, the longest {lengths.max():,}")
+    yield paint.heading(f"tokens per row: median {np.median(lengths):,.0f}, max {lengths.max():,}")
     yield from bar_lines(lengths)
     yield ""
 
 
-def _count_lines(data: DialogueData) -> Iterator[str]:
+def _row_counts(data: DialogueData) -> Iterator[str]:
     train, validation = data.rows["train"], data.rows["validation"]
-    weighted = ", by their weights" if data.mix else ""
-    yield _count("rows to train", len(train), f"of {len(train.table):,} read{weighted}")
-    yield from _loss_lines(train.table)
+    weighted = ", weighted" if data.mix else ""
+    yield _count_line("training rows", len(train), f"of {len(train.table):,} read{weighted}")
+    yield from _table_counts(train.table)
     if validation.table is train.table:
-        yield _count("rows to validate", len(validation), "of the same")
+        yield _count_line("validation rows", len(validation), "of the same")
     else:
-        yield _count("rows to validate", len(validation), f"of {len(validation.table):,} read")
-        yield from _loss_lines(validation.table)
-    tokens, trained = int(train.tokens.sum()), int(train.trained_tokens(data.label_boundary).sum())
-    padding, batches = _padding_tokens(data), len(data.train_sampler or ())
-    size = f"{data.tokens_per_batch:,} tokens" if data.batching == "packed" else f"{data.rows_per_batch:,} rows"
-    yield _count("tokens of an epoch", tokens + padding, f"{batches:,} × {size}, {data.batching}")
-    for name, part in (("  context, masked", tokens - trained), ("  trained", trained), ("  padding", padding)):
-        yield _count(name, part, f"{part / (tokens + padding):.1%}")
+        yield _count_line("validation rows", len(validation), f"of {len(validation.table):,} read")
+        yield from _table_counts(validation.table)
 
 
-def _loss_lines(table: EncodedTable) -> Iterator[str]:
-    """What was left out, by kind, and what was shortened."""
+def _table_counts(table: EncodedTable) -> Iterator[str]:
+    """Count skipped, odd and shortened rows."""
     for kind, count in Counter(problem.split(":")[0] for problem in table.problems.values()).most_common():
-        yield _count("  left out", count, kind)
+        yield _count_line("  skipped", count, kind)
     for kind, count in table.odd_counts().items():
-        yield _count("  left out" if kind in table.drop else "  odd, kept", count, ODDITIES[kind])
+        yield _count_line("  dropped" if kind in table.drop else "  odd, kept", count, ODDITIES[kind])
     if shortened := int(np.count_nonzero(table.cut_tokens)):
-        cut = f"to {table.settings.max_tokens:,} tokens; {table.cut_tokens.sum():,} tokens of their contexts left out"
-        yield _count("  shortened", shortened, cut)
+        cut = f"to {table.settings.max_tokens:,} tokens; {table.cut_tokens.sum():,} tokens of their contexts removed"
+        yield _count_line("  shortened", shortened, cut)
 
 
-def _count(name: str, count: int, remark: str = "") -> str:
+def _token_counts(data: DialogueData) -> Iterator[str]:
+    train = data.rows["train"]
+    tokens, trained = int(train.tokens.sum()), int(train.trained_tokens(data.label_boundary).sum())
+    padding = _padding_tokens(data)
+    size = f"{data.tokens_per_batch:,} tokens" if data.batching == "packed" else f"{data.rows_per_batch:,} rows"
+    yield _count_line("tokens per epoch", tokens + padding, f"{len(data.sampler):,} × {size}, {data.batching}")
+    for name, part in (("  masked context", tokens - trained), ("  trained", trained), ("  padding", padding)):
+        yield _count_line(name, part, f"{part / (tokens + padding):.1%}")
+
+
+def _count_line(name: str, count: int, remark: str = "") -> str:
     return f"  {name:<23}{count:>12,}   {remark}".rstrip()
 
 
 def _padding_tokens(data: DialogueData) -> int:
-    """Of the first epoch."""
-    assert data.train_sampler is not None
+    """Count the padding tokens of the first epoch."""
     tokens = data.rows["train"].tokens
-    plan = data.train_sampler.planner.plan_epoch(0)
+    plan = data.sampler.planner.plan_epoch(0)
     if data.batching == "packed":
         return len(plan) * data.tokens_per_batch - int(tokens.sum())
     longest = np.maximum.reduceat(tokens[plan.rows], plan.bounds[:-1])

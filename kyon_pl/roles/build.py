@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kyon_pl.data.encoding.encode import load_tokenizer
 from kyon_pl.data.reading.files import READERS
 from kyon_pl.data.reading.quality import Oddity, check_drop
-from kyon_pl.data.report import listing
+from kyon_pl.data.report import jsonl_writer
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.publish.push_data import check_push, push_data
@@ -100,7 +100,9 @@ def build_data(
     files = files_of_roles(roles, [dialogues] if isinstance(dialogues, str) else dialogues)
     repo_id = check_push(push) if push else None  # before the work, not after it
     report = BuildReport(unit)
-    with listing(Path(bad_rows_file), "bad_rows_file") if bad_rows_file else nullcontext(report.note) as report.note:
+    with (
+        jsonl_writer(Path(bad_rows_file), "bad_rows_file") if bad_rows_file else nullcontext(report.note) as report.note
+    ):
         settings = BuildSettings(mode, retrieval, context, drop, ids)
         write_rows(Path(output), built_rows(files, settings, report))
     written = _write_report(report, Path(output))

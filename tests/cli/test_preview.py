@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 DEMO = ["preview", "--config", str(ROOT / "configs/demo.yaml")]
 HEADING = re.compile(
     r"── (?:pack|batch) \d+, row \d+ of \d+, (?:tokens ([\d,]+)–([\d,]+), )?"
-    r"([\d,]+) masked \+ ([\d,]+) trained · (\S+), line (\d+)(?: · ([\d,]+) tokens of its context left out)?"
+    r"([\d,]+) masked \+ ([\d,]+) trained · (\S+), line (\d+)(?: · ([\d,]+) tokens of its context removed)?"
 )
 Shown = list[tuple[re.Match[str], str]]
 
@@ -35,7 +35,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shown_rows(text: str) -> Shown:
     """Heading and body of each row."""
-    blocks = text.split("\nwhat there is\n")[0].split("── ")[1:]
+    blocks = text.split("\ncounts\n")[0].split("── ")[1:]
     parts = [f"── {block}".split("\n", 1) for block in blocks]
     return [(re.fullmatch(HEADING, heading), body.strip("\n")) for heading, body in parts]
 
@@ -73,7 +73,7 @@ def test_demo_rows_are_shown_as_they_stand_in_the_file(capsys: pytest.CaptureFix
     assert "‹pad" in text
     slots, masked, trained, padding = (
         number(re.search(rf"^ +{name} +([\d,]+)", text, re.MULTILINE)[1])
-        for name in ("tokens of an epoch", "context, masked", "trained", "padding")
+        for name in ("tokens per epoch", "masked context", "trained", "padding")
     )
     assert masked + trained + padding == slots
     assert slots % 1024 == 0
@@ -126,12 +126,12 @@ def test_bad_and_shortened_rows_are_counted_by_kind(capsys: pytest.CaptureFixtur
     Path("rows.jsonl").write_text("\n".join(lines))
     preview(module(source="rows.jsonl", tokenizer="tokenizer"), rows=1)
     text = capsys.readouterr().out
-    assert re.search(r"rows to train +1 +of 14 read\n", text)
-    kinds = re.findall(r"left out +(\d+) +(.*)", text)
+    assert re.search(r"training rows +1 +of 14 read\n", text)
+    kinds = re.findall(r"skipped +(\d+) +(.*)", text)
     assert sum(int(count) for count, _ in kinds) == 13
     assert {("2", "empty 'target'"), ("1", "broken JSON"), ("1", "too long")} <= set(kinds)
-    cut = re.search(r"line 14 · (\d+) tokens of its context left out\n", text)[1]
-    assert re.search(rf"shortened +1 +to 64 tokens; {cut} tokens of their contexts left out", text)
+    cut = re.search(r"line 14 · (\d+) tokens of its context removed\n", text)[1]
+    assert re.search(rf"shortened +1 +to 64 tokens; {cut} tokens of their contexts removed", text)
 
 
 def test_colours_only_where_they_can_be_seen(

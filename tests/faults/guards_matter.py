@@ -244,7 +244,7 @@ RANKS = [
     ),
     Guard(
         "nothing is kept in prepare_data",
-        "data/datamodule.py",
+        "data/dialogue_data.py",
         "self._table(origin)\n",
         "self.kept = self._table(origin)\n",
         "tests/unit/data/test_datamodule.py::test_prepare_data_keeps_nothing_that_other_ranks_would_miss",
@@ -324,7 +324,7 @@ CHECKPOINTS = [
     Guard(
         "the data go on where the optimizer stands",
         "data/datamodule.py",
-        "position=(lambda: trainer.global_step) if trainer else None",
+        "position=lambda: trainer.global_step",
         "position=None",
         f"{RESUME_TEST}[mid-epoch-1-32-true-padded]",
     ),

@@ -1,1 +1,1 @@
-"""Encoded rows to planned micro-batches."""
+"""Planning, sampling, loading and collating of batches."""

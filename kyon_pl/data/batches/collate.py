@@ -1,4 +1,4 @@
-"""Rows of ids to the tensors of a batch. Labels go by position; ids are never compared."""
+"""Collation of encoded rows to batches. Labels are set by position, never by comparing ids."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from kyon_pl.errors import SettingError
 
 LabelBoundary = Literal["target", "seed"]
 Row = Mapping[str, Any]
-"""`input_ids`: ids of context, target and end of sequence; `seq_len`: how many of them are context. `masked`, if it is
-there: start and end of each stretch behind `seq_len` that carries no labels, one after the other."""
+"""`input_ids`: ids of context, target and end of sequence; `seq_len`: number of context ids; `masked` (optional): starts
+and ends, alternating, of the stretches after `seq_len` without labels."""
 
 IGNORED = -100
+"""The label of a token that is not trained; `ignore_index` of torch's cross-entropy."""
+
 _DUMMY_TOKENS = 8
 
 
 def first_label(seq_len: ArrayLike, boundary: LabelBoundary) -> NDArray[np.int64]:
-    """The place in a row of the first label that can be learned; never 0, where nothing stands before it to predict it.
+    """Return the index of the first trained label in a row; at least 1, because no token predicts the first one.
 
     Args:
         seq_len: number of context ids, of one row or of many.
         boundary: `target`: the first id of the target; `seed`: the last of the context, as in the original.
     """
-    place: NDArray[np.int64] = np.maximum(1, np.asarray(seq_len) - (boundary == "seed"))
-    return place
+    index: NDArray[np.int64] = np.maximum(1, np.asarray(seq_len) - (boundary == "seed"))
+    return index
 
 
 def labels_of(row: Row, first: int) -> NDArray[np.int64]:
-    """(tokens,) the labels of a row that is trained from the place `first` on, but for its masked stretches."""
+    """Return (tokens,) the labels of a row that is trained from index `first`, except its masked stretches."""
     labels = np.array(row["input_ids"], dtype=np.int64)
     labels[:first] = IGNORED
     for start, end in np.reshape(row.get("masked", ()), (-1, 2)).astype(np.int64):
@@ -43,30 +45,28 @@ def labels_of(row: Row, first: int) -> NDArray[np.int64]:
     return labels
 
 
-def predicting(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The places of the hidden states that predict a label: those in front of one.
+def trained_positions(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions of the hidden states that predict a label, each one before its label.
 
     Args:
         labels: (R, T).
 
     Returns:
-        (K,) places in the flattened (R * T), rising.
+        (K,) ascending indices into the flattened (R * T).
     """
     return np.flatnonzero(np.pad(labels[:, 1:] != IGNORED, ((0, 0), (0, 1))))
 
 
 class DialogueCollator:
-    """Pads rows to the longest; the original's `data_collator`.
-
-    Rows come out by length, the longest first, equal ones in their order.
+    """Pads rows to the longest, sorted by length, longest first (stable); the original's `data_collator`.
 
     Args:
-        pad_token_id: fills up on the right.
-        label_boundary: `target` trains the target and makes an `attention_mask`. `seed` is the original's collator
-            exactly: it trains the last token of the context as well, and gives the keys `input_ids` and `labels` only.
+        pad_token_id: id of the padding on the right.
+        label_boundary: `target` trains the target and returns an `attention_mask`. `seed` is identical to the
+            original's collator: it also trains the last token of the context, and returns no mask.
 
     Raises:
-        SettingError: there is no such boundary.
+        SettingError: the boundary does not exist.
     """
 
     def __init__(self, pad_token_id: int = 0, label_boundary: LabelBoundary = "target") -> None:
@@ -83,17 +83,17 @@ class DialogueCollator:
             features: one or more rows.
 
         Returns:
-            `input_ids`, `labels` and, unless the boundary is `seed`, `attention_mask`; (rows, longest row) int64.
+            `input_ids`, `labels` and, with the boundary `target`, `attention_mask`; (rows, longest row) int64.
         """
         rows = [features[i] for i in longest_first(features)]
         shape = len(rows), len(rows[0]["input_ids"])
         ids, labels = np.full(shape, self.pad_token_id), np.full(shape, IGNORED)
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             length = len(row["input_ids"])
-            # not `first_label`: the original labels even the very first token, and its model then drops that label
+            # not `first_label`: the original can label the first token, and its model then drops that label
             first = row["seq_len"] - (self.label_boundary == "seed")
-            ids[place, :length] = row["input_ids"]
-            labels[place, :length] = labels_of(row, first)
+            ids[index, :length] = row["input_ids"]
+            labels[index, :length] = labels_of(row, first)
         batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
         if self.label_boundary == "target":
             lengths = np.array([len(row["input_ids"]) for row in rows])
@@ -102,18 +102,18 @@ class DialogueCollator:
 
 
 def longest_first(rows: Sequence[Row]) -> list[int]:
-    """The places of rows by length, the longest first, equal ones in their order."""
-    return sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
+    """Return the indices of rows sorted by length, longest first; the sort is stable."""
+    return sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
 
 
 @dataclass(frozen=True)
 class PlannedCollator:
-    """Makes the batch of a planned micro-batch; the `collate_fn` of the loaders.
+    """Collates a planned micro-batch to a `Batch`; the `collate_fn` of the loaders.
 
     Attributes:
-        collator: pads, and knows pad id and boundary.
-        tokens_per_batch: T of a packed batch, the same for all, so that compiled kernels fit them all; None pads.
-        longest_row: no packed row is longer than this; None: than `tokens_per_batch`.
+        collator: pads rows, and holds pad id and label boundary.
+        tokens_per_batch: T of a packed batch, the same for all batches, so that kernels are compiled once; None: pad.
+        longest_row: upper bound of a packed row's length; None: `tokens_per_batch`.
     """
 
     collator: DialogueCollator
@@ -121,11 +121,11 @@ class PlannedCollator:
     longest_row: int | None = None
 
     def __call__(self, planned: tuple[MicroBatch, list[Row]]) -> Batch:
-        """Collate.
+        """Collate a micro-batch.
 
         Args:
-            planned: a micro-batch of the plan, with its rows in that order. One without rows only fills a rank's turn:
-                it becomes a batch of pad tokens without a label.
+            planned: a micro-batch of the plan and its rows in the same order. A dummy without rows becomes a batch of
+                pad tokens without labels.
         """
         micro_batch, rows = planned
         if self.tokens_per_batch is not None:
@@ -138,16 +138,16 @@ class PlannedCollator:
             input_ids=tensors["input_ids"],
             labels=tensors["labels"],
             position_ids=None,
-            row_numbers=tuple(micro_batch.row_numbers[place] for place in longest_first(rows)),
+            row_numbers=tuple(micro_batch.row_numbers[index] for index in longest_first(rows)),
             **self._counts(micro_batch, rows, tensors["labels"].numpy()),
         )
 
     def _pack(self, micro_batch: MicroBatch, rows: list[Row], total: int) -> Batch:
-        """Rows one behind the other. What is left over is cut into rows of pads, so that no real row sees one."""
+        """Concatenate rows. The padding is split into rows of its own, so that no real row attends to it."""
         longest = min(self.longest_row or total, total)
         lengths = [len(row["input_ids"]) for row in rows]
-        left = total - sum(lengths)
-        pads = [longest] * (left // longest) + ([left % longest] if left % longest else [])
+        full, rest = divmod(total - sum(lengths), longest)
+        pads = [longest] * full + [rest] * (rest > 0)
         ends = np.cumsum([0, *lengths, *pads])
         ids, labels = np.full(total, self.collator.pad_token_id), np.full(total, IGNORED)
         for row, start, end in zip(rows, ends, ends[1:], strict=False):
@@ -175,7 +175,7 @@ class PlannedCollator:
         )
 
     def _counts(self, micro_batch: MicroBatch, rows: list[Row], labels: NDArray[np.int64]) -> dict[str, Any]:
-        positions = predicting(labels)
+        positions = trained_positions(labels)
         return {
             "tokens": sum(len(row["input_ids"]) for row in rows),
             "trained_tokens": len(positions),

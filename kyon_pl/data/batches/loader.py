@@ -1,4 +1,4 @@
-"""Encoded rows as torch data sets, and the loader of planned batches."""
+"""Encoded rows and prompts as torch data sets, and the DataLoader of planned batches."""
 
 from __future__ import annotations
 
@@ -19,39 +19,15 @@ from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler
 from kyon_pl.data.encoding.table import EncodedTable
 from kyon_pl.data.prompt import Context
 
-
-def let_signals_pass(worker: int) -> None:
-    """Keep a loader worker alive when a terminal or a scheduler signals all processes of a run to stop.
-
-    The training process still needs batches for the step that it finishes. It alone may end its workers: where an error
-    leaves them running, it sends each one SIGTERM at its own end and then waits for it, without a limit.
-
-    Args:
-        worker: its number, which torch gives to such a function.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere nothing tells who has sent a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    else:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _end_with_parent(parent: int) -> None:
-    while sys.platform == "linux":
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
-            os._exit(128 + signal.SIGTERM)
-
-
 Use = Literal["train", "validation", "test", "predict"]
 
 
 class TokenRows(Dataset[Any]):
-    """The ids of some rows.
+    """Some rows of a table, as ids.
 
     Args:
-        table: all rows.
-        numbers: (rows,) which of them, in which order.
+        table: the encoded rows.
+        numbers: (rows,) numbers of the rows in the table, in order.
     """
 
     def __init__(self, table: EncodedTable, numbers: NDArray[np.int64]) -> None:
@@ -74,44 +50,44 @@ class TokenRows(Dataset[Any]):
 
     @property
     def questions(self) -> NDArray[np.int64]:
-        """(rows,) a number for each row's question."""
+        """(rows,) hash of each row's question."""
         return self.table.questions[self.numbers]
 
     @property
     def dialogues(self) -> NDArray[np.int64]:
-        """(rows,) a number for each row's dialogue; 0: not known."""
+        """(rows,) hash of each row's dialogue; 0: unknown."""
         return self.table.dialogues[self.numbers]
 
     def trained_tokens(self, boundary: LabelBoundary) -> NDArray[np.int64]:
-        """(rows,) labels of each row that the model learns to predict."""
+        """(rows,) trained labels of each row."""
         return self.tokens - first_label(self.seq_len, boundary) - self.table.masked_tokens[self.numbers]
 
-    def spread_places(self, most: int | None, one_a_question: bool) -> list[int]:
-        """The places of some of these rows, evenly spread: rows of one character stand together.
+    def spread_indices(self, most: int | None, one_a_question: bool) -> list[int]:
+        """Choose evenly spread rows, because rows of one character are usually adjacent.
 
         Args:
-            most: how many; None: all.
-            one_a_question: of each question the first row alone.
+            most: number of rows to choose; None: all.
+            one_a_question: choose only among the first rows of each question.
         """
-        places = np.arange(len(self))
+        indices = np.arange(len(self))
         if one_a_question:
-            places = np.sort(np.unique(self.questions, return_index=True)[1])
-        if most is not None and most < len(places):
-            places = places[np.arange(most) * len(places) // most]
-        return [*map(int, places)]
+            indices = np.sort(np.unique(self.questions, return_index=True)[1])
+        if most is not None and most < len(indices):
+            indices = indices[np.arange(most) * len(indices) // most]
+        return [*map(int, indices)]
 
-    def __getitem__(self, place: int) -> Row:
-        return self.read([place])[0]
+    def __getitem__(self, index: int) -> Row:
+        return self.read([index])[0]
 
     def __getitems__(self, micro_batch: MicroBatch) -> tuple[MicroBatch, list[Row]]:
-        """A micro-batch of the plan with its rows; torch's loader passes on whatever its batch sampler yields."""
+        """Return a micro-batch with its rows; torch's loader passes what the batch sampler yields."""
         return micro_batch, self.read(list(micro_batch.row_numbers))
 
-    def read(self, places: list[int]) -> list[Row]:
-        """Rows by their place among these rows."""
-        if not places:
+    def read(self, indices: list[int]) -> list[Row]:
+        """Read rows by their index."""
+        if not indices:
             return []
-        columns = self._ids[self.numbers[places]]
+        columns = self._ids[self.numbers[indices]]
         return [
             {"input_ids": ids, "seq_len": int(seq_len), "masked": masked}
             for ids, seq_len, masked in zip(columns["input_ids"], columns["seq_len"], columns["masked"], strict=True)
@@ -123,11 +99,11 @@ class Prompt:
     """A row without its reply.
 
     Attributes:
-        input_ids: of the context, prefix included.
-        text: the context, of a conversation its messages joined likewise; empty if the row came as ids.
-        reference: the row's own target; empty if it has none or came as ids.
-        row_number: its place in the table.
-        memories: what stands between system prompt and question; none if the row came as ids.
+        input_ids: ids of the context, prefix included.
+        text: the context, or the joined messages of a conversation; empty if the row has ids only.
+        reference: the row's target; empty if it has none, or ids only.
+        row_number: number of the row in its table.
+        memories: the segments between system prompt and question; empty if the row has ids only.
     """
 
     input_ids: list[int]
@@ -138,36 +114,36 @@ class Prompt:
 
 
 class PromptRows(Dataset[Prompt | None]):
-    """The prompts of some rows, shared out over ranks: each has as many turns, and at the last one perhaps no prompt.
+    """The prompts of every `step`-th row, a rank's share. All ranks have equally many items; the last can be None.
 
     Args:
-        rows: whose.
-        start: the first of them.
-        step: and every how many; so that ranks share them out.
+        rows: the rows.
+        start: index of the first row, the rank.
+        step: distance between rows, the number of ranks.
     """
 
     def __init__(self, rows: TokenRows, start: int = 0, step: int = 1) -> None:
         self.rows = rows
-        self.places = range(start, len(rows), step)
-        self.turns = -(-len(rows) // step)
+        self.indices = range(start, len(rows), step)
+        self.length = -(-len(rows) // step)
 
     def __len__(self) -> int:
-        return self.turns
+        return self.length
 
-    def __getitem__(self, place: int) -> Prompt | None:
-        if place >= len(self.places):
+    def __getitem__(self, index: int) -> Prompt | None:
+        if index >= len(self.indices):
             return None
-        row = self.rows[self.places[place]]
-        number = int(self.rows.numbers[self.places[place]])
+        row = self.rows[self.indices[index]]
+        number = int(self.rows.numbers[self.indices[index]])
         texts = self.rows.table.rows.dataset[number]
         ids = row["input_ids"][: row["masked"][-1] if len(row["masked"]) else row["seq_len"]].tolist()
         memories = Context.parse(texts["context"]).middle
         return Prompt(ids, texts["context"], texts["target"] or "", number, memories)
 
 
-def collate_prompts(turns: list[Prompt | None]) -> PromptBatch:
-    """A batch of prompts, each of its own length: generation pads them as it needs."""
-    prompts = [prompt for prompt in turns if prompt is not None]
+def collate_prompts(items: list[Prompt | None]) -> PromptBatch:
+    """Collate prompts without padding; generation pads them."""
+    prompts = [prompt for prompt in items if prompt is not None]
     return PromptBatch(
         input_ids=[prompt.input_ids for prompt in prompts],
         prompts=[prompt.text for prompt in prompts],
@@ -178,37 +154,61 @@ def collate_prompts(turns: list[Prompt | None]) -> PromptBatch:
 
 
 class PlannedLoader(DataLoader[Batch]):
-    """A loader whose position is its batch sampler's: Lightning saves and restores it with a checkpoint."""
+    """A DataLoader with the state of its batch sampler, which Lightning saves in checkpoints."""
 
     batch_sampler: PlannedBatchSampler  # type: ignore[assignment]  # torch types what it yields as lists
 
     def state_dict(self) -> dict[str, Any]:
-        """The position; see `PlannedBatchSampler`."""
+        """See `PlannedBatchSampler`."""
         return self.batch_sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; see `PlannedBatchSampler`."""
+        """See `PlannedBatchSampler`."""
         self.batch_sampler.load_state_dict(state)
 
 
 def planned_loader(
     rows: TokenRows, sampler: PlannedBatchSampler, collate: PlannedCollator, *, workers: int, pin_memory: bool
 ) -> PlannedLoader:
-    """A loader of rows; a function, since Lightning makes a loader anew by the arguments of torch's class.
+    """Make a loader of planned batches; a function, because Lightning re-creates loaders by torch's own arguments.
 
     Args:
-        rows: that batches are made of.
-        sampler: which rows, in which order.
-        collate: makes a batch of them.
-        workers: processes that read ahead; 0: the process that asks.
-        pin_memory: for copies to a GPU.
+        rows: the rows.
+        sampler: the micro-batches.
+        collate: collates the rows of a micro-batch.
+        workers: number of worker processes; 0: load in the calling process.
+        pin_memory: whether to pin memory, for copies to a GPU.
     """
     return PlannedLoader(
         rows,
         batch_sampler=sampler,  # type: ignore[arg-type]
         collate_fn=collate,  # type: ignore[arg-type]
         num_workers=workers,
-        worker_init_fn=let_signals_pass,
+        worker_init_fn=ignore_stop_signals,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
     )
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Keep a loader worker alive when a terminal or a scheduler signals all processes of a run; a `worker_init_fn`.
+
+    The training process needs batches to finish its step. SIGTERM from the training process still ends the worker:
+    torch sends it at exit if an error left workers running, and then waits for them without a timeout.
+
+    Args:
+        worker: the worker's number, unused.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere the sender of a signal is unknown
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit_with_parent(parent: int) -> None:
+    """Exit on SIGTERM from the parent process."""
+    while sys.platform == "linux":
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            os._exit(128 + signal.SIGTERM)

@@ -1,7 +1,7 @@
 """The plan of an epoch: which rows go into which micro-batch, and in which order.
 
-It is one list for all ranks and a pure function of the row lengths, the settings, the seed and the epoch, and it is as
-long in every epoch, so the length of a learning-rate schedule is known before the first step.
+The plan covers all ranks and is a pure function of row lengths, settings, seed and epoch. All epochs have the same
+number of micro-batches, so the length of a learning-rate schedule is known before the first step.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from kyon_pl.errors import SettingError
 
 Batching = Literal["packed", "grouped", "padded"]
 
-# Rows are sorted by length within a window only, and by a length that is blurred a little, so that a row meets other
-# rows in every epoch. Wider windows and less blur fill the packs better; the last try is plain best fit decreasing.
+# Rows are sorted within windows, by lengths with a little noise (blur), so that packs differ between epochs. Wider
+# windows and less blur fill the packs better; the last attempt is plain best-fit decreasing.
 _WINDOW_PACKS_AND_BLUR = ((2048, 0.05), (16384, 0.02), (None, 0.0))
 _WINDOW_BATCHES, _BLUR = 64, 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """The micro-batches of an epoch over all ranks, in order: number i holds `rows[bounds[i]:bounds[i + 1]]`.
+    """The micro-batches of an epoch over all ranks, in order; micro-batch i is `rows[bounds[i]:bounds[i + 1]]`.
 
     Attributes:
         rows: (rows,) int64, every row number once.
-        bounds: (micro-batches + 1,) int64, rising from 0 to the number of rows.
+        bounds: (micro-batches + 1,) int64, ascending from 0 to the number of rows.
     """
 
     rows: NDArray[np.int64]
@@ -41,18 +41,18 @@ class EpochPlan:
         return len(self.bounds) - 1
 
     def row_numbers(self, index: int) -> tuple[int, ...]:
-        """The rows of micro-batch `index`; none behind the last one."""
+        """Return the rows of micro-batch `index`; none after the last one."""
         if index >= len(self):
             return ()
         return tuple(self.rows[self.bounds[index] : self.bounds[index + 1]].tolist())
 
     def sums(self, of_rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(micro-batches,) int64, the sum over each micro-batch of a number that every row has."""
-        running = np.concatenate([[0], np.cumsum(of_rows[self.rows], dtype=np.int64)])
-        return np.diff(running[self.bounds])
+        """Return (micro-batches,) int64, the sums over each micro-batch of (rows,) numbers."""
+        cumulative = np.concatenate([[0], np.cumsum(of_rows[self.rows], dtype=np.int64)])
+        return np.diff(cumulative[self.bounds])
 
     def split_to(self, count: int, rng: np.random.Generator) -> EpochPlan:
-        """The same rows in `count` micro-batches: halves some that hold more than one row."""
+        """Halve random micro-batches of more than one row until there are `count`."""
         bounds = self.bounds
         while (missing := count - (len(bounds) - 1)) > 0:
             sizes = np.diff(bounds)
@@ -61,10 +61,10 @@ class EpochPlan:
         return EpochPlan(self.rows, bounds)
 
     def reordered(self, order: NDArray[np.int64]) -> EpochPlan:
-        """The same micro-batches, number `order[0]` first."""
+        """Reorder the micro-batches; number `order[0]` becomes the first."""
         sizes = np.diff(self.bounds)
-        places = np.repeat(np.argsort(order), sizes)
-        return EpochPlan(self.rows[np.argsort(places, kind="stable")], _bounds(sizes[order]))
+        positions = np.repeat(np.argsort(order), sizes)
+        return EpochPlan(self.rows[np.argsort(positions, kind="stable")], _bounds(sizes[order]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,17 +72,17 @@ class BatchPlanner:
     """Plans the micro-batches of any epoch.
 
     Attributes:
-        row_tokens: (rows,) integers, tokens of each row as the model sees it: cut, and with its end token.
+        row_tokens: (rows,) integers, tokens of each encoded row.
         row_trained_tokens: (rows,) integers, labels other than -100 of each row.
-        batching: `packed`: rows one behind the other, up to `tokens_per_batch`; `grouped`: padded batches of
-            `rows_per_batch` rows of like length; `padded`: `rows_per_batch` rows as the shuffle brings them.
+        batching: `packed`: rows concatenated up to `tokens_per_batch`; `grouped`: `rows_per_batch` rows of similar
+            length, padded; `padded`: `rows_per_batch` rows in shuffled order, padded.
         rows_per_batch: rows of a micro-batch, if not packed.
         tokens_per_batch: most tokens of a micro-batch, if packed.
-        shuffle: False takes the rows in their order, the same in every epoch.
-        seed: of the order, 0 or more.
+        shuffle: False keeps the order of the rows in every epoch.
+        seed: seed of the order, 0 or more.
 
     Raises:
-        SettingError: `batching` is unknown, a size is below 1, or a row is longer than `tokens_per_batch`.
+        SettingError: `batching` does not exist, a size is below 1, or a row is longer than `tokens_per_batch`.
     """
 
     row_tokens: NDArray[np.int64]
@@ -108,20 +108,20 @@ class BatchPlanner:
 
     @property
     def size_name(self) -> str:
-        """The setting that bounds a micro-batch."""
+        """Name of the setting that limits a micro-batch."""
         return "tokens_per_batch" if self.batching == "packed" else "rows_per_batch"
 
     @property
     def batch_size(self) -> int:
-        """Its value."""
+        """Value of the setting `size_name`."""
         return self.tokens_per_batch if self.batching == "packed" else self.rows_per_batch
 
     @cached_property
     def batches_per_epoch(self) -> int:
         """Micro-batches of every epoch, over all ranks and without dummies.
 
-        Packed: what best fit decreasing needs over all rows, plus 0.1 % so that windows can do with it too. It depends
-        on the lengths alone, an epoch's last try always reaches it, and an epoch that needs fewer splits some packs.
+        Packed: the number that best-fit decreasing needs over all rows, plus 0.1 % so that windows also suffice. It
+        depends on the lengths only. The last attempt of an epoch always reaches it; an epoch with fewer splits packs.
         """
         rows = len(self.row_tokens)
         if self.batching != "packed":
@@ -130,7 +130,7 @@ class BatchPlanner:
         return min(rows, packs + packs // 1000)
 
     def plan_epoch(self, epoch: int) -> EpochPlan:
-        """The micro-batches of an epoch, over all ranks."""
+        """Plan the micro-batches of an epoch, over all ranks."""
         rng = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
         rows = np.arange(len(self.row_tokens))
         rows = rng.permutation(rows) if self.shuffle else rows
@@ -166,29 +166,29 @@ class BatchPlanner:
 
 
 def _best_fit(lengths: list[int], capacity: int) -> list[int]:
-    """The bin of each item: the fullest that still takes it, or a new one (best fit; decreasing if the lengths are).
+    """Return the bin of each item by best fit: the fullest bin with enough room, or a new one.
 
-    O(items × log of the bins' distinct rooms). How many bins it takes depends on the lengths alone, not on ties.
+    O(items × log(distinct free spaces)). The number of bins depends on the lengths only, not on ties.
     """
-    bins_by_room: dict[int, list[int]] = {}
-    rooms: list[int] = []  # the keys of bins_by_room, sorted
+    bins_by_space: dict[int, list[int]] = {}
+    spaces: list[int] = []  # the keys of bins_by_space, sorted
     chosen, opened = [], 0
     for length in lengths:
-        at = bisect_left(rooms, length)
-        if at == len(rooms):
-            bin_number, room = opened, capacity
+        at = bisect_left(spaces, length)
+        if at == len(spaces):
+            bin_number, space = opened, capacity
             opened += 1
         else:
-            room = rooms[at]
-            bin_number = bins_by_room[room].pop()
-            if not bins_by_room[room]:
-                del bins_by_room[room], rooms[at]
+            space = spaces[at]
+            bin_number = bins_by_space[space].pop()
+            if not bins_by_space[space]:
+                del bins_by_space[space], spaces[at]
         chosen.append(bin_number)
-        room -= length
-        if room not in bins_by_room:
-            bins_by_room[room] = []
-            insort(rooms, room)
-        bins_by_room[room].append(bin_number)
+        space -= length
+        if space not in bins_by_space:
+            bins_by_space[space] = []
+            insort(spaces, space)
+        bins_by_space[space].append(bin_number)
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Planned micro-batches by rank and position, and the largest of them."""
+"""The batch sampler of planned micro-batches, with a position that can be saved; and the largest micro-batches."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kyon_pl.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one rank computes at once; small, because it travels to loader workers.
+    """One micro-batch of one rank; small, because it is sent to loader workers.
 
     Attributes:
-        row_numbers: places of the rows in the data set; empty in a dummy, which only fills a rank's turn.
+        row_numbers: indices of the rows in the data set; empty in a dummy, which only equalizes the ranks' counts.
         step_trained_tokens: trained tokens of the whole optimizer step, over all ranks and accumulated micro-batches.
     """
 
@@ -31,17 +31,17 @@ class MicroBatch:
 class PlannedBatchSampler(Sampler[MicroBatch]):
     """One rank's share of the plan, a `batch_sampler` for torch's `DataLoader`.
 
-    Optimizer step s of an epoch is made of the micro-batches s*W*A to (s+1)*W*A of the plan, W ranks and A accumulated
-    micro-batches; the last step may be shorter. At most W-1 dummies fill up the last turn, so ranks have equal counts.
+    With W ranks and A accumulated micro-batches, optimizer step s of an epoch has the micro-batches s*W*A to (s+1)*W*A
+    of the plan; the last step can be shorter. Up to W-1 dummies at the end give all ranks equally many micro-batches.
 
     Args:
         planner: plans the epochs.
-        rank: this process's number, `trainer.global_rank`.
-        world_size: number of processes, `trainer.world_size`.
-        accumulate_grad_batches: micro-batches of one rank in an optimizer step; 1 where nothing is trained.
-        limit_batches: as `trainer.limit_train_batches`: an int counts micro-batches of a rank, a float is a share.
-        position: tells the optimizer steps done so far, asked whenever an iteration starts; what was prefetched does
-            not matter. Without it the attribute `step` is the position: count it up to be able to save it.
+        rank: `trainer.global_rank`.
+        world_size: `trainer.world_size`, the number of processes.
+        accumulate_grad_batches: micro-batches of one rank in an optimizer step; 1 if nothing is trained.
+        limit_batches: as `trainer.limit_train_batches`: an int is a number of micro-batches of a rank, a float a share.
+        position: returns the number of optimizer steps done; called when an iteration starts, so prefetched batches do
+            not count. None: the attribute `step` is the position; a loop without a trainer increments it.
     """
 
     def __init__(
@@ -63,48 +63,48 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
         self.step = 0
 
     def __len__(self) -> int:
-        """Micro-batches of this rank in a full epoch: Lightning applies its limit to this number itself."""
+        """Micro-batches of this rank in a full epoch; Lightning applies its limit to this number itself."""
         return math.ceil(self.planner.batches_per_epoch / self.world_size)
 
     @property
     def batches_used(self) -> int:
-        """Micro-batches of this rank in an epoch, the limit applied as Lightning does it."""
+        """Micro-batches of this rank in an epoch, with the limit as Lightning applies it."""
         if isinstance(self.limit_batches, float):
             return int(len(self) * self.limit_batches)
         return len(self) if self.limit_batches is None else min(len(self), self.limit_batches)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of every epoch, the limit applied; times the epochs, the length of a schedule."""
+        """Optimizer steps of every epoch, with the limit."""
         return math.ceil(self.batches_used / self.accumulate_grad_batches)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """From the current position to the end of its epoch."""
+        """Yield the micro-batches from the current position to the end of its epoch."""
         if not self.steps_per_epoch:
             return
         epoch, steps_done = divmod(self._steps_done(), self.steps_per_epoch)
         plan = self.planner.plan_epoch(epoch)
         step_trained_tokens = self._step_trained_tokens(plan)
-        for turn in range(steps_done * self.accumulate_grad_batches, self.batches_used):
-            row_numbers = plan.row_numbers(turn * self.world_size + self.rank)
-            yield MicroBatch(row_numbers, step_trained_tokens[turn // self.accumulate_grad_batches])
+        for index in range(steps_done * self.accumulate_grad_batches, self.batches_used):
+            row_numbers = plan.row_numbers(index * self.world_size + self.rank)
+            yield MicroBatch(row_numbers, step_trained_tokens[index // self.accumulate_grad_batches])
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, unless the position lies in it already; for loops without a trainer."""
+        """Go to the start of an epoch, unless the position is already in it; for loops without a trainer."""
         if self.step // max(1, self.steps_per_epoch) != epoch:
             self.step = epoch * self.steps_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in optimizer steps, and what it was counted in; plain numbers and words."""
-        return {"optimizer_step": self._steps_done(), **self._counted_in()}
+        """Return the position in optimizer steps, and the properties of the plan that it depends on."""
+        return {"optimizer_step": self._steps_done(), **self._plan_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; no row is read. A trainer's own count, if there is one, goes before it.
+        """Go to a saved position without reading rows. With the argument `position`, that function is used instead.
 
         Raises:
-            CheckpointError: the position was counted in other rows, batches, or micro-batches a step.
+            CheckpointError: the position belongs to other rows, batches, or micro-batches per step.
         """
-        for name, value in self._counted_in().items():
+        for name, value in self._plan_state().items():
             if state.get(name) != value:
                 raise CheckpointError(
                     f"position in the data, {name}",
@@ -122,7 +122,7 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
         sums: list[int] = np.add.reduceat(used, starts).tolist()
         return sums
 
-    def _counted_in(self) -> dict[str, Any]:
+    def _plan_state(self) -> dict[str, Any]:
         planner = self.planner
         return {
             "rows": len(planner.row_tokens),
@@ -136,13 +136,13 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
         }
 
 
-class Load(NamedTuple):
-    """What a micro-batch weighs.
+class BatchSize(NamedTuple):
+    """The size of a micro-batch.
 
     Attributes:
-        slots: its tokens, padding included; the layers keep activations of each.
-        trained_tokens: the head makes logits of each, a whole vocabulary.
-        row_numbers: its rows.
+        slots: tokens, padding included; the layers keep activations of each.
+        trained_tokens: trained tokens; the head computes logits over the vocabulary for each.
+        row_numbers: the rows.
     """
 
     slots: int
@@ -151,43 +151,39 @@ class Load(NamedTuple):
 
 
 def largest_batches(planner: BatchPlanner, batches: int, epochs: int) -> list[MicroBatch]:
-    """The micro-batch with the most slots, and the one with the most trained tokens where that is another one.
+    """Return the micro-batch with the most slots and, if it differs, the one with the most trained tokens.
 
     Which of the two needs more memory depends on the model.
 
     Args:
         planner: plans the epochs.
-        batches: micro-batches of an epoch that are used, over all ranks.
-        epochs: how many to look at. Packed batches are all of one size; there one epoch stands for all.
+        batches: number of micro-batches of an epoch that are used, over all ranks.
+        epochs: number of epochs to search. Packed batches have equal sizes, so only the first epoch is searched.
     """
-    looked_at = range(1 if planner.batching == "packed" else epochs)
-    loads = [load for epoch in looked_at for load in _largest_of(planner, planner.plan_epoch(epoch), batches)]
-    chosen = dict.fromkeys((max(loads), max(loads, key=_by_trained_tokens)))
-    return [MicroBatch(load.row_numbers, load.trained_tokens) for load in chosen]
+    searched = range(1 if planner.batching == "packed" else epochs)
+    sizes = [size for epoch in searched for size in _largest_in(planner, planner.plan_epoch(epoch), batches)]
+    most_trained = max(sizes, key=lambda size: (size.trained_tokens, size.slots))
+    return [MicroBatch(size.row_numbers, size.trained_tokens) for size in dict.fromkeys((max(sizes), most_trained))]
 
 
-def _largest_of(planner: BatchPlanner, plan: EpochPlan, batches: int) -> list[Load]:
+def _largest_in(planner: BatchPlanner, plan: EpochPlan, batches: int) -> list[BatchSize]:
     longest = np.maximum.reduceat(planner.row_tokens[plan.rows], plan.bounds[:-1])
     slots = longest * np.diff(plan.bounds)
     if planner.batching == "packed":
         slots[:] = planner.tokens_per_batch
     slots, trained = slots[:batches], plan.sums(planner.row_trained_tokens)[:batches]
     indices = np.lexsort((trained, slots))[-1], np.lexsort((slots, trained))[-1]
-    return [Load(int(slots[index]), int(trained[index]), plan.row_numbers(int(index))) for index in indices]
-
-
-def _by_trained_tokens(load: Load) -> tuple[int, int]:
-    return load.trained_tokens, load.slots
+    return [BatchSize(int(slots[index]), int(trained[index]), plan.row_numbers(int(index))) for index in indices]
 
 
 def smaller_batch_settings(batching: Batching, rows: int, tokens: int, longest_row: int, accumulate: int) -> str:
-    """The settings to change for batches of half the size, in words.
+    """Return advice on which settings halve the batch size.
 
     Args:
         batching: `data.batching`.
         rows: `data.rows_per_batch`.
         tokens: `data.tokens_per_batch`.
-        longest_row: `data.max_tokens`, or the longest row where that sets no limit.
+        longest_row: `data.max_tokens`, or the longest row if there is no limit.
         accumulate: `trainer.accumulate_grad_batches`.
     """
     if batching == "packed":
@@ -197,4 +193,5 @@ def smaller_batch_settings(batching: Batching, rows: int, tokens: int, longest_r
         smaller = f"data.rows_per_batch from {rows} to {rows // 2}"
     else:
         return f"data.max_tokens from {longest_row} to {longest_row // 2}"
-    return f"{smaller}, and raise trainer.accumulate_grad_batches from {accumulate} to {accumulate * 2} to train alike"
+    raised = f"trainer.accumulate_grad_batches from {accumulate} to {accumulate * 2}"
+    return f"{smaller}, and raise {raised} to keep the effective batch size"

@@ -1,1 +1,1 @@
-"""Rows of text to token ids and trained positions."""
+"""Encoding rows to token ids and trained positions, in the cache."""

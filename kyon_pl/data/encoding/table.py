@@ -1,4 +1,4 @@
-"""The rows of a source as ids, in the cache: encoded once, then only read."""
+"""The encoded rows of a source: encoded once, then read from the cache."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ ENCODED_FEATURES = Features(
         "problem": Value("string"),
         "question": Value("int64"),
         "other_questions": List(Value("int64")),  # of trained replies before the last
-        "dialogue": Value("int64"),  # 0: not known
+        "dialogue": Value("int64"),  # hash; 0: unknown
         "odd": Value("int32"),  # kyon_pl.data.reading.quality.bits, without duplicates
         "row_hash": Value("int64"),
     }
 )
 _SHOWN_BAD_ROWS = 5
-_ROWS_PER_PROCESS = 2000  # fewer are encoded sooner than another process starts
+_ROWS_PER_PROCESS = 2000  # fewer rows are encoded faster than a process starts
 
 
 class CacheableTokenizer(Tokenizer, Protocol):
-    """A tokenizer whose vocabulary can be told from another's."""
+    """A tokenizer with a fingerprint for the cache key."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes with what the ids of a text depend on."""
+        """Fingerprint of everything that determines the ids of a text."""
 
 
 @dataclass(frozen=True)
 class EncodedTable:
-    """The rows of a source and, at the same place in `encoded`, their ids. Bad rows are in both, with their problem.
+    """The rows of a source with their ids. Bad rows are included, with their problem.
 
     Attributes:
-        rows: as they came.
-        encoded: with the columns of `ENCODED_FEATURES`.
-        settings: how they were encoded.
+        rows: the checked rows.
+        encoded: data set of as many rows in the same order, with the columns of `ENCODED_FEATURES`.
+        settings: how the rows were encoded.
         drop: kinds of odd rows that are not used.
     """
 
@@ -71,7 +71,7 @@ class EncodedTable:
 
     @cached_property
     def tokens(self) -> NDArray[np.int64]:
-        """(rows,) tokens of each row; 0 in bad ones."""
+        """(rows,) tokens of each row; 0 for bad rows."""
         return _numpy(pc.list_value_length(self.encoded.data.column("input_ids")))
 
     @cached_property
@@ -81,34 +81,34 @@ class EncodedTable:
 
     @cached_property
     def masked_tokens(self) -> NDArray[np.int64]:
-        """(rows,) tokens of each row behind `seq_len` that carry no label; 0 unless several replies are trained."""
+        """(rows,) tokens of each row after `seq_len` without a label; 0 unless several replies are trained."""
         row, bounds = self._lists("masked")
-        signs = np.where(np.arange(len(bounds)) % 2, 1, -1)  # ends less starts
+        signs = np.where(np.arange(len(bounds)) % 2, 1, -1)  # ends minus starts
         return np.bincount(row, weights=bounds * signs, minlength=len(self)).astype(np.int64)
 
     @cached_property
     def cut_tokens(self) -> NDArray[np.int64]:
-        """(rows,) tokens of each row's context that were left out."""
+        """(rows,) tokens that were removed from each row's context."""
         return _numpy(self.encoded.data.column("cut_tokens"))
 
     @cached_property
     def questions(self) -> NDArray[np.int64]:
-        """(rows,) a number for each question, the same for the same question."""
+        """(rows,) hash of each row's question."""
         return _numpy(self.encoded.data.column("question"))
 
     @cached_property
     def dialogues(self) -> NDArray[np.int64]:
-        """(rows,) a number for each dialogue, the same for the same one; 0: not known."""
+        """(rows,) hash of each row's dialogue; 0: unknown."""
         return _numpy(self.encoded.data.column("dialogue"))
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
-        """(rows,) a number for each group of rows that questions and dialogues tie together."""
+        """(rows,) group of each row, see `group_rows`."""
         return split.group_rows(self.questions, self.dialogues, self._lists("other_questions"))
 
     @cached_property
     def crc32(self) -> int:
-        """Of all that training sees of the rows, wherever they came from: ids, labels, questions, dialogues."""
+        """CRC-32 of what training sees of the rows, independent of files: ids, labels, questions, dialogues."""
         crc = 0
         for name in ("input_ids", "seq_len", "masked", "question", "other_questions", "dialogue"):
             for chunk in self.encoded.data.column(name).chunks:
@@ -116,26 +116,14 @@ class EncodedTable:
                 crc = zlib.crc32(values.to_numpy(zero_copy_only=False).tobytes(), crc)
         return zlib.crc32(np.concatenate([self.tokens, self.masked_tokens]).tobytes(), crc)
 
-    def _lists(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """A column of lists as (values,) the row of each value, and (values,) the values."""
-        column = self.encoded.data.column(name)
-        row = np.repeat(np.arange(len(self)), _numpy(pc.list_value_length(column)))
-        return row, _numpy(pc.list_flatten(column))
-
-    def first_row_beyond(self, vocabulary_size: int) -> int | None:
-        """The number of the first row with an id that a vocabulary does not have; None if there is none."""
-        if (pc.max(pc.list_flatten(self.encoded.data.column("input_ids"))).as_py() or 0) < vocabulary_size:
-            return None
-        return next(i for i, ids in enumerate(self.encoded["input_ids"]) if max(ids, default=0) >= vocabulary_size)
-
     @cached_property
     def good(self) -> NDArray[np.int64]:
-        """The numbers of the rows that can be used."""
+        """(good rows,) numbers of the rows that can be used."""
         return np.flatnonzero(self.tokens)
 
     @cached_property
     def odd(self) -> NDArray[np.int64]:
-        """(rows,) what is odd about each row, as `kyon_pl.data.reading.quality.bits`; 0 in bad ones."""
+        """(rows,) oddities of each row, as `kyon_pl.data.reading.quality.bits`; 0 for bad rows."""
         odd: NDArray[np.int64] = np.where(self.tokens > 0, _numpy(self.encoded.data.column("odd")), 0)
         hashes = _numpy(self.encoded.data.column("row_hash"))[self.good]
         odd[self.good[quality.repeated(hashes)]] |= quality.bits(["duplicate"])
@@ -143,30 +131,42 @@ class EncodedTable:
 
     @cached_property
     def kept(self) -> NDArray[np.int64]:
-        """The numbers of the good rows that are not of a kind to drop."""
+        """(kept rows,) numbers of the good rows without an oddity in `drop`."""
         dropped = self.odd[self.good] & quality.bits(self.drop) > 0
         return np.asarray(self.good[~dropped])
 
-    def odd_counts(self) -> dict[quality.Oddity, int]:
-        """How many rows there are of each kind that occurs; a row may be of several."""
-        counts = {kind: int(np.count_nonzero(self.odd & quality.bits([kind]))) for kind in quality.ODDITIES}
-        return {kind: count for kind, count in counts.items() if count}
-
     @cached_property
     def problems(self) -> dict[int, str]:
-        """The problem of each bad row, by its number."""
+        """The problem of each bad row, by row number."""
         bad = np.flatnonzero(self.tokens == 0)
         problems = self.encoded.select(bad)["problem"]
         return dict(zip(bad.tolist(), problems, strict=True))
 
-    def kinds(self, numbers: list[int] | None = None) -> str:
-        """How many bad rows there are of each kind, in words; of some rows, or of all."""
+    def _lists(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return a column of lists, flattened: (values,) the row of each value, and (values,) the values."""
+        column = self.encoded.data.column(name)
+        row = np.repeat(np.arange(len(self)), _numpy(pc.list_value_length(column)))
+        return row, _numpy(pc.list_flatten(column))
+
+    def first_row_outside_vocabulary(self, vocabulary_size: int) -> int | None:
+        """Return the number of the first row with an id of `vocabulary_size` or more; None if there is none."""
+        if (pc.max(pc.list_flatten(self.encoded.data.column("input_ids"))).as_py() or 0) < vocabulary_size:
+            return None
+        return next(i for i, ids in enumerate(self.encoded["input_ids"]) if max(ids, default=0) >= vocabulary_size)
+
+    def odd_counts(self) -> dict[quality.Oddity, int]:
+        """Count the rows of each oddity that occurs; a row can have several."""
+        counts = {kind: int(np.count_nonzero(self.odd & quality.bits([kind]))) for kind in quality.ODDITIES}
+        return {kind: count for kind, count in counts.items() if count}
+
+    def count_problems(self, numbers: list[int] | None = None) -> str:
+        """Count bad rows by kind of problem, as text; of the given rows, or of all."""
         chosen = self.problems.values() if numbers is None else [self.problems[number] for number in numbers]
         counts = Counter(problem.split(":")[0] for problem in chosen)
         return ", ".join(f"{count:,} × {kind}" for kind, count in counts.most_common())
 
     def bad_and_odd_rows(self) -> Iterator[dict[str, str | int | bool | list[quality.Oddity]]]:
-        """File, line and what is wrong, of each bad or odd row, in their order."""
+        """Yield file, line, problem and oddities of each bad or odd row, in order."""
         for number in np.flatnonzero((self.tokens == 0) | (self.odd > 0)).tolist():
             odd = int(self.odd[number])
             row = self.rows.dataset[number]
@@ -180,31 +180,31 @@ class EncodedTable:
             }
 
     def examples(self) -> list[str]:
-        """Place and problem of the first few bad rows."""
+        """Return location and problem of the first few bad rows."""
         return [f"{self.rows.place(number)}: {self.problems[number]}" for number in [*self.problems][:_SHOWN_BAD_ROWS]]
 
     def check(self, bad_rows: BadRows) -> None:
-        """Stop a run that would train on other rows than its user thinks.
+        """Raise an error if bad rows are not allowed.
 
         Args:
-            bad_rows: `error` refuses any bad row, `drop` those only that `over_length: error` is about.
+            bad_rows: `error` allows none, `drop` all; rows that are too long also depend on `over_length`.
 
         Raises:
-            DataError: there are bad rows and they are not to be dropped, or a file has no other rows.
+            DataError: a bad row is not allowed, or a file has no good row.
         """
         files = np.array(self.rows.dataset.data.column("file"))
         for index in sorted({*range(len(self.rows.files))} - {*files[self.good].tolist()}):
             bad = np.flatnonzero(files == index).tolist()
-            found = f"not one of its {len(bad):,} rows can be used ({self.kinds(bad)})"
+            found = f"none of its {len(bad):,} rows can be used ({self.count_problems(bad)})"
             fix = f"Correct the file or leave it out. {self.rows.place(bad[0])}: {self.problems[bad[0]]}."
             raise DataError(self.rows.files[index], found, fix)
         if self.problems and bad_rows == "error":
             fix = "Correct them, or set data.bad_rows to drop."
-            raise DataError("; ".join(self.examples()), f"bad rows: {self.kinds()}", fix)
+            raise DataError("; ".join(self.examples()), f"bad rows: {self.count_problems()}", fix)
         too_long = [number for number, problem in self.problems.items() if problem.startswith("too long")]
         if too_long and self.settings.over_length == "error":
             fix = "Raise data.max_tokens, or set data.over_length to shrink_context or drop."
-            found = f"{self.problems[too_long[0]]}; too long are {len(too_long):,} of {len(self):,} rows"
+            found = f"{self.problems[too_long[0]]}; {len(too_long):,} of {len(self):,} rows are too long"
             raise DataError(self.rows.place(too_long[0]), found, fix)
 
 
@@ -215,23 +215,23 @@ def encode_rows(
     processes: int,
     drop: Sequence[quality.Oddity] = (),
 ) -> EncodedTable:
-    """Encode all rows of a source, or take them from the cache if neither rows, tokenizer nor settings changed.
+    """Encode all rows of a source, or read them from the cache if rows, tokenizer, settings and code are the same.
 
     Args:
         rows: the checked rows.
-        tokenizer: not needed if all rows carry ids.
+        tokenizer: may be None if all rows have ids.
         settings: how to encode.
-        processes: the most to work with; few rows take fewer.
+        processes: largest number of processes; fewer are used for few rows.
         drop: kinds of odd rows that are not used.
 
     Raises:
-        SettingError: rows of text, and no tokenizer.
+        SettingError: there are rows of text, and no tokenizer.
     """
     if tokenizer is None and rows.have_text:
         found = "null, and there are rows of text to encode"
         raise SettingError("data.tokenizer", found, "Name the folder or Hub id of a tokenizer, or give rows of ids.")
     vocabulary = tokenizer.fingerprint if tokenizer else ""
-    code = code_digest(encode.__file__, split.__file__, prompt.__file__, quality.__file__)
+    code = code_digest(__file__, encode.__file__, split.__file__, prompt.__file__, quality.__file__)
     workers = min(processes, len(rows.dataset) // _ROWS_PER_PROCESS)
     encoded = rows.dataset.map(
         encode_columns,

@@ -1,1 +1,1 @@
-"""Sources to checked rows of text."""
+"""Reading rows from files and the Hub, and checking them."""

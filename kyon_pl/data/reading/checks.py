@@ -1,4 +1,4 @@
-"""What a row must hold to be trained on; why it cannot be, if it cannot."""
+"""Checks that a row can be used, and reasons why it cannot."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kyon_pl.errors import DataError
 
 _QUOTES = re.compile(r"(?:[^:：\n]{0,40}[:：])?[\s「」『』“”‘’\"']*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MOST_CHARACTERS = 1_000_000  # several times what a model of 32,768 tokens can read; and encoding 50 MB takes minutes
+_MAX_CHARACTERS = 1_000_000  # several times 32,768 tokens, the model's longest input; encoding 50 MB takes minutes
 _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """The columns that are read.
+    """Names of the columns that are read.
 
     Attributes:
-        context: of the prompt.
-        target: of the reply.
-        target_required: False for prompts only, where a target is a reference to compare with.
+        context: column of the prompt.
+        target: column of the reply.
+        target_required: False for prompts to be answered, where a target is an optional reference.
     """
 
     context: str = "context"
@@ -34,12 +34,12 @@ class ColumnNames:
 
 
 def check_columns(where: str, names: ColumnNames, found: set[str]) -> None:
-    """Complain at once about a column that is nowhere: a wrong name would otherwise make every row a bad one.
+    """Check that the columns exist: with a wrong name, every row would be a bad row.
 
     Args:
         where: the file or data set.
         names: the columns that are read.
-        found: all columns that turned up in the first rows; if there are none, the rows themselves are to blame.
+        found: all columns of the first rows; if empty, the rows themselves are bad and nothing is checked.
 
     Raises:
         DataError: a column is missing, and the rows carry neither ids nor messages.
@@ -54,17 +54,17 @@ def check_columns(where: str, names: ColumnNames, found: set[str]) -> None:
 
 
 def check_row(row: Any, names: ColumnNames) -> dict[str, Any]:
-    """A row as it came, reduced to what is used of it.
+    """Reduce a row to the columns that are used.
 
     Args:
-        row: anything that may stand in the place of a row.
+        row: a row of any type, as read.
         names: the columns that are read.
 
     Returns:
-        `context`, `target`, `messages`, `dialogue` (a number for it), `input_ids`, `seq_len`; and `problem`: why the
-        row cannot be used, the kind, then `: ` and details, empty if it can. A row that carries ids and their `seq_len`
-        is taken as it is. One with `messages` and no context is a conversation: its last reply is the target,
-        `messages` are those before, and `context` is their text.
+        `context`, `target`, `messages`, `dialogue` (its hash), `input_ids`, `seq_len`; and `problem`: why the row
+        cannot be used, as kind, `: ` and details; empty if it can. A row with `input_ids` and `seq_len` is used
+        unchanged. A row with `messages` and no context is a conversation: its last reply is the target, `messages` are
+        those before, and `context` is their text.
     """
     checked: dict[str, Any] = {
         "context": "",
@@ -109,7 +109,7 @@ def _messages_problem(messages: Any, target_required: bool) -> str:
         if problem := _message_problem(message):
             kind, _, details = problem.partition(": ")
             return f"{kind} in 'messages': message {number}" + (f", {details}" if details else "")
-    if sum(len(message["content"]) for message in messages) > _MOST_CHARACTERS:
+    if sum(len(message["content"]) for message in messages) > _MAX_CHARACTERS:
         return "too long: the contents of 'messages' together"
     return _order_problem([message["role"] for message in messages], target_required)
 
@@ -127,10 +127,10 @@ def _message_problem(message: Any) -> str:
 
 def _order_problem(roles: list[str], target_required: bool) -> str:
     first = roles[0] == "system"
-    for place, role in enumerate(roles[first:]):
-        expected = "assistant" if place % 2 else "user"
+    for index, role in enumerate(roles[first:]):
+        expected = "assistant" if index % 2 else "user"
         if role != expected:
-            return f"roles out of turn in 'messages': message {place + 1 + first} is of {role}, not of {expected}"
+            return f"roles out of turn in 'messages': message {index + 1 + first} is of {role}, not of {expected}"
     if roles[-1] == "system" or (target_required and roles[-1] != "assistant"):
         return f"no reply at the end of 'messages': the last is of {roles[-1]}"
     return ""
@@ -152,7 +152,7 @@ def _text_problem(row: Mapping[str, Any], column: str) -> str:
         return f"no text in {column!r}: {_excerpt(text)}"
     if not text.strip():
         return f"empty {column!r}"
-    if len(text) > _MOST_CHARACTERS:
+    if len(text) > _MAX_CHARACTERS:
         return f"too long: {len(text):,} characters in {column!r}"
     if "\0" in text:
         return f"no text in {column!r}: it holds a NUL, as binary data does"

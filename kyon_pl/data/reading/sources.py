@@ -1,4 +1,4 @@
-"""Where rows come from: the Hub or local files, through `datasets`, every row checked and none lost on the way."""
+"""Loading rows from the Hub or local files into the cache of `datasets`; bad rows are kept, with their problem."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ ROW_FEATURES = Features(
         "row": Value("int64"),  # line or row in that file, from 1
         "context": Value("string"),
         "target": Value("string"),
-        "messages": List({"role": Value("string"), "content": Value("string")}),  # before the target; of conversations
-        "dialogue": Value("int64"),  # a number for it; 0: not known
-        "input_ids": List(Value("int32")),  # of rows that come ready-made, empty otherwise
+        "messages": List({"role": Value("string"), "content": Value("string")}),  # of a conversation, before the target
+        "dialogue": Value("int64"),  # hash; 0: unknown
+        "input_ids": List(Value("int32")),  # of a row that is already encoded; else empty
         "seq_len": Value("int32"),
-        "problem": Value("string"),  # why the row cannot be used: the kind, then `: ` and details; empty if it can
+        "problem": Value("string"),  # why the row cannot be used, as kind, `: ` and details; empty if it can
     }
 )
-_HEAD = 100  # rows of a file in which a column must turn up at least once
+_HEAD_ROWS = 100  # rows of a file in which each column must occur at least once
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Where rows are, and how their columns are called.
+    """The location of rows and the names of their columns.
 
     Attributes:
-        source: Hub data set id; or a file, a folder, a glob, or a list of any of these.
-        name: configuration of a Hub data set; of each, where `source` names several.
-        revision: branch, tag or commit of a Hub data set; of each, likewise.
-        split: split of a Hub data set, or of a folder whose file names tell splits apart.
-        columns: the names of the columns that are read.
+        source: Hub data set id, file, folder or glob, or a list of these.
+        name: configuration of the Hub data sets.
+        revision: branch, tag or commit of the Hub data sets.
+        split: split of the Hub data sets, and of folders whose file names contain splits.
+        columns: names of the columns that are read.
     """
 
     source: str | list[str]
@@ -60,13 +60,13 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a source, good and bad, in their order.
+    """All rows of a source, good and bad, in order.
 
     Attributes:
-        dataset: with the columns of `ROW_FEATURES`.
-        files: the files and Hub data sets that they come from.
-        sources: for each of these, which source it belongs to: its place in the list of sources.
-        fingerprint: changes when the source, its files or this package's way of reading them do.
+        dataset: data set with the columns of `ROW_FEATURES`.
+        files: the files and Hub data sets of the rows.
+        sources: for each of `files`, the index of its source in the list of sources.
+        fingerprint: cache key; changes with the source, its files and the code that reads them.
     """
 
     dataset: Dataset
@@ -76,16 +76,16 @@ class Rows:
 
     @property
     def have_text(self) -> bool:
-        """Whether there is any row to encode; rows of ids need no tokenizer."""
+        """Whether any row has text to encode; rows of ids need no tokenizer."""
         return bool(pc.any(pc.not_equal(self.dataset.data.column("context"), "")).as_py())
 
     @property
     def source_numbers(self) -> NDArray[np.int64]:
-        """(rows,) the source of each row."""
+        """(rows,) index of each row's source."""
         return np.take(self.sources, np.asarray(self.dataset.data.column("file")))
 
-    def count_without_end(self, eos_token_id: int) -> int:
-        """How many rows that came as ids do not end with this one."""
+    def count_without_eos(self, eos_token_id: int) -> int:
+        """Count the rows of ids that do not end with the end-of-sequence id."""
         count = 0
         for chunk in self.dataset.data.column("input_ids").chunks:
             lengths = pc.list_value_length(chunk).to_numpy()
@@ -94,44 +94,54 @@ class Rows:
         return count
 
     def place(self, number: int) -> str:
-        """File and line of a row, for a person to find it."""
+        """Return file and line of a row, for messages."""
         row = self.dataset[number]
         file = self.files[row["file"]]
         return f"{file}, {'line' if file.endswith(('.jsonl', '.ndjson', '.csv')) else 'row'} {row['row']}"
 
 
 def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes: int = 1) -> Rows:
-    """Read a source into the cache, or take it from there if nothing changed.
+    """Read a source into the cache, or take it from the cache if nothing changed.
 
     Args:
-        settings: where the rows are.
-        cache_dir: of `datasets`; its own default if None.
-        processes: to read with, at most one a file.
+        settings: location and columns of the rows.
+        cache_dir: cache folder of `datasets`; None: its default.
+        processes: number of reading processes, at most one per file.
 
     Raises:
-        MissingFileError: there is no such file, folder or Hub data set, or the Hub cannot be reached.
-        DataError: a column is nowhere to be found, or a file has no rows or cannot be read at all.
-        SettingError: a split or configuration that the source does not have.
-        MachineError: nothing can be written into `cache_dir`.
+        MissingFileError: a file, folder or Hub data set does not exist, or the Hub cannot be reached.
+        DataError: a column is missing, or a file has no rows or cannot be read at all.
+        SettingError: the source does not have this split or configuration.
+        MachineError: `cache_dir` cannot be written.
     """
-    found = files_of_each(settings.source, settings.split)
+    files_of_source = files_of_each(settings.source, settings.split)
     if cache_dir:
         _make_cache(Path(cache_dir))
-    repos = [settings.source] if isinstance(settings.source, str) else settings.source
-    if None not in found:  # all files at once, so that several processes can share them
-        files = [(file, place) for place, own in enumerate(found) for file in own or ()]
-        return _load_files(files, 0, settings, cache_dir, processes)
+    sources = [settings.source] if isinstance(settings.source, str) else settings.source
+    if None not in files_of_source:  # in one call, so that several processes can share the files
+        numbered = [(file, number) for number, files in enumerate(files_of_source) for file in files or ()]
+        return _load_files(numbered, 0, settings, cache_dir, processes)
     parts: list[Rows] = []
-    for place, (repo, own) in enumerate(zip(repos, found, strict=True)):
+    for number, (source, files) in enumerate(zip(sources, files_of_source, strict=True)):
         first = sum(len(part.files) for part in parts)
-        if own is None:
-            parts.append(_load_hub(replace(settings, source=repo), cache_dir, first, place))
+        if files is None:
+            parts.append(_load_hub(replace(settings, source=source), cache_dir, first, number))
         else:
-            parts.append(_load_files([(file, place) for file in own], first, settings, cache_dir, processes))
-    return _joined(parts)
+            parts.append(_load_files([(file, number) for file in files], first, settings, cache_dir, processes))
+    return _concatenate(parts)
 
 
-def _joined(parts: list[Rows]) -> Rows:
+def digest(*parts: object) -> str:
+    """Return a fingerprint of values, which must have the same `repr` if they are equal."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def code_digest(*files: str | None) -> str:
+    """Return a fingerprint of source files, so that rows cached by another version of the code are not used."""
+    return digest(*(Path(file).read_bytes() for file in files if file))
+
+
+def _concatenate(parts: list[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     return Rows(
@@ -146,24 +156,14 @@ def _make_cache(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fix = "Name a folder that can be made and written to, or unset it."
+        fix = "Name a folder that can be created and written to, or unset it."
         raise MachineError("data.cache_dir", f"{folder} cannot be used ({error.strerror})", fix) from None
-
-
-def digest(*parts: object) -> str:
-    """A fingerprint of values that print alike when they are alike."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def code_digest(*files: str | None) -> str:
-    """A fingerprint of source files, so that what an older version cached is not taken for this one's."""
-    return digest(*(Path(file).read_bytes() for file in files if file))
 
 
 def _load_files(
     files: list[tuple[Path, int]], first: int, settings: SourceSettings, cache_dir: str | None, processes: int
 ) -> Rows:
-    """Files, each with the place of its source; they are numbered from `first` on."""
+    """Load pairs of a file and the index of its source; the files are numbered from `first`."""
     names = tuple(str(file) for file, _ in files)
     code = code_digest(__file__, checks.__file__, file_readers.__file__, split.__file__, prompt.__file__)
     stamps = [_size_and_time(file) for file, _ in files]
@@ -171,7 +171,7 @@ def _load_files(
     workers = min(processes, len(files))
     try:
         dataset = Dataset.from_generator(
-            _generate,
+            _generate_rows,
             features=ROW_FEATURES,
             cache_dir=cache_dir,
             gen_kwargs={"files": list(enumerate(names, first)), "columns": settings.columns},
@@ -179,8 +179,8 @@ def _load_files(
             fingerprint=fingerprint,
         )
     except DatasetGenerationError as error:
-        raise _cause(error, ", ".join(names)) from None
-    return Rows(dataset, names, tuple(place for _, place in files), fingerprint)
+        raise _unwrapped(error, ", ".join(names)) from None
+    return Rows(dataset, names, tuple(number for _, number in files), fingerprint)
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:
@@ -188,22 +188,23 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _cause(error: BaseException, where: str) -> KyonError:
-    """The error of ours inside one that `datasets` wrapped around it."""
+def _unwrapped(error: BaseException, where: str) -> KyonError:
+    """Return the KyonError that `datasets` wrapped, or a DataError with the wrapped error's message."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, KyonError):
         return cause
-    return DataError(where, f"cannot be read: {_first_line(cause or error)}", "Check that it is whole and may be read.")
+    fix = "Check that it is complete and readable."
+    return DataError(where, f"cannot be read: {_first_line(cause or error)}", fix)
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _generate(files: list[tuple[int, str]], columns: ColumnNames) -> Iterator[dict[str, Any]]:
+def _generate_rows(files: list[tuple[int, str]], columns: ColumnNames) -> Iterator[dict[str, Any]]:
     for index, name in files:
         rows = file_readers.read_rows(Path(name))
-        head = list(islice(rows, _HEAD))
+        head = list(islice(rows, _HEAD_ROWS))
         if not head:
             raise DataError(name, "it has no rows", "Correct the file or leave it out.")
         check_columns(name, columns, {column for _, row in head if isinstance(row, dict) for column in row})
@@ -211,14 +212,14 @@ def _generate(files: list[tuple[int, str]], columns: ColumnNames) -> Iterator[di
             yield {"file": index, "row": number, **check_row(row, columns)}
 
 
-def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, place: int) -> Rows:
+def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, source_number: int) -> Rows:
     where = f"{settings.source} [{settings.split}]"
     dataset = _download(settings, cache_dir)
     if not len(dataset):
         raise DataError(where, "it has no rows", "Choose another split or configuration.")
     check_columns(where, settings.columns, set(dataset.column_names))
-    # the library's own fingerprint of what it downloaded; it has no public name
     code = code_digest(__file__, checks.__file__, split.__file__, prompt.__file__)
+    # `datasets` has no public name for the fingerprint of a download
     fingerprint = digest("hub", file, dataset._fingerprint, settings.columns, code)
     checked = dataset.map(
         _check_batch,
@@ -230,7 +231,7 @@ def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, place:
         new_fingerprint=fingerprint,
         desc="checking rows",
     )
-    return Rows(checked, (where,), (place,), fingerprint)
+    return Rows(checked, (where,), (source_number,), fingerprint)
 
 
 def _check_batch(
@@ -253,6 +254,6 @@ def _download(settings: SourceSettings, cache_dir: str | None) -> Dataset:
         raise
     except ValueError as error:
         raise SettingError(f"data set {repo}", _first_line(error), "Correct data.name or data.split.") from None
-    except (DatasetBuildError, RuntimeError) as error:  # RuntimeError: a data set that is a script
-        fix = "Download its files and name them as data.source: they are then read row by row."
+    except (DatasetBuildError, RuntimeError) as error:  # RuntimeError: the data set is a script
+        fix = "Download its files and name them as data.source, to read them row by row."
         raise DataError(f"data set {repo}", _first_line(error.__cause__ or error), fix) from None

@@ -123,7 +123,7 @@ def test_what_was_read_dropped_and_shortened_is_said(make: MakeModule, caplog: p
     lines = [record.getMessage() for record in caplog.records]
     assert lines[:2] == [
         "data: 105 rows in rows.jsonl",
-        "data: 4 of them left out: 2 × empty 'target', 1 × null in 'target', 1 × too long",
+        "data: 4 rows skipped: 2 × empty 'target', 1 × null in 'target', 1 × too long",
     ]
     assert [line.split("/")[-1] for line in lines[2:6]] == [
         "rows.jsonl, line 101: null in 'target'",
@@ -131,9 +131,7 @@ def test_what_was_read_dropped_and_shortened_is_said(make: MakeModule, caplog: p
         "rows.jsonl, line 103: empty 'target'",
         "rows.jsonl, line 105: too long: 98 tokens, and max_tokens is 64",
     ]
-    assert lines[6] == (
-        "data: 1 of them shortened to 64 tokens: the oldest text of their contexts, 56 tokens in all, left out"
-    )
+    assert lines[6] == ("data: 1 rows shortened to 64 tokens: the oldest 56 tokens of their contexts were removed")
     assert lines[7].startswith("data: train: 93 rows, ")
     assert lines[8].startswith("data: validation: 8 rows, ")
     assert lines[9] == "data: none of the 4 validation questions is trained on"
@@ -156,7 +154,7 @@ REFUSED = {
         LONG,
         {"over_length": "error"},
         DataError,
-        r"rows\.jsonl, line 2: too long: 111 tokens.*; too long are 1 of 2 rows",
+        r"rows\.jsonl, line 2: too long: 111 tokens.*; 1 of 2 rows are too long",
     ),
     "too long to shrink": (
         [ROWS[0], {"context": "m" * 99, "target": "a"}],
@@ -168,7 +166,7 @@ REFUSED = {
         BAD[1:2] * 3,
         {},
         DataError,
-        r"rows\.jsonl: not one of its 3 rows can be used \(3 × no text in 'target'",
+        r"rows\.jsonl: none of its 3 rows can be used \(3 × no text in 'target'",
     ),
     "no row": ([], {}, DataError, r"rows\.jsonl: it has no rows"),
     "nothing to validate": (ROWS[:3], {"stage": "validate"}, DataError, "rows to validation: there are none"),
@@ -209,7 +207,7 @@ def test_over_length_drop_counts_what_it_drops(make: MakeModule) -> None:
     [
         ({"max_tokens": 256}, r"data\.max_tokens: 256, but a packed batch has 128 tokens"),
         ({"max_tokens": None}, r"data\.max_tokens: null, but a packed batch"),
-        ({"validation_share": 1.5}, r"data\.validation_share: 1\.5 is no share"),
+        ({"validation_share": 1.5}, r"data\.validation_share: 1\.5 is not a share"),
         ({"over_length": "cut"}, r"data\.over_length"),
         ({"template": "chat"}, "template"),
         ({"label_boundary": "last"}, r"data\.label_boundary"),
@@ -275,7 +273,7 @@ def test_ready_made_rows_need_no_tokenizer(make: MakeModule, monkeypatch: pytest
 
 def test_ready_made_rows_without_an_end_are_said(make: MakeModule, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"input_ids": [5, 6, end], "seq_len": 1} for end in (2, 2, 7)] + [ROWS[0]]
-    text = "data: 1 rows of ids do not end with the end of sequence (2)"
+    text = "data: 1 rows of token ids lack the end-of-sequence token (2)"
     fitted(make(rows, append_eos=False))
     assert text not in caplog.text
     fitted(make(rows))
@@ -303,8 +301,7 @@ def test_other_sources_have_their_own_rows_and_leaks_are_said(
         "predict": 2,
     }
     assert (
-        "data: 2 of the 2 validation questions are trained on too: the validation loss will look too good"
-        in caplog.text
+        "data: 2 of the 2 validation questions are also trained on: the validation loss will be too low" in caplog.text
     )
     assert texts(module.test_dataloader()) == ["<>s###newt$"]
     prompts = next(iter(module.predict_dataloader()))

@@ -60,9 +60,9 @@ def test_weights_say_how_often_rows_appear(make: Make, caplog: pytest.LogCapture
     assert data.tokens_per_epoch == sum(batch.tokens for batch in data.train_dataloader())
     texts = [message.split("/")[-1] for message in caplog.messages if "weight" in message]
     assert texts == [
-        "a.jsonl: 10 rows to train on, weight 1: 1 times an epoch",
-        "b.jsonl: 20 rows to train on, weight 2.5: 2.5 times an epoch",
-        "c: 7 rows to train on, weight 2: 2 times an epoch",
+        "a.jsonl: 10 training rows, weight 1, 1× per epoch",
+        "b.jsonl: 20 training rows, weight 2.5, 2.5× per epoch",
+        "c: 7 training rows, weight 2, 2× per epoch",
     ]
     # relative to each other, drawn by the seed, and shuffled among each other
     again = make(source_weights=[0.2, 0.5, 0.4])
@@ -110,10 +110,10 @@ def test_validation_rows_are_taken_first_and_stand_there_once(make: Make) -> Non
 
 WRONG = {
     "too few": ([1, 2], "2 weights for 3 sources"),
-    "zero": ([1, 0, 1], "0 is no weight"),
-    "negative": ([1, -1, 1], "-1 is no weight"),
-    "NaN": ([1, math.nan, 1], "nan is no weight"),
-    "infinite": ([1, math.inf, 1], "inf is no weight"),
+    "zero": ([1, 0, 1], "0 is not a valid weight"),
+    "negative": ([1, -1, 1], "-1 is not a valid weight"),
+    "NaN": ([1, math.nan, 1], "nan is not a valid weight"),
+    "infinite": ([1, math.inf, 1], "inf is not a valid weight"),
     "far apart": ([1, 2000, 1], "2000 is more than 1,000 times 1"),
     "none": ([], "0 weights for 3 sources"),
 }

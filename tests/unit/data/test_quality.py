@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.reading.quality import Seen, bits, has_loop, names, oddities, said
-from kyon_pl.data.report import listing
+from kyon_pl.data.reading.quality import Seen, bits, has_loop, names, oddities, strip_speaker
+from kyon_pl.data.report import jsonl_writer
 from kyon_pl.errors import MachineError, SettingError
 
 GOOD = {"context": "sys###where is the lamp?", "target": "Bo:「at the quay」"}
@@ -46,13 +46,11 @@ def test_all_kinds_are_counted_and_kept_unless_a_setting_says_so(
     caplog.set_level(logging.INFO, "kyon_pl")
     data = fitted(tmp_path, ROWS)
     assert data.rows["train"].numbers.tolist() == [0, 1, 2, 3, 4, 6]
-    assert (
-        "2 of them are exact duplicates of an earlier row (kept; data.drop: [duplicate] leaves them out)" in caplog.text
-    )
+    assert "data: 2 exact duplicates of an earlier row (kept; set data.drop: [duplicate] to drop them)" in caplog.text
     for words in (
-        "1 of them are targets that repeat",
-        "1 of them are targets of punct",
-        "1 of them are targets that st",
+        "data: 1 targets that repeat",
+        "data: 1 targets of punct",
+        "data: 1 targets that are copied from",
     ):
         assert words in caplog.text
     listed = tmp_path / "lists/bad.jsonl"
@@ -69,7 +67,7 @@ def test_all_kinds_are_counted_and_kept_unless_a_setting_says_so(
     ]
     assert rows[4]["problem"] == "nothing said in 'target': '「」' (str)"
     assert {row["file"] for row in rows} == {str(tmp_path / "rows.jsonl")}
-    assert f"6 bad and odd rows listed in {listed}" in caplog.text
+    assert f"6 bad and odd rows written to {listed}" in caplog.text
     with pytest.raises(SettingError, match=r"data.drop: there is no 'short'. Choose among: duplicate, loop"):
         fitted(tmp_path, ROWS, drop=["short"])
 
@@ -116,10 +114,10 @@ def test_a_loop_is_what_a_plain_reading_of_its_definition_finds(ids: list[int]) 
     assert has_loop(ids) is found
 
 
-def test_what_is_said() -> None:
-    assert said("小棹:「湾口。」") == "湾口。"
-    assert said("湾口。") == "湾口。"
-    assert said("「一:二」") == "二"
+def test_the_speaker_is_stripped() -> None:
+    assert strip_speaker("小棹:「湾口。」") == "湾口。"
+    assert strip_speaker("湾口。") == "湾口。"
+    assert strip_speaker("「一:二」") == "二"
     assert not np.any([oddities("at the quay", target, [1]) for target in ("quayside", "at", "42")])
     assert oddities("上次说湾口有灯塔。###哪里？", "小棹:「湾口有灯塔。」", [1]) == bits(["leak"])
 
@@ -134,7 +132,7 @@ def test_numbers_that_have_come_before(numbers: list[int]) -> None:
 @pytest.mark.parametrize("rows", [1, 5000])  # the disk is full when the list is closed, or while it is written
 def test_a_list_that_no_disk_has_room_for(rows: int) -> None:
     def write_all() -> None:
-        with listing(Path("/dev/full"), "list") as write:
+        with jsonl_writer(Path("/dev/full"), "list") as write:
             for row in range(rows):
                 write({"row": row})
 

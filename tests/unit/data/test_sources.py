@@ -180,7 +180,12 @@ REFUSED = {
     "missing in a folder": ({}, "no/such/rows.txt", MissingFileError, "no such file or folder"),
     "glob": ({}, "*.jsonl", MissingFileError, "no file matches this pattern"),
     "empty folder": ({"x/notes.txt": "a"}, "x", MissingFileError, "x: no data file in this folder"),
-    "other kind": ({"rows.txt": "a"}, "rows.txt", DataError, r"files of kind \.txt are not read here\. Give .*\.jsonl"),
+    "other kind": (
+        {"rows.txt": "a"},
+        "rows.txt",
+        DataError,
+        r"files with the suffix \.txt cannot be read\. Give .*\.jsonl",
+    ),
     "no such split": (
         {"x/dev.jsonl": "{}", "x/test.jsonl": "{}"},
         "x",
@@ -212,7 +217,7 @@ REFUSED = {
         DataError,
         "not UTF-8.*CSV UTF-8",
     ),
-    "broken parquet": ({"rows.parquet": "PAR1"}, "rows.parquet", DataError, "no readable Parquet file"),
+    "broken parquet": ({"rows.parquet": "PAR1"}, "rows.parquet", DataError, "not a readable Parquet file"),
 }
 
 

@@ -129,9 +129,9 @@ def test_dialogues_are_kept_whole_and_said(
     assert f"none of the {len(validation)} validation dialogues is trained on" in caplog.text
     train, validation = talks_of("untold.jsonl", [line | {"dialogue": None} for line in lines])
     assert train & validation
-    assert "no rows to validate on" not in caplog.text
+    assert "no validation rows" not in caplog.text
     talks_of("one.jsonl", [line | {"dialogue": "one"} for line in lines])
-    assert "no rows to validate on: there are too few, or questions and dialogues tie nearly all" in caplog.text
+    assert "no validation rows: there are too few rows, or nearly all are in one group" in caplog.text
 
 
 def test_a_question_that_most_dialogues_share_does_not_take_them_all_along() -> None:

@@ -14,8 +14,8 @@ from limits import HANG_S
 LOADER = """
 import os, sys
 from torch.utils.data import DataLoader
-from kyon_pl.data.batches.loader import let_signals_pass
-loader = DataLoader(range(8), num_workers=2, worker_init_fn=let_signals_pass, persistent_workers=True)
+from kyon_pl.data.batches.loader import ignore_stop_signals
+loader = DataLoader(range(8), num_workers=2, worker_init_fn=ignore_stop_signals, persistent_workers=True)
 batches = iter(loader)
 next(batches), next(batches)  # one of each worker: both are up, and pass signals by
 print(*[worker.pid for worker in batches._workers], flush=True)

@@ -130,7 +130,7 @@ def test_odd_rows_are_counted_and_listed_and_left_out_if_a_setting_says_so(zhao:
         "read                 9",
         "written              2",
         "dropped              7",
-        "  1 × targets that stand",
+        "  1 × targets that are copied",
     ):
         assert line in report(zhao)
 
