@@ -59,7 +59,7 @@ def fingerprint_of_adapter(folder: Path) -> dict[str, str]:
 
 
 def hash_of(file: Path) -> str:
-    """Size and shortened SHA-256 of a file; of a large file, such as a base of 12 GB, evenly spread samples are hashed."""
+    """Size and shortened SHA-256 of a file; of a large file (a base has 12 GB), evenly spread samples are hashed."""
     size = file.stat().st_size
     starts = range(0, size, max(SAMPLE_BYTES, size // SAMPLES))
     digest = hashlib.sha256()

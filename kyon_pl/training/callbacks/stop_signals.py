@@ -26,7 +26,7 @@ LAUNCHER = "KYON_PL_LAUNCHER_PID"
 
 
 class StopSignals(Checkpoint):
-    """On SIGTERM or SIGINT, saves a checkpoint after the current optimizer step and exits; a second signal exits at once.
+    """On SIGTERM or SIGINT, saves a checkpoint after the current optimizer step and exits; a second signal exits now.
 
     The first signal sets a flag. The ranks reduce their flags at every optimizer step, on the CPU and without
     synchronizing with the device, so that a signal to any rank stops all ranks at the same step. The exit status is 128
