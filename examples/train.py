@@ -1,10 +1,9 @@
 """Fine-tune ChatGLM2 with LoRA under a plain `lightning.Trainer`: rows in, a PEFT adapter out.
 
-Without arguments it trains the embedded demo on a CPU, in less than a minute: python examples/train.py
+Without arguments it trains the embedded demo on a CPU, in less than a minute. With your own rows (JSONL, JSON, CSV or
+Parquet with the columns `context` and `target`) and a GPU:
 
-With your own rows (JSONL, JSON, CSV or Parquet with the columns `context` and `target`) and a GPU:
-
-    python examples/train.py --base THUDM/chatglm2-6b --rows rows.jsonl --precision bf16-mixed --learning_rate 1e-4
+    python examples/train.py --base THUDM/chatglm2-6b --rows rows.jsonl --learning_rate 1e-4
 """
 
 from __future__ import annotations
@@ -25,17 +24,18 @@ CONTEXT = "你在扮演绵卷，汀罗镇的云羊信使，说话软软的，总
 
 
 class PrintLoss(Callback):
-    """Prints the mean loss per trained token over the validation rows."""
+    """Prints the validation loss: the mean over all trained tokens of the validation rows."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the value after each validation."""
         print(f"step {trainer.global_step}: val/loss {trainer.callback_metrics['val/loss']:.4f}", flush=True)
 
 
 def main() -> None:
+    """Train, write the adapter, load it with PEFT and print a reply."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="demo", help="Hub id or folder of a ChatGLM2; default: the demo")
     parser.add_argument("--rows", default="demo", help="file, folder or Hub id of the rows; default: the demo")
-    parser.add_argument("--precision", default="32-true", help="trainer precision")
     parser.add_argument("--learning_rate", type=float, default=5e-3, help="peak rate; a tiny model takes larger steps")
     parser.add_argument("--output", default="adapter", help="folder for the adapter")
     args = parser.parse_args()
@@ -54,14 +54,13 @@ def main() -> None:
         max_epochs=1,
         val_check_interval=0.5,
         accumulate_grad_batches=2,
-        precision=args.precision,
+        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
         gradient_clip_val=1.0,
         num_sanity_val_steps=-1,  # validate before the first step
         use_distributed_sampler=False,  # the data module plans the batches of every rank
         callbacks=[FiniteGuard(), AdapterGuard(), PrintLoss()],
         logger=False,
         enable_checkpointing=False,
-        enable_model_summary=False,
         enable_progress_bar=False,
     )
     trainer.fit(module, datamodule=data)
