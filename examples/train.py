@@ -40,7 +40,6 @@ def main() -> None:
     parser.add_argument("--output", default="adapter", help="folder for the adapter")
     args = parser.parse_args()
     seed_everything(2023)
-
     # rows -> prompts -> token ids -> packed batches of up to 1,024 tokens, planned over ranks
     data = DialogueDataModule(args.rows, tokenizer=args.base, max_tokens=512, tokens_per_batch=1024, workers=0)
     # the base is frozen; only the LoRA matrices on the attention's projections are trained
@@ -74,7 +73,7 @@ def main() -> None:
         tokenizer = ChatGLMTokenizer.from_pretrained(args.output)
         prompt = tokenizer(CONTEXT, return_tensors="pt")
         ids = model.generate(**prompt, max_new_tokens=64, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-        print(f"reply: {tokenizer.decode(ids, skip_special_tokens=True)}")
+        print("reply:", tokenizer.decode(ids, skip_special_tokens=True))
 
 
 if __name__ == "__main__":
