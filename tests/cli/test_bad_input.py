@@ -359,9 +359,9 @@ BASES: dict[str, tuple[Prepare, list[str]]] = {
     "adapter of another kind": (adapter('{"peft_type": "FOO"}'), ["adapter", "FOO"]),
     "empty adapter": (adapter(LORA), ["adapter", "cannot be read"]),
     "checkpoint that is a folder": (checkpoint(Path.mkdir), ["--ckpt_path", "no file 'x.ckpt'"]),
-    "misspelt checkpoint": (misspelt_checkpoint, ["--ckpt_path", "no file 'step=4.ckpt'; there are step=5.ckpt."]),
+    "misspelt checkpoint": (misspelt_checkpoint, ["--ckpt_path", "no file 'step=4.ckpt'; the folder has step=5.ckpt."]),
     "empty checkpoint": (checkpoint(Path.touch), ["checkpoint x.ckpt", "cannot be read"]),
-    "truncated checkpoint": (checkpoint(cut_checkpoint), ["checkpoint x.ckpt", "cannot be read", "cut short"]),
+    "truncated checkpoint": (checkpoint(cut_checkpoint), ["checkpoint x.ckpt", "cannot be read", "truncated"]),
     "checkpoint that runs code": (checkpoint(lambda path: torch.save({"a": Trap()}, path)), ["x.ckpt", *OTHER_KIND]),
     "checkpoint of a list": (checkpoint(lambda path: torch.save([1], path)), ["checkpoint x.ckpt", "a list"]),
     "checkpoint with a wrong part": (

@@ -205,7 +205,7 @@ def test_another_number_of_layers_is_refused(given: Any) -> None:
 def test_the_settings_of_an_adapter_to_start_from_are_those_that_are_checked(tmp_path: Any) -> None:
     """Around fp8 weights DoRA would take bytes for numbers, wherever its setting comes from."""
     module = ChatGLM2LoRA(base="demo", adapter=str(written_adapter("DoRA and head", tmp_path)), quantization="fp8")
-    assert not module.lora.use_dora
+    assert not module.initial_adapter.lora.use_dora
     strategy = SimpleNamespace(root_device=torch.device("cuda"))
     module._trainer = SimpleNamespace(strategy=strategy, precision="bf16-mixed", datamodule=None)  # type: ignore[assignment]
     assert "use_dora" in refused(module.configure_model)
