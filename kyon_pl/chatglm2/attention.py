@@ -51,11 +51,8 @@ def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -
         reason = f"flash attention over packed rows, in {_dtype_name(dtype)} on {_architecture(device)}"
         return VARLEN, f"{reason}; padded batches and generation use sdpa"
     if attention == VARLEN:
-        raise SettingError(
-            where="attention: varlen",
-            found=obstacle,
-            fix="Set it to auto or sdpa: packed rows are then kept apart by a mask.",
-        )
+        fix = "Set it to auto or sdpa: packed rows are then kept apart by a mask."
+        raise SettingError("attention: varlen", obstacle, fix)
     return "sdpa", f"{obstacle}; packed rows are kept apart by a mask"
 
 

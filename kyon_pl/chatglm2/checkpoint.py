@@ -49,7 +49,7 @@ def load_base(
         CheckpointError: a file cannot be read, or weights are missing, unexpected or of another shape.
     """
     if not (folder / "config.json").is_file():
-        raise MissingFileError(where=str(folder), found="no config.json", fix="Give the folder of a ChatGLM2 base.")
+        raise MissingFileError(str(folder), "no config.json", "Give the folder of a ChatGLM2 base.")
     config = read_config(folder)
     has_generation_config = (folder / "generation_config.json").is_file()
     if has_generation_config:
@@ -74,11 +74,8 @@ def check_weights(folder: Path, config: ChatGLM2Config) -> None:
         model = ChatGLM2ForCausalLM(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if differences := _differences(expected, read_shapes(weight_files(folder))):
-        raise CheckpointError(
-            where=str(folder),
-            found=f"its weights do not match its config.json ({'; '.join(differences)})",
-            fix="Use the weights and config.json of the same ChatGLM2 model.",
-        )
+        found = f"its weights do not match its config.json ({'; '.join(differences)})"
+        raise CheckpointError(str(folder), found, "Use the weights and config.json of the same ChatGLM2 model.")
 
 
 def random_base(

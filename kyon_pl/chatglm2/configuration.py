@@ -136,11 +136,8 @@ class ChatGLM2Config(PreTrainedConfig):
         for key, implemented in _IMPLEMENTED.items():
             found = self.__dict__.get(key, implemented)
             if found != implemented:
-                raise SettingError(
-                    where=f"{where}: {key}",
-                    found=f"{found!r}, and only {implemented!r} is implemented",
-                    fix="Use a base with ChatGLM2-6B's architecture: THUDM/chatglm2-6b, or a model derived from it.",
-                )
+                fix = "Use a base with ChatGLM2-6B's architecture: THUDM/chatglm2-6b, or a model derived from it."
+                raise SettingError(f"{where}: {key}", f"{found!r}, and only {implemented!r} is implemented", fix)
 
     def _check_shape(self, where: str) -> None:
         for key in _POSITIVE_INTEGERS:
@@ -153,17 +150,11 @@ class ChatGLM2Config(PreTrainedConfig):
             found = f"{self.layernorm_epsilon!r} is not a number between 0 and 1"
             raise SettingError(f"{where}: layernorm_epsilon", found, "Set a small one, such as 1e-5.")
         if self.num_attention_heads % self.multi_query_group_num:
-            raise SettingError(
-                where=f"{where}: multi_query_group_num",
-                found=f"{self.multi_query_group_num} key/value heads for {self.num_attention_heads} query heads",
-                fix="Set a divisor of num_attention_heads.",
-            )
+            found = f"{self.multi_query_group_num} key/value heads for {self.num_attention_heads} query heads"
+            raise SettingError(f"{where}: multi_query_group_num", found, "Set a divisor of num_attention_heads.")
         if self.kv_channels % 4:
-            raise SettingError(
-                where=f"{where}: kv_channels",
-                found=f"{self.kv_channels} channels per head",
-                fix="Set a multiple of 4: half of the channels are rotated, in pairs.",
-            )
+            fix = "Set a multiple of 4: half of the channels are rotated, in pairs."
+            raise SettingError(f"{where}: kv_channels", f"{self.kv_channels} channels per head", fix)
 
     @property
     def parameter_count(self) -> int:

@@ -28,9 +28,9 @@ UNREADABLE = (
     RuntimeError,
     UnpicklingError,
     SafetensorError,
-    EOFError,
     ValueError,
     LookupError,
+    EOFError,
     AttributeError,
 )
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -148,14 +148,6 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
         self.transformer = ChatGLM2Model(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding, (V, C)."""
-        return self.transformer.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding."""
-        self.transformer.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Module:
         """The head, (V, C)."""
         return self.transformer.output_layer
@@ -198,7 +190,7 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
             skip_logits: return None as `logits`. The loss needs logits at labels only; those of all positions would
                 take most of the memory of a training step.
             cu_seqlens: (rows + 1,), int32, bounds of packed rows for `varlen`; computed from `position_ids` if None.
-            max_seqlen: length of the longest packed row in tokens, or an upper bound; computed from `position_ids` if None.
+            max_seqlen: length of the longest packed row in tokens, or an upper bound; as `cu_seqlens` if None.
             trained_positions: (N,), int64, flat indices (row * T + column) of the hidden states that predict a label,
                 one position before it; computed from `labels` if None. If this, `cu_seqlens` and `max_seqlen` are
                 given, the forward pass does not synchronize with the device.

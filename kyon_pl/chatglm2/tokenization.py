@@ -108,9 +108,8 @@ class ChatGLMTokenizer(SentencePieceBackend):
         try:
             return list(self.sp_model.encode(text, out_type=str))
         except (RuntimeError, TypeError, UnicodeEncodeError):  # depends on SentencePiece's version
-            raise DataError(
-                where="text to encode", found=f"a lone surrogate in {text!r:.80}", fix="Save the source again as UTF-8."
-            ) from None
+            found = f"a lone surrogate in {text!r:.80}"
+            raise DataError("text to encode", found, "Save the source again as UTF-8.") from None
 
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
         """Ids of the pieces, in one call to SentencePiece: twice as fast as transformers' loop."""

@@ -36,7 +36,7 @@ from kyon_pl.lora import (
     trainable_names,
     write_adapter,
 )
-from kyon_pl.lora.saved import check_family, read_adapter
+from kyon_pl.lora.saved import check_supported, read_adapter
 from kyon_pl.runs.adapters import find_adapter
 from kyon_pl.runs.fingerprint import fingerprint_of_adapter
 from kyon_pl.runs.integrity import check_state_to_train_on, check_trained_weights
@@ -175,7 +175,7 @@ class ChatGLM2LoRA(LightningModule):
         if self.adapter_folder:
             read_adapter(self.adapter_folder)
         else:
-            check_family(self.lora)
+            check_supported(self.lora)
         _ = self._named_base.folder  # which is there from then on
 
     def check_settings(self, precision: str, device: torch.device) -> None:
