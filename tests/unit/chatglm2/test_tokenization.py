@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
+from limits import HANG_S
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from kyon_pl.chatglm2.tokenization import SPECIAL_TOKENS, ChatGLMTokenizer
@@ -145,7 +146,7 @@ def test_pickling_and_the_hash_of_datasets() -> None:
         "from kyon_pl.chatglm2.tokenization import ChatGLMTokenizer\n"
         f"print(Hasher.hash(ChatGLMTokenizer.from_pretrained({str(BASE)!r})))"
     )
-    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert other.stdout.strip() == Hasher.hash(ChatGLMTokenizer.from_pretrained(BASE))
 
 

@@ -105,4 +105,4 @@ def test_faults_happen_as_often_as_set(hub: HubServer) -> None:
     hub.bytes_per_second = 40.0
     start = time.monotonic()
     assert urlopen(url).read() == b"hello world\n"
-    assert time.monotonic() - start > 0.25
+    assert time.monotonic() - start > 0.25  # a lower bound: a busy machine only takes longer

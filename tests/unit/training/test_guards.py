@@ -21,6 +21,7 @@ import rigged
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback, Trainer
+from limits import HANG_S
 from rigged import Rigged, fit, poison, rigged_module, trained, write_inputs
 
 from kyon_pl import ChatGLM2LoRA
@@ -130,7 +131,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both(folder: Path) -> None:
         for rank in range(2)
     ]
     for rank, process in enumerate(ranks):
-        _, said = process.communicate(timeout=100)
+        _, said = process.communicate(timeout=HANG_S)
         assert "TrainingError: optimizer step 1: the loss is not finite" in said.splitlines()[-1], said
         assert f"not_finite-step=1-rank={rank}.jsonl" in said.splitlines()[-1]
     assert losses_of(folder / "run/not_finite-step=1-rank=1.jsonl")[:3] == ["nan"] * 3
