@@ -112,7 +112,7 @@ def read_shapes(files: list[Path]) -> Shapes:
 def why_unreadable(error: Exception) -> str:
     """The reason of an `UNREADABLE` error in words, without torch's advice to load with `weights_only=False`."""
     if isinstance(error, UnpicklingError):
-        return "a pickle of something else than tensors, which is never run here, or a damaged one"
+        return "a damaged pickle, or one of something else than tensors, which is not loaded here"
     return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
 
 

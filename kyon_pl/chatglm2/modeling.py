@@ -222,8 +222,8 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
                 trained_positions = find_trained_positions(labels, position_ids if attention_mask is None else None)
             loss = self._loss(hidden, labels, trained_positions, num_items_in_batch)
         if not skip_logits:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.transformer.output_layer(hidden[:, kept])
+            selected = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.transformer.output_layer(hidden[:, selected])
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
