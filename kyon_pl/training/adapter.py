@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel
 
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM
 from kyon_pl.lora import attach_lora, load_adapter
-from kyon_pl.lora.saved import check_family, read_adapter
+from kyon_pl.lora.saved import check_supported, read_adapter
 from kyon_pl.runs.adapters import find_adapter
 from kyon_pl.runs.fingerprint import fingerprint_of_adapter
 
@@ -56,7 +56,7 @@ class InitialAdapter:
         if self.folder:
             read_adapter(self.folder)
         else:
-            check_family(self.lora)
+            check_supported(self.lora)
 
     def attach(self, base: ChatGLM2ForCausalLM, base_name: str) -> PeftModel:
         """Wrap a frozen base in the adapter. Raises as `attach_lora` and `load_adapter`.

@@ -65,8 +65,8 @@ PRECISION = [
     Guard(
         "16-true is refused",
         "lora/frozen.py",
-        '    "32-true": torch.float32,\n',
-        '    "32-true": torch.float32,\n    "16-true": torch.float16,\n',
+        '"32-true": torch.float32}',
+        '"32-true": torch.float32, "16-true": torch.float16}',
         f"{CLI_TEST}[trained weights in half]",
     ),
     Guard(
