@@ -37,8 +37,14 @@ from kyon_pl.runs.checkpoint_io import (
     explain_disk_error,
     read_checkpoint,
 )
-from kyon_pl.runs.fingerprint import FINGERPRINT, MICRO_BATCHES, check_fingerprint, fingerprint_of_settings, in_terms_of
-from kyon_pl.runs.resume import Start, find_checkpoint, folder_of_runs, start_by_itself, start_from
+from kyon_pl.runs.fingerprint import (
+    FINGERPRINT,
+    MICRO_BATCHES,
+    check_fingerprint,
+    fingerprint_of_settings,
+    keep_accumulation,
+)
+from kyon_pl.runs.resume import Start, find_checkpoint, find_resumable_run, folder_of_runs, start_from_checkpoint
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
     AdapterGuard,
@@ -59,7 +65,7 @@ from kyon_pl.training.callbacks import (
     StopSignals,
 )
 from kyon_pl.training.callbacks.stop_signals import LAUNCHER
-from kyon_pl.training.elastic import share_steps
+from kyon_pl.training.elastic import keep_optimizer_steps
 
 log = logging.getLogger(__name__)
 
@@ -178,15 +184,16 @@ class KyonCLI(LightningCLI):
 
     def fingerprint(self) -> dict[str, str]:
         """What the result depends on: settings, base, data; these two are fetched where they are not there yet."""
-        found: dict[str, str] = self.model.fingerprint() | self.datamodule.fingerprint()
-        return self._settings() | found
+        model: ChatGLM2LoRA = self.model
+        rows: dict[str, str] = self.datamodule.fingerprint()
+        return self._settings() | model.frozen_base.fingerprint() | model.initial_adapter.fingerprint() | rows
 
     def _settings(self) -> dict[str, str]:
         found = fingerprint_of_settings(yaml.safe_load(self._config_text()))
         found["kind of device"] = self.trainer.strategy.root_device.type
         accumulated = self.config[str(self.subcommand)].trainer.accumulate_grad_batches
         found[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
-        return in_terms_of(self.saved, found)
+        return keep_accumulation(self.saved, found)
 
     def _identity(self, fingerprint: dict[str, str]) -> dict[str, str]:
         """What must be the same on every rank."""
@@ -222,22 +229,22 @@ class KyonCLI(LightningCLI):
     def _start(self) -> Start:
         settings = self.config["fit"]
         if settings.ckpt_path:
-            start = start_from(settings.ckpt_path, self.trainer)
+            start = start_from_checkpoint(settings.ckpt_path, self.trainer)
             if not settings.allow_changed_settings:
-                now = in_terms_of(start.fingerprint, self._settings())
+                now = keep_accumulation(start.fingerprint, self._settings())
                 known = {key: text for key, text in start.fingerprint.items() if key in now}
                 check_fingerprint({FINGERPRINT: known}, now)
             return start
         requeued = SLURMEnvironment.detect() and any(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
         if not settings.auto_resume or settings.trainer.fast_dev_run or requeued:  # Lightning finds its own then
             return Start()
-        return start_by_itself(self.trainer, self._settings(), self.fingerprint)
+        return find_resumable_run(self.trainer, self._settings(), self.fingerprint)
 
     def _share_steps(self, saved: dict[str, str]) -> None:
         """Take the optimizer steps of the run that goes on for this one's, if it has other devices."""
         self.saved = saved
         if saved.get(MICRO_BATCHES) == self._settings()[MICRO_BATCHES]:
-            share_steps(self.trainer, saved)
+            keep_optimizer_steps(self.trainer, saved)
 
     def _go_on_in(self, folder: Path) -> None:
         """Have the logger write into a run folder that exists."""
@@ -249,15 +256,15 @@ class KyonCLI(LightningCLI):
 
     def _check_run(self) -> None:
         precision = str(self.config[str(self.subcommand)].trainer.precision or "32-true")
-        model, device = self.model, self.trainer.strategy.root_device
+        base, device = self.model.frozen_base, self.trainer.strategy.root_device
         check_precision(precision, device.type)  # before the base's config, which may have to come from the Hub
-        model.check_settings(precision, device)
+        base.check(self.model.initial_adapter, precision, device)
         check_run(
-            model.base_config,
+            base.config,
             precision,
             device,
-            sharded_over=self.trainer.world_size if model.shard_base else 1,
-            quantization=model.quantization,
+            sharded_over=self.trainer.world_size if base.sharded else 1,
+            quantization=base.quantization,
         )
 
     def before_predict(self) -> None:

@@ -65,5 +65,5 @@ def test_two_nodes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
     run = tmp_path / "lightning_logs/version_0"
     assert len(list(run.glob("events.out.*"))) == 1
-    assert f"ranks: {RANKS}, alike" in (run / "run.log").read_text()
+    assert f"ranks: {RANKS} with equal settings" in (run / "run.log").read_text()
     assert len(list(run.glob("checkpoints/step=*/COMPLETE"))) == 1

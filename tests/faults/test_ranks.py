@@ -29,7 +29,7 @@ def start(servers: ForkServers, folder: Path, kill_at: str = "", overlay: str = 
 FAULTS = {
     "killed": ("SIGKILL 1", -9, "kyon-pl fit: rank 2: its process has ended"),
     "out of memory": ("OOM 1", 2, "kyon-pl fit: rank 2: its process has ended"),
-    "late": ("SLEEP 30", 2, "kyon-pl fit: rank 2: no answer, and the others have waited for up to 0:00:06"),
+    "late": ("SLEEP 30", 2, "kyon-pl fit: rank 2: no answer after up to 0:00:06"),
 }
 
 
@@ -54,7 +54,7 @@ def test_a_rank_with_other_settings(servers: ForkServers, tmp_path: Path) -> Non
     run = start(servers, tmp_path / "inputs", MORE_WORDS="--trainer.max_epochs 4")
     statuses, said = run.wait(), run.said()
     assert statuses == [2, 2, 2], said[-3000:]
-    assert "kyon-pl fit: rank 2: trainer.max_epochs is 4, and 3 on rank 0." in said
+    assert "kyon-pl fit: rank 2: trainer.max_epochs is 4, but 3 on rank 0." in said
 
 
 @pytest.mark.slow
@@ -65,4 +65,4 @@ def test_a_rank_with_another_version(servers: ForkServers, tmp_path: Path) -> No
     run = start(servers, tmp_path / "inputs", PYTHONPATH=str(installed.parent))
     statuses, said = run.wait(), run.said()
     assert statuses == [2, 2, 2], said[-3000:]
-    assert "kyon-pl fit: rank 2: peft is 0.0.1, and 0." in said
+    assert "kyon-pl fit: rank 2: peft is 0.0.1, but 0." in said
