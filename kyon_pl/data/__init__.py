@@ -1,5 +1,5 @@
-"""Rows in, batches out. Some names are the original's: `read_jsonl_file`, `CharacterDataset`, `collate_fn`,
-`preprocess_dialogue`. They are imported on first use: `chat` needs little of it, and Lightning takes a second.
+"""Dialogue rows to batches. `read_jsonl_file`, `CharacterDataset`, `collate_fn` and `preprocess_dialogue` are functions
+of the original training code. Names are imported on first use, because importing Lightning takes a second.
 """
 
 from __future__ import annotations

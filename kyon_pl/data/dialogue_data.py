@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from kyon_pl.batch import Batch
 from kyon_pl.data.batches.collate import DialogueCollator, LabelBoundary, PlannedCollator
 from kyon_pl.data.batches.loader import TokenRows, Use
 from kyon_pl.data.batches.plan import Batching, BatchPlanner
-from kyon_pl.data.batches.sampler import PlannedBatchSampler, largest_batches, smaller_batch_settings
+from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler, largest_batches, smaller_batch_settings
 from kyon_pl.data.encoding.encode import PAD_TOKEN_ID, EncodeSettings, OverLength, load_tokenizer
 from kyon_pl.data.encoding.table import BadRows, EncodedTable, encode_rows
 from kyon_pl.data.prompt import TrainTurns, template_hash
@@ -37,14 +37,8 @@ log = logging.getLogger("kyon_pl.data")
 _FALLBACK: dict[Use, Use] = {"predict": "test", "test": "validation", "validation": "train"}
 """The use whose rows are taken if a use has no source of its own."""
 _MAX_PROCESSES = 16
-_MINIMUM = {
-    "rows_per_batch": 1,
-    "tokens_per_batch": 1,
-    "validation_rows_per_batch": 1,
-    "seed": 0,
-    "workers": 0,
-    "processes": 1,
-}
+_POSITIVE = ("rows_per_batch", "tokens_per_batch", "validation_rows_per_batch", "processes")
+_NOT_NEGATIVE = ("seed", "workers")
 
 
 class DialogueData:
@@ -85,10 +79,10 @@ class DialogueData:
         template: wording of the prompt. `raw`: the context unchanged, messages joined by `###`; `chatglm2`: the rounds
             of the published model, a context being the question of the first round.
         train_turns: replies of a conversation to train: the `last`; or `all`, each with its end of sequence. With
-            `last`, earlier replies are part of the prompt.
+            `last`, earlier replies are part of the prompt, without an end of sequence.
         max_tokens: longest row in tokens, end of sequence included; null: no limit.
-        over_length: handling of longer rows. `shrink_context`: remove the oldest memories and turns, or whole rounds of
-            messages; system prompt, question and target are kept whole, and a row is bad if these alone are too long.
+        over_length: handling of longer rows. `shrink_context`: remove memories and turns, or rounds of messages, oldest
+            first; system prompt, question and target are kept whole, and a row is bad if these alone are too long.
             `drop`: a longer row is bad. `error`: stop.
         append_eos: append the end-of-sequence token to each target, so that the model learns to stop.
         label_boundary: `target`: train target and end of sequence; `seed`: also train the last token of the context, as
@@ -97,7 +91,7 @@ class DialogueData:
             `rows_per_batch` rows of similar length, padded; `padded`: `rows_per_batch` rows in shuffled order, padded.
         rows_per_batch: rows of a padded training batch on one device.
         tokens_per_batch: tokens of a packed training batch on one device.
-        validation_rows_per_batch: rows of a batch on one device in validate, test and predict.
+        validation_rows_per_batch: rows of a batch on one device in validate, test and predict; padded, by length.
         shuffle: shuffle the training rows in every epoch; false: keep their order.
         seed: seed of that order; the command line sets it from `seed_everything`.
         workers: number of processes that load batches; 0: the training process loads them.
@@ -189,8 +183,9 @@ class DialogueData:
         if not 0 <= self.validation_share < 1:
             found = f"{self.validation_share} is not a share"
             raise SettingError("data.validation_share", found, "Set 0, or a share below 1.")
-        for name, minimum in _MINIMUM.items():
-            if (value := getattr(self, name)) < minimum:
+        for name in (*_POSITIVE, *_NOT_NEGATIVE):
+            value, minimum = getattr(self, name), int(name in _POSITIVE)
+            if value < minimum:
                 raise SettingError(f"data.{name}", f"{value} is too low", f"Set {minimum} or more.")
         if self.encoding.train_turns == "all" and self.label_boundary == "seed":
             found = "all, and data.label_boundary seed is the original's, which trains one reply a row"
@@ -286,16 +281,12 @@ class DialogueData:
 
     def planned_batches(self) -> Iterator[Batch]:
         """Yield the training batches of the first epoch, collated in this process."""
-        rows, collate = self.rows["train"], self.train_collator()
-        return (collate(rows.__getitems__(planned)) for planned in self.sampler)
+        return self._collate(self.sampler)
 
     def largest_batches(self, epochs: int) -> list[Batch]:
         """Return the one or two training batches of some epochs that need the most memory; none if none is used."""
-        rows, collate, used = self.rows["train"], self.train_collator(), self.sampler.batches_used
-        if not used:
-            return []
-        planned = largest_batches(self.sampler.planner, used * self.sampler.world_size, epochs)
-        return [collate(rows.__getitems__(batch)) for batch in planned]
+        batches = self.sampler.batches_used * self.sampler.world_size
+        return list(self._collate(largest_batches(self.sampler.planner, batches, epochs))) if batches else []
 
     def train_collator(self) -> PlannedCollator:
         """Return the collator of training batches."""
@@ -345,14 +336,13 @@ class DialogueData:
         rows = {f"data: {origin} rows": f"{len(table)}, CRC {table.crc32:08x}" for origin, table in tables.items()}
         return rows | {"data: template": f"{self.encoding.template}, {template_hash(self.encoding.template)}"}
 
+    def _collate(self, planned: Iterable[MicroBatch]) -> Iterator[Batch]:
+        rows, collate = self.rows["train"], self.train_collator()
+        return (collate(rows.__getitems__(micro_batch)) for micro_batch in planned)
+
     def _source_of(self, use: Use) -> str | list[str] | None:
-        sources: dict[Use, str | list[str] | None] = {
-            "train": self.source,
-            "validation": self.validation_source,
-            "test": self.test_source,
-            "predict": self.predict_source,
-        }
-        return sources[use]
+        sources = {"train": self.source, "validation": self.validation_source, "test": self.test_source}
+        return self.predict_source if use == "predict" else sources[use]
 
     def _origin(self, use: Use) -> Use:
         """Return the use whose source has these rows: `use` itself or, if it has no source, its fallback."""

@@ -44,10 +44,6 @@ class Template:
         # replace and not format: contexts are full of braces
         return self.question.replace("{round}", str(round_number)).replace("{question}", question)
 
-    def format_reply(self, reply: str) -> str:
-        """Word an earlier reply."""
-        return self.reply.replace("{reply}", reply)
-
 
 TEMPLATES = {
     "raw": Template("{question}", SEPARATOR + "{reply}", SEPARATOR),
@@ -188,5 +184,5 @@ def _render_messages(messages: Sequence[Message], wording: Template, train_turns
             segments += [Segment(text, trained=False), Segment(content, trained=True)]
             text = ""
         else:
-            text += wording.format_reply(content)
+            text += wording.reply.replace("{reply}", content)
     return [*segments, Segment(text, trained=False)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,21 +163,11 @@ def row_lines(data: DialogueData, rows: int, paint: Paint) -> Iterator[str]:
         yield ""
 
 
-@dataclass(frozen=True)
-class _ShownRow:
-    """A row of a batch.
-
-    Attributes:
-        heading: line above the row.
-        ids: (tokens,) token ids.
-        trained: (tokens,), bool, whether each token is trained.
-        pads: number of padding tokens after the row.
-    """
-
+class _ShownRow(NamedTuple):
     heading: str
-    ids: Tensor
-    trained: Tensor
-    pads: int
+    ids: Tensor  # (tokens,)
+    trained: Tensor  # (tokens,), bool
+    pads: int  # number of padding tokens after the row
 
 
 def _shown_rows(data: DialogueData) -> Iterator[_ShownRow]:

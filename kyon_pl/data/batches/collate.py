@@ -16,7 +16,7 @@ from kyon_pl.errors import SettingError
 
 LabelBoundary = Literal["target", "seed"]
 Row = Mapping[str, Any]
-"""`input_ids`: ids of context, target and end of sequence; `seq_len`: number of context ids; `masked` (optional): starts
+"""`input_ids`: ids of context, target and end of sequence; `seq_len`: number of context ids; `masked`, optional: starts
 and ends, alternating, of the stretches after `seq_len` without labels."""
 
 IGNORED = -100
@@ -130,16 +130,21 @@ class PlannedCollator:
         micro_batch, rows = planned
         if self.tokens_per_batch is not None:
             return self._pack(micro_batch, rows, self.tokens_per_batch)
-        return self._pad(micro_batch, rows) if rows else self._dummy(micro_batch)
+        return self._pad(micro_batch, rows)
 
     def _pad(self, micro_batch: MicroBatch, rows: list[Row]) -> Batch:
-        tensors = self.collator(rows)
+        if rows:
+            tensors = self.collator(rows)
+            ids, labels = tensors["input_ids"], tensors["labels"]
+        else:
+            ids = torch.full((1, _DUMMY_TOKENS), self.collator.pad_token_id)
+            labels = torch.full_like(ids, IGNORED)
         return Batch(
-            input_ids=tensors["input_ids"],
-            labels=tensors["labels"],
+            input_ids=ids,
+            labels=labels,
             position_ids=None,
             row_numbers=tuple(micro_batch.row_numbers[index] for index in longest_first(rows)),
-            **self._counts(micro_batch, rows, tensors["labels"].numpy()),
+            **self._counts(micro_batch, rows, labels.numpy()),
         )
 
     def _pack(self, micro_batch: MicroBatch, rows: list[Row], total: int) -> Batch:
@@ -162,16 +167,6 @@ class PlannedCollator:
             cu_seqlens=torch.from_numpy(ends.astype(np.int32)),
             max_seqlen=longest,
             **self._counts(micro_batch, rows, labels[None]),
-        )
-
-    def _dummy(self, micro_batch: MicroBatch) -> Batch:
-        ids = torch.full((1, _DUMMY_TOKENS), self.collator.pad_token_id)
-        return Batch(
-            input_ids=ids,
-            labels=torch.full_like(ids, IGNORED),
-            position_ids=None,
-            row_numbers=(),
-            **self._counts(micro_batch, [], np.full((1, _DUMMY_TOKENS), IGNORED)),
         )
 
     def _counts(self, micro_batch: MicroBatch, rows: list[Row], labels: NDArray[np.int64]) -> dict[str, Any]:

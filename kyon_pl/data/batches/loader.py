@@ -44,11 +44,6 @@ class TokenRows(Dataset[Any]):
         return self.table.tokens[self.numbers]
 
     @property
-    def seq_len(self) -> NDArray[np.int64]:
-        """(rows,) tokens of each row before the first trained one."""
-        return self.table.seq_len[self.numbers]
-
-    @property
     def questions(self) -> NDArray[np.int64]:
         """(rows,) hash of each row's question."""
         return self.table.questions[self.numbers]
@@ -60,7 +55,8 @@ class TokenRows(Dataset[Any]):
 
     def trained_tokens(self, boundary: LabelBoundary) -> NDArray[np.int64]:
         """(rows,) trained labels of each row."""
-        return self.tokens - first_label(self.seq_len, boundary) - self.table.masked_tokens[self.numbers]
+        untrained = first_label(self.table.seq_len, boundary) + self.table.masked_tokens
+        return self.tokens - untrained[self.numbers]
 
     def spread_indices(self, most: int | None, one_a_question: bool) -> list[int]:
         """Choose evenly spread rows, because rows of one character are usually adjacent.
@@ -114,7 +110,7 @@ class Prompt:
 
 
 class PromptRows(Dataset[Prompt | None]):
-    """The prompts of every `step`-th row, a rank's share. All ranks have equally many items; the last can be None.
+    """The prompts of every `step`-th row, a rank's share. All ranks have equally many items; the last one can be None.
 
     Args:
         rows: the rows.

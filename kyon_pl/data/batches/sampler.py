@@ -136,17 +136,9 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
         }
 
 
-class BatchSize(NamedTuple):
-    """The size of a micro-batch.
-
-    Attributes:
-        slots: tokens, padding included; the layers keep activations of each.
-        trained_tokens: trained tokens; the head computes logits over the vocabulary for each.
-        row_numbers: the rows.
-    """
-
-    slots: int
-    trained_tokens: int
+class _BatchSize(NamedTuple):
+    slots: int  # tokens with padding; the layers keep activations of each
+    trained_tokens: int  # the head computes logits over the vocabulary for each
     row_numbers: tuple[int, ...]
 
 
@@ -166,14 +158,14 @@ def largest_batches(planner: BatchPlanner, batches: int, epochs: int) -> list[Mi
     return [MicroBatch(size.row_numbers, size.trained_tokens) for size in dict.fromkeys((max(sizes), most_trained))]
 
 
-def _largest_in(planner: BatchPlanner, plan: EpochPlan, batches: int) -> list[BatchSize]:
+def _largest_in(planner: BatchPlanner, plan: EpochPlan, batches: int) -> list[_BatchSize]:
     longest = np.maximum.reduceat(planner.row_tokens[plan.rows], plan.bounds[:-1])
     slots = longest * np.diff(plan.bounds)
     if planner.batching == "packed":
         slots[:] = planner.tokens_per_batch
     slots, trained = slots[:batches], plan.sums(planner.row_trained_tokens)[:batches]
     indices = np.lexsort((trained, slots))[-1], np.lexsort((slots, trained))[-1]
-    return [BatchSize(int(slots[index]), int(trained[index]), plan.row_numbers(int(index))) for index in indices]
+    return [_BatchSize(int(slots[index]), int(trained[index]), plan.row_numbers(int(index))) for index in indices]
 
 
 def smaller_batch_settings(batching: Batching, rows: int, tokens: int, longest_row: int, accumulate: int) -> str:
