@@ -1,6 +1,6 @@
-"""Whether a run can work on this machine: `kyon-pl doctor`, and the check that every run begins with.
+"""Whether a run can work on this machine: `kyon-pl doctor`, and the check at the start of every run.
 
-Importing this costs nothing, and imports no library whose version is still to be looked at.
+Importing this package imports no other library: the versions of the libraries are checked first.
 """
 
 from __future__ import annotations
