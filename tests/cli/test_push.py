@@ -148,9 +148,7 @@ print(find_adapter("kyon/haruhi"))
     assert torch.equal(theirs, ours)
 
 
-def test_second_push_makes_a_commit_unless_nothing_changed(
-    hub: HubServer, kyon_pl: PushAsker, copy: Path
-) -> None:
+def test_second_push_makes_a_commit_unless_nothing_changed(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:
     def push(*words: str) -> str:
         answer = kyon_pl("push", "--repo_id", "kyon/again", "--adapter", str(copy), *words)
         assert answer.status == 0, answer.err
@@ -225,9 +223,7 @@ def test_hub_errors_are_explained(
     assert hub.commits == commits
 
 
-def test_concurrent_commit_is_not_overwritten(
-    hub: HubServer, kyon_pl: PushAsker, run: Path, tmp_path: Path
-) -> None:
+def test_concurrent_commit_is_not_overwritten(hub: HubServer, kyon_pl: PushAsker, run: Path, tmp_path: Path) -> None:
     """A commit between reading the repository and committing."""
     kyon_pl("push", "--repo_id", "race", "--adapter", str(run))
     (tmp_path / "theirs.txt").write_text("theirs")
@@ -306,9 +302,7 @@ def test_a_merged_model(hub: HubServer, kyon_pl: PushAsker, tmp_path: Path) -> N
     assert "dense_4h_to_h.weight: (32, 48) instead of (32, 64)" in kyon_pl(*words).err
 
 
-def test_interrupted_push_leaves_the_repository_unchanged(
-    hub: HubServer, kyon_pl: PushAsker, copy: Path
-) -> None:
+def test_interrupted_push_leaves_the_repository_unchanged(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:
     """The last test of this file: it kills the process that runs the commands."""
     words = ("push", "--repo_id", "interrupted", "--adapter", str(copy / "checkpoints/best"))
     kyon_pl(*words)
