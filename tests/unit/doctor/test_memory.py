@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.checkpoint import random_base
 from kyon_pl.doctor.memory import (
+    BatchShape,
     MemorySettings,
-    Slots,
     attention_saved_bytes,
     layer_saved_bytes,
     memory_estimate,
@@ -30,10 +30,10 @@ GIB = 2**30
 # 2026-11-24, one NVIDIA H100 80GB HBM3, torch 2.11.0+cu130, ChatGLM2-6B's shape, configs/lora.yaml as
 # benchmarks/arms.py runs it, bf16-mixed unless said otherwise: what was set -> peak allocated, GiB. The trained tokens
 # are those of the heaviest batches of its 1,500 rows; the longest of its validation batches has 8 rows of up to 1,669.
-VALIDATION = Slots(rows=8, slots=1669, trained_tokens=597)
-PACK_2048 = Slots(rows=1, slots=2048, trained_tokens=340)
-PACK_8192 = Slots(rows=1, slots=8192, trained_tokens=779)
-ROWS_8 = Slots(rows=8, slots=2048, trained_tokens=597)
+VALIDATION = BatchShape(rows=8, slots=1669, trained_tokens=597)
+PACK_2048 = BatchShape(rows=1, slots=2048, trained_tokens=340)
+PACK_8192 = BatchShape(rows=1, slots=8192, trained_tokens=779)
+ROWS_8 = BatchShape(rows=8, slots=2048, trained_tokens=597)
 MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "2,048 tokens": ({"training": PACK_2048}, 13.50),
     "2,048 tokens, 16-mixed": ({"training": PACK_2048, "precision": "16-mixed"}, 13.50),
@@ -60,7 +60,7 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "nf4, compiled": ({"training": PACK_8192, "compiled": True, "validation": None, "quantization": "nf4"}, 7.08),
     "fp8, compiled": ({"training": PACK_8192, "compiled": True, "validation": None, "quantization": "fp8"}, 15.20),
     # benchmarks/head_memory.py: no validation, 351 trained tokens
-    "one batch alone": ({"training": Slots(rows=1, slots=8192, trained_tokens=351), "validation": None}, 15.35),
+    "one batch alone": ({"training": BatchShape(rows=1, slots=8192, trained_tokens=351), "validation": None}, 15.35),
 }
 
 
@@ -132,7 +132,7 @@ class Case:
         rows, slots = self.batch
         names = ("precision", "lora", "checkpointing", "attention", "packed")
         own = {name: getattr(self, name) for name in names}
-        batch = Slots(rows=rows, slots=slots, trained_tokens=4 * rows)
+        batch = BatchShape(rows=rows, slots=slots, trained_tokens=4 * rows)
         return settings(**own, training=batch, validation=None, device_type="cpu")
 
     def config(self, layers: int) -> ChatGLM2Config:
