@@ -136,7 +136,8 @@ def files_of_roles(roles: Sequence[Role], dialogues: Sequence[str] | None) -> li
     for file in (file for name in dialogues for file in _find_files(name)):
         owners = [role.name for role in roles if role.name in file.stem.split("_")] or list(files)
         if len(owners) > 1:
-            fix = f"Put the name of the role's folder into the file name, between _, or pass one role: {', '.join(files)}."
+            names = ", ".join(files)
+            fix = f"Put the name of the role's folder into the file name, between _, or pass one role: {names}."
             raise SettingError(str(file), "it is not clear which role it belongs to", fix)
         files[owners[0]].append(file)
     return [(role, files[role.name]) for role in roles if files[role.name]]

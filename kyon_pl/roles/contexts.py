@@ -174,8 +174,8 @@ def _letters(text: str) -> str:
 def original_memory(memories: Sequence[str], memory_length: int) -> str:
     """The memories before the first that does not fit, joined, as in the original.
 
-    The length of a separator is added to each, also to the first. A memory ends at a second `｜｜｜`, since the original
-    takes the text between the first two.
+    The length of a separator is added to each, also to the first. A memory ends at a second `｜｜｜`, since the
+    original takes the text between the first two.
 
     Args:
         memories: nearest first.

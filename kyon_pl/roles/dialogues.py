@@ -1,4 +1,4 @@
-"""Dialogues to rows: one row for each turn of the role, by our rules and by the original's, with the original's keys."""
+"""Makes a row for each turn of the role in a dialogue, by our rule or by the original's."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_build_data_keeps_no_rows(tmp_path: Path) -> None:
     role, output = (
         write_role(tmp_path / "小棹"),
         tmp_path / "rows.jsonl",
-    )  # without memories, which are slow under tracemalloc
+    )  # no memories: slow to trace
     peaks = []
     for rows in (10, 1000, 5000):  # the first run imports modules; a batch is a thousand rows
         write_dialogues(role, rows)
