@@ -18,8 +18,8 @@ from jsonargparse import ArgumentParser, Namespace, capture_parser
 from lightning.pytorch.cli import LightningArgumentParser
 from peft import LoraConfig
 
-from kyon_pl.cli import COMMANDS, command
 from kyon_pl.cli.arguments import add_fit_arguments
+from kyon_pl.cli.commands import COMMANDS, command
 from kyon_pl.training import LinearDecay
 from kyon_pl.training.callbacks import ReplySettings, StepCheckpoint
 

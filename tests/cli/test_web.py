@@ -208,6 +208,13 @@ def test_what_the_command_refuses(
         taken.wait()
 
 
+def test_the_command_needs_gradio_only_after_its_checks() -> None:
+    """Without the extra, the command can be imported and says what to install; starlette comes with Gradio."""
+    code = "import sys, kyon_pl.chat.web; print(*{'gradio', 'starlette'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout == "\n"
+
+
 def ask_at_once(visitors: list[Client], question: str) -> list[int]:
     """Each asks when the one before is in the queue; the order in which they have their replies."""
     done: list[int] = []
