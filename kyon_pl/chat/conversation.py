@@ -119,12 +119,7 @@ class Conversation:
     asker: str = ""
     adapter: str = ""
 
-    def ask(
-        self,
-        typed: str,
-        sampling: Sampling,
-        on_text: Callable[[str], object] = lambda text: None,
-    ) -> ChatReply:
+    def ask(self, typed: str, sampling: Sampling, on_text: Callable[[str], object] = lambda text: None) -> ChatReply:
         """Ask a question and append the turn.
 
         Args:

@@ -211,13 +211,13 @@ def read_password(file: str | None, ask: bool) -> str | None:
         password: str | None = getpass.getpass("password of the page: ")
     elif file:
         path = Path(file).expanduser()
+        fix = "Write the password to it, in one line of UTF-8"
         if not path.is_file():
-            raise MissingFileError(str(path), "there is no such file", "Write the password to it, in one line")
+            raise MissingFileError(str(path), "there is no such file", fix)
         try:
             password = (path.read_text(encoding="utf-8").splitlines() or [""])[0]
         except (OSError, UnicodeDecodeError) as error:
-            found = f"it cannot be read ({type(error).__name__})"
-            raise SettingError(str(path), found, "Write the password to it, in one line of UTF-8") from error
+            raise SettingError(str(path), f"it cannot be read ({type(error).__name__})", fix) from error
     else:
         password = os.environ.get(PASSWORD)
     if password is not None and not password.strip():

@@ -169,14 +169,7 @@ def _demo_roles(path: str) -> list[Role]:
         names = ", ".join(speaker.name for speaker in CHARACTERS)
         raise SettingError(f"role {path}", "the demo has no role of that name", f"Name one of: {names}.")
     return [
-        Role(
-            speaker.name,
-            speaker.system_prompt,
-            role_memories(speaker),
-            aliases=(speaker.name,),
-            memory_number=ROW_MEMORIES,
-        )
-        for speaker in speakers
+        Role(s.name, s.system_prompt, role_memories(s), aliases=(s.name,), memory_number=ROW_MEMORIES) for s in speakers
     ]
 
 

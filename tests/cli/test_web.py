@@ -194,7 +194,7 @@ def test_what_the_command_refuses(
             (["--characters", str(tmp_path / "nobody")], "there is no role"),
             (["--port", str(port)], f"port {port}"),
             (["--port", "70000"], "port: 70000 is not a port"),
-            (["--adapter", f"[{adapters[0]}, {tmp_path}]"], "neither an adapter, a run nor"),
+            (["--adapter", f"[{adapters[0]}, {tmp_path}]"], "not an adapter, a run or a folder of runs"),
         ):
             with pytest.raises(SystemExit) as stopped:
                 main(["web", "--adapter", str(adapters[0]), *words])
