@@ -13,10 +13,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
-from pyarrow import ArrowInvalid
-from pyarrow.parquet import ParquetFile
-
 from kyon_pl.demo import ASSETS
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 
@@ -152,6 +148,9 @@ def _csv(path: Path) -> NumberedRows:
 
 
 def _parquet(path: Path) -> NumberedRows:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
     try:
         with ParquetFile(path, pre_buffer=False) as file:  # else all of the file is in memory at its end
             if name := _repeated(file.schema_arrow.names):
@@ -240,6 +239,8 @@ def _expand(source: str, split: str) -> list[Path]:
 
 def _folder_files(folder: Path, split: str) -> list[Path]:
     """All data files, unless names such as train and test tell them apart, by the conventions of `datasets`."""
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns  # 0.5 s
+
     base = str(folder.resolve())
     try:
         patterns = sanitize_patterns(get_data_patterns(base))
