@@ -16,7 +16,7 @@ from kyon_pl.doctor.report import Finding, finding_of, gib
 from kyon_pl.doctor.work import Work
 from kyon_pl.errors import KyonError
 from kyon_pl.lora import check_combination, frozen_dtype, quantizer, reference_lora
-from kyon_pl.training.callbacks.run_output import duration
+from kyon_pl.training.throughput import duration
 
 # the allocator left 3 % unused where it was short of memory (13.89 GiB reserved for 13.50 in use)
 TIGHT = 0.97
