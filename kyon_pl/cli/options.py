@@ -90,8 +90,8 @@ class Option:
         if isinstance(self.default, dict) and "class_path" in self.default:
             arguments = ", ".join(f"{key}: {value}" for key, value in self.default.get("init_args", {}).items())
             return self.default["class_path"].rpartition(".")[2] + (f" ({arguments})" if arguments else "")
-        text: str = yaml.safe_dump(self.default, default_flow_style=True, allow_unicode=True, width=1000)
-        return text.removesuffix("...\n").strip()
+        text = yaml.safe_dump(self.default, default_flow_style=True, allow_unicode=True, width=1000)
+        return str(text).removesuffix("...\n").strip()
 
 
 def _is_list(kind: Any) -> bool:

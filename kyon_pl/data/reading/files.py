@@ -13,7 +13,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 from pyarrow import ArrowInvalid
 from pyarrow.parquet import ParquetFile
 
@@ -240,6 +239,9 @@ def _expand(source: str, split: str) -> list[Path]:
 
 def _folder_files(folder: Path, split: str) -> list[Path]:
     """All data files, unless names such as train and test tell them apart, by the conventions of `datasets`."""
+    # half a second, which chat and build-data do not need
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
+
     base = str(folder.resolve())
     try:
         patterns = sanitize_patterns(get_data_patterns(base))
