@@ -37,8 +37,9 @@ from transformers import AutoModelForCausalLM
 from watch import watch
 
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
-from kyon_pl.chatglm2.checkpoint import KNOWN_EXTRA, load_base
+from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.chatglm2.configuration import read_config
+from kyon_pl.chatglm2.files import INV_FREQ
 from kyon_pl.demo import BASE
 from kyon_pl.lora import reference_lora
 from kyon_pl.lora.adapter import load_adapter
@@ -163,7 +164,7 @@ def write_base(options: argparse.Namespace) -> None:
     folder.mkdir()
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in ChatGLM2ForCausalLM(config).state_dict().items()}
-    shapes[KNOWN_EXTRA] = torch.Size([config.kv_channels // 4])
+    shapes[INV_FREQ] = torch.Size([config.kv_channels // 4])
     names, weight_map = sorted(shapes), {}
     block = torch.empty(BLOCK).normal_(std=0.02, generator=torch.Generator().manual_seed(0)).half()
     for number in range(SHARDS):

@@ -1,4 +1,4 @@
-"""The batch: the one thing that the data side hands to the training side."""
+"""The batch, and the protocols between data and training."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ import torch
 
 @dataclass
 class Batch:
-    """One micro-batch. R rows (1 if packed), T tokens a row, all tensors int64.
+    """One micro-batch of R rows (1 if packed) with T tokens each; tensors are int64.
 
-    There is no attention mask: pads stand on the right, where causal attention never looks, and packed rows are told
-    apart by their positions. Without a mask the fast kernels can be used.
+    There is no attention mask, so that the fast kernels can be used: padding is on the right, where causal attention
+    does not look, and packed rows are separated by their positions.
 
     Attributes:
         input_ids: (R, T), right-padded with the pad id.
-        labels: (R, T), the id at each trained position and -100 elsewhere, not shifted: the model shifts.
+        labels: (R, T), the id at each trained position and -100 elsewhere, not shifted: the model shifts them.
         position_ids: (R, T), restarting at each packed row; None if not packed.
-        row_numbers: the places of the rows in the data set, in batch order; empty in a batch that only fills a
-            rank's turn.
-        tokens: real tokens, padding not counted.
-        trained_tokens: labels other than -100.
-        step_trained_tokens: trained tokens of the whole optimizer step that this batch is part of, over all ranks and
-            accumulated micro-batches.
-        trained_positions: (K,), places in the flattened (R * T) of the hidden states that predict a label, found here
-            so that the device need not be waited for.
-        cu_seqlens: (S + 1,), int32, where each packed row begins and where the last ends; None if not packed.
-        max_seqlen: no packed row is longer, in tokens; the same number for all batches.
+        row_numbers: indices of the rows in the data set, in batch order; empty in a batch that only fills up a rank.
+        tokens: number of tokens without padding.
+        trained_tokens: number of labels other than -100.
+        step_trained_tokens: trained tokens of the whole optimizer step, over all ranks and micro-batches.
+        trained_positions: (K,), indices into the flattened (R * T) of the hidden states that predict a label; computed
+            on the CPU so that the model need not synchronize with the device.
+        cu_seqlens: (S + 1,), int32, start of each packed row and end of the last; None if not packed.
+        max_seqlen: upper bound of the length of packed rows, in tokens; equal for all batches.
     """
 
     input_ids: torch.Tensor
@@ -44,19 +42,12 @@ class Batch:
     max_seqlen: int | None = None
 
     def model_inputs(self) -> dict[str, torch.Tensor | int]:
-        """What `ChatGLM2ForCausalLM.forward` takes of this batch."""
-        names = (
-            "input_ids",
-            "labels",
-            "position_ids",
-            "trained_positions",
-            "cu_seqlens",
-            "max_seqlen",
-        )
+        """The arguments of `ChatGLM2ForCausalLM.forward`."""
+        names = ("input_ids", "labels", "position_ids", "trained_positions", "cu_seqlens", "max_seqlen")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; torch's loader calls this."""
+        """A copy in page-locked memory; torch's DataLoader calls this."""
         pinned = copy(self)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
@@ -69,11 +60,11 @@ class PromptBatch:
     """Prompts to reply to.
 
     Attributes:
-        input_ids: the ids of each prompt, prefix included, not padded.
-        prompts: the text of each prompt.
-        references: the row's own target for each prompt.
-        row_numbers: the places of the rows in the data set.
-        memories: of each prompt, and its turns, as texts; none of a row that came as ids.
+        input_ids: ids of each prompt, with `[gMASK] sop`, not padded.
+        prompts: text of each prompt.
+        references: target of each row.
+        row_numbers: indices of the rows in the data set.
+        memories: texts of memories and turns in each prompt; empty for rows of ids.
     """
 
     input_ids: list[list[int]]
@@ -85,12 +76,12 @@ class PromptBatch:
 
 @runtime_checkable
 class Workload(Protocol):
-    """What training needs to know of the data before the first batch; `DialogueDataModule` knows it after its `setup`.
+    """The size of the training data; `DialogueDataModule` has it after `setup`.
 
     Attributes:
-        steps_per_epoch: optimizer steps of one epoch, the same in every epoch.
-        batches_per_epoch: micro-batches of one device in an epoch, the same in every epoch.
-        tokens_per_epoch: real tokens of one epoch, over all ranks.
+        steps_per_epoch: optimizer steps per epoch, equal for all epochs.
+        batches_per_epoch: micro-batches per epoch and device, equal for all epochs.
+        tokens_per_epoch: tokens per epoch without padding, over all ranks.
     """
 
     @property
@@ -108,40 +99,40 @@ class Workload(Protocol):
 
 @runtime_checkable
 class IdSource(Protocol):
-    """What holds token ids, whatever it is used for: in `validate` there is no work to plan."""
+    """Data with token ids, in training and in evaluation."""
 
     def check_ids(self, vocabulary_size: int) -> None:
-        """Raise a DataError if a row holds an id that a vocabulary of this size does not have."""
+        """Raise a DataError if a row has an id that is not below `vocabulary_size`."""
 
 
 @runtime_checkable
 class BatchSource(Workload, Protocol):
-    """What training asks of the data before the first batch, or when something goes wrong."""
+    """Training data for guards: the largest batches, and the places of rows."""
 
     def largest_batches(self, epochs: int) -> list[Batch]:
-        """The training batches of that many epochs that need the most memory, on the CPU; none if none is used."""
+        """The batches of that many epochs that need the most memory, on the CPU; may be empty."""
 
     def place(self, row_number: int) -> str:
-        """Where a person finds the row of that number in a batch: file and line."""
+        """File and line of the row with that number."""
 
     def smaller_batch_settings(self, accumulate_grad_batches: int = 1) -> str:
-        """The settings to change for training batches of half the size, in words."""
+        """A text that names the settings for training batches of half the size."""
 
 
 @runtime_checkable
 class RowSource(Protocol):
-    """What a person is shown of the data beside the curves."""
+    """Data that can show rows to the user."""
 
     def held_out_prompts(
         self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
     ) -> PromptBatch:
-        """Held-out rows as prompts, evenly spread, of these this rank's share; there may be none.
+        """This rank's share of evenly spread held-out rows, as prompts; may be empty.
 
         Args:
             use: which rows.
-            most: how many over all ranks; None: all.
-            one_a_question: leave out rows whose question an earlier one has.
+            most: maximum number over all ranks; None: all.
+            one_a_question: omit rows with the question of an earlier row.
         """
 
     def shown_rows(self, count: int) -> str:
-        """The first training rows as the model sees them, as plain text: what is masked and what is trained."""
+        """The first training rows as text that shows what is masked and what is trained."""

@@ -1,4 +1,4 @@
-"""What is on the disk for good."""
+"""Durable writes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk, before anything relies on it.
+    """Wait until a file's content, or the entries of a folder, are written to the disk (fsync).
 
     Raises:
-        OSError: there is nothing of that name, or the disk refuses.
+        OSError: the path does not exist, or writing fails.
     """
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -1,19 +1,19 @@
-"""The errors that a person at the keyboard can cause: where, what was found, what to do.
+"""Errors that a user can cause and fix.
 
-The command line prints such an error as one paragraph, without a traceback, and exits with status 2. Each kind also
-derives from the built-in exception that a caller of the Python API would expect.
+The command line prints them as one paragraph, without a traceback, and exits with status 2. Each class also derives
+from the built-in exception that callers of the Python API expect.
 """
 
 from __future__ import annotations
 
 
 class KyonError(Exception):
-    """What went wrong, in the three parts that a reader needs.
+    """Base class; an error has three parts.
 
     Attributes:
-        where: the file, line, key or setting in question.
-        found: what stands there.
-        fix: what to do about it.
+        where: the file, line, key or setting.
+        found: what is wrong with it.
+        fix: what to do, as a sentence.
     """
 
     def __init__(self, where: str, found: str, fix: str) -> None:
@@ -23,7 +23,7 @@ class KyonError(Exception):
         self.fix = fix
 
     def __reduce__(self) -> tuple[type[KyonError], tuple[str, str, str]]:
-        # exceptions cross process borders (datasets.map, loader workers) by their constructor's arguments
+        # exceptions are pickled between processes (datasets.map, loader workers) with their constructor's arguments
         return type(self), (self.where, self.found, self.fix)
 
     def __str__(self) -> str:
@@ -32,24 +32,24 @@ class KyonError(Exception):
 
 
 class SettingError(KyonError, ValueError):
-    """A setting that does not exist, does not fit, or contradicts another."""
+    """A setting that does not exist, is out of range, or contradicts another."""
 
 
 class DataError(KyonError, ValueError):
-    """Rows or files of data that cannot be used as they are."""
+    """Data rows or files that cannot be used."""
 
 
 class MissingFileError(KyonError, FileNotFoundError):
-    """A file, folder or repository that is not there."""
+    """A file, folder or repository that does not exist."""
 
 
 class CheckpointError(KyonError, RuntimeError):
-    """Weights, an adapter or a checkpoint that do not fit what is asked of them."""
+    """Weights, an adapter or a checkpoint that cannot be read or do not fit."""
 
 
 class MachineError(KyonError, RuntimeError):
-    """Something that this machine cannot do: no GPU, too little memory, a full disk."""
+    """A limit of this machine: no GPU, too little memory, a full disk."""
 
 
 class TrainingError(KyonError, RuntimeError):
-    """Training that cannot come to any good: numbers that are not finite, an adapter that learns nothing."""
+    """Training that has failed: a loss that is not finite, or an adapter that does not learn."""

@@ -1,4 +1,4 @@
-"""Imports at first use: public names of a package, and packages that only an extra installs."""
+"""Lazy imports of public names, and checks for packages of extras."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kyon_pl.errors import MachineError
 
 
 def public_name(package: str, homes: Mapping[str, str], name: str) -> Any:
-    """What a package's `__getattr__` answers.
+    """Import a public name of a package on first use, for the package's `__getattr__`.
 
     Args:
-        package: that is asked.
-        homes: the module that defines each public name.
-        name: that is asked for.
+        package: name of the package.
+        homes: the module of each public name.
+        name: the requested name.
 
     Raises:
-        AttributeError: it is none of them.
+        AttributeError: the package has no such public name.
     """
     if name not in homes:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
@@ -27,18 +27,18 @@ def public_name(package: str, homes: Mapping[str, str], name: str) -> Any:
 
 
 def need_package(package: str, extra: str, *, where: str, does: str, otherwise: str = "") -> None:
-    """Refuse to begin what a package is needed for, before the work and not in the middle of it.
+    """Check that an optional package is installed, before the work that needs it.
 
     Args:
-        package: as it is imported.
-        extra: of this package, which brings it.
+        package: import name of the package.
+        extra: extra of kyon-pl that installs it.
         where: the command or setting that needs it.
-        does: what it does there, behind its name.
-        otherwise: what to do without it, a sentence.
+        does: what the package does there, as a predicate: "draws the pictures".
+        otherwise: a sentence that says what to do without it.
 
     Raises:
-        MachineError: it is not installed.
+        MachineError: the package is not installed.
     """
     if find_spec(package) is None:
-        found = f"{package.replace('_', '-')} {does}, and it is not installed"
+        found = f"{package.replace('_', '-')} {does}, but it is not installed"
         raise MachineError(where, found, f"Install it with: pip install 'kyon-pl[{extra}]'. {otherwise}".strip())

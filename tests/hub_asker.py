@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 from hub_server import HubServer, hub_environment
+from limits import HANG_S
 
 TOKEN = "hf_0123456789secret"
 ASK = """
@@ -69,7 +70,7 @@ class Asker:
         self.hub, self.home, self.printed, self.waits = hub, home, "", (0.01, 0.01, 0.01)
 
     def __call__(self, *questions: Question, token: str | None = None, **env: str) -> list[list[str]]:
-        done = subprocess.run(self._command(*questions), **self._streams(token, env), text=True, timeout=120)
+        done = subprocess.run(self._command(*questions), **self._streams(token, env), text=True, timeout=HANG_S)
         return self._answers(done.returncode, done.stdout, done.stderr)
 
     def on_a_terminal(self, *questions: Question) -> list[list[str]]:
@@ -80,7 +81,7 @@ class Asker:
         reader = threading.Thread(target=_read_terminal, args=(mine, seen))
         reader.start()
         streams = self._streams(None, {}) | {"stderr": theirs}
-        done = subprocess.run(self._command(*questions), **streams, text=True, timeout=120)
+        done = subprocess.run(self._command(*questions), **streams, text=True, timeout=HANG_S)
         os.close(theirs)
         reader.join()
         os.close(mine)

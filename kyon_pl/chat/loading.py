@@ -26,7 +26,8 @@ from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import add_adapter, load_adapter
-from kyon_pl.runs.adapters import CHECKPOINTS, SETTINGS, adapter_base, base_with_weights, find_adapter
+from kyon_pl.runs.adapters import SETTINGS, adapter_base, base_with_weights, find_adapter
+from kyon_pl.runs.integrity import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""ChatGLM2, native: no code of a checkpoint is ever run. Importing it registers it with transformers' Auto classes."""
+"""ChatGLM2 without remote code. Importing this package registers it with transformers' Auto classes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["ChatGLM2Config", "ChatGLM2ForCausalLM", "ChatGLMTokenizer"]
 
 
 class _TokenizerKey(PreTrainedConfig):
-    """Stands for ChatGLM2Config in AutoTokenizer's table.
+    """Replaces ChatGLM2Config in AutoTokenizer's table.
 
-    Under the real one, AutoTokenizer takes the tokenizer for one of transformers' own, and a caller's
-    `trust_remote_code=True` then runs the Hub's file instead. Under any other, it finds the class by its name, which
+    A tokenizer registered under ChatGLM2Config counts as one of transformers' own, and `trust_remote_code=True` would
+    then run the Hub's file. Under any other key, AutoTokenizer finds the class by its name, which
     `ChatGLM2Config.tokenizer_class` and the published `tokenizer_config.json` both give.
     """
 

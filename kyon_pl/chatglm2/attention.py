@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""Attention: rotary angles, and torch's variable-length flash attention behind transformers' attention interface."""
+"""Attention: rotary angles, and variable-length flash attention behind transformers' attention interface."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from kyon_pl.errors import SettingError
 VARLEN = "varlen"
 ROTARY_BASE = 10000.0
 
-# Grouped keys and values are never expanded. torch 2.11 takes them as they are, later versions want to be told.
-_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+# Grouped keys and values are not expanded. torch 2.11 infers the groups; later versions need enable_gqa=True.
+_ENABLE_GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def register_attention() -> None:
-    """Make `attn_implementation="varlen"` known to transformers, with SDPA's mask for where it has to stand back."""
+    """Register `attn_implementation="varlen"` with transformers. Its mask is SDPA's, for when it falls back to SDPA."""
     AttentionInterface.register(VARLEN, varlen_attention_forward)
     AttentionMaskInterface.register(VARLEN, sdpa_mask)
 
 
 def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """The model's `attn_implementation` for a run, and the reason in words.
+    """Choose the model's `attn_implementation`.
 
     Args:
-        attention: `auto` for the fastest that works here, or the name of one.
-        device: where the model will compute.
-        dtype: what it will compute in (autocast's, if that is on).
+        attention: `auto` for the fastest one that works here, or the name of one.
+        device: of the model.
+        dtype: of the computation (autocast's dtype, if autocast is on).
+
+    Returns:
+        The name, and the reason in words.
 
     Raises:
-        SettingError: `varlen` was asked for by name and cannot work here.
+        SettingError: `attention` is `varlen`, which cannot work here.
     """
     if attention not in ("auto", VARLEN):
         return attention, "as set"
     obstacle = _obstacle_to_varlen(device, dtype)
     if obstacle is None:
-        chosen = f"flash attention over packed rows, in {_word(dtype)} on {_architecture(device)}"
-        return VARLEN, f"{chosen}; padded batches and generation use sdpa"
+        reason = f"flash attention over packed rows, in {_dtype_name(dtype)} on {_architecture(device)}"
+        return VARLEN, f"{reason}; padded batches and generation use sdpa"
     if attention == VARLEN:
-        raise SettingError(
-            where="attention: varlen",
-            found=obstacle,
-            fix="Set it to auto or sdpa: packed rows are then kept apart by a mask.",
-        )
+        fix = "Set it to auto or sdpa: packed rows are then kept apart by a mask."
+        raise SettingError("attention: varlen", obstacle, fix)
     return "sdpa", f"{obstacle}; packed rows are kept apart by a mask"
 
 
@@ -60,7 +60,7 @@ def _obstacle_to_varlen(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return f"flash attention needs CUDA and this is {device.type}"
     if dtype not in (torch.float16, torch.bfloat16):
-        return f"flash attention computes in half precision and this run in {_word(dtype)}"
+        return f"flash attention needs float16 or bfloat16 and this run computes in {_dtype_name(dtype)}"
     if not torch.backends.cuda.is_flash_attention_available():
         return "this torch was built without flash attention"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -69,22 +69,22 @@ def _obstacle_to_varlen(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def can_run_varlen(hidden_states: Tensor) -> bool:
-    """Whether flash attention can take what the layers will compute from these: on CUDA, in half precision."""
+    """Whether flash attention supports the device and the dtype (autocast's, if on) that layers use for this input."""
     device_type = hidden_states.device.type
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else hidden_states.dtype
     return device_type == "cuda" and dtype in (torch.float16, torch.bfloat16)
 
 
-def kernels_for_replies() -> AbstractContextManager[None]:
-    """SDPA without cuDNN, which makes a plan for every new length: some 50 ms at each token of a reply on an H100."""
+def generation_kernels() -> AbstractContextManager[None]:
+    """SDPA without cuDNN, which builds a plan for each new length: about 50 ms per generated token on an H100."""
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def row_starts(position_ids: Tensor) -> Tensor:
-    """Where a row begins: at the first column, and wherever the position is not the one before plus 1.
+    """Mark the first token of each packed row: column 0, and each position that is not the previous one plus 1.
 
-    The same rule as transformers' own for packed rows (`find_packed_sequence_indices`).
+    transformers' rule for packed rows (`find_packed_sequence_indices`).
 
     Args:
         position_ids: (R, T), int64.
@@ -92,17 +92,17 @@ def row_starts(position_ids: Tensor) -> Tensor:
     Returns:
         (R, T), bool.
     """
-    any_distance_but_one = position_ids[:, :1] - 2
-    return position_ids.diff(prepend=any_distance_but_one, dim=-1) != 1
+    not_previous = position_ids[:, :1] - 2
+    return position_ids.diff(prepend=not_previous, dim=-1) != 1
 
 
 def row_bounds(position_ids: Tensor) -> tuple[Tensor, int]:
-    """The bounds of the rows among the R * T tokens of a batch laid end to end, and the longest row's length.
+    """Bounds of the packed rows in the flattened R * T tokens of a batch, and the length of the longest row.
 
-    It waits for the device. A collator knows the same from the lengths of its rows and can give it to the model.
+    This synchronizes with the device. A collator can compute the same from row lengths and pass it to the model.
 
     Args:
-        position_ids: (R, T), int64, restarting wherever a row begins.
+        position_ids: (R, T), int64, restarting at each row.
 
     Returns:
         `cu_seqlens`, (rows + 1,), int32, from 0 to R * T; and `max_seqlen`, in tokens.
@@ -113,19 +113,19 @@ def row_bounds(position_ids: Tensor) -> tuple[Tensor, int]:
 
 
 def rotary_angles(position_ids: Tensor, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for `apply_rotary_pos_emb`, computed in float32 and rounded once, at the end.
+    """Cosine and sine for `apply_rotary_pos_emb`, computed in float32 and rounded once.
 
-    The published code computes the angles in the weights' dtype, and float16 cannot hold every position above 2,048.
-    Float32 angles are the better ones, and what vLLM uses. They are made from nothing at each forward: there is no
-    buffer for `model.half()` to round, nor for a checkpoint to fill with a rounded one.
+    The published code computes the angles in the dtype of the weights, and float16 cannot represent every position
+    above 2,048. vLLM uses float32 angles too. They are computed at each forward pass: there is no buffer for
+    `model.half()` to round or for a checkpoint to overwrite with rounded values.
 
     Args:
         position_ids: (R, T), int64.
-        channels: channels of a head that are rotated.
+        channels: rotated channels of a head.
         dtype: of the result.
 
     Returns:
-        Two tensors (R, T, channels), each half holding the channels / 2 angles, as transformers' GLM expects.
+        Two tensors (R, T, channels), each with the channels / 2 angles repeated twice, as transformers' GLM expects.
     """
     exponents = torch.arange(0, channels, 2, dtype=torch.float32, device=position_ids.device) / channels
     angles = position_ids[..., None].float() * (1.0 / ROTARY_BASE**exponents)
@@ -144,21 +144,21 @@ def varlen_attention_forward(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
 ) -> tuple[Tensor, None]:
-    """Causal attention of every row to itself, by flash attention over the rows laid end to end.
+    """Causal attention within each packed row, by flash attention over the flattened batch.
 
-    Without `cu_seqlens` it is SDPA: so the model asks for it where there is a mask, a cache, a CPU or float32.
+    Without `cu_seqlens` this is SDPA; the model omits it with a mask, with a cache, on a CPU and in float32.
 
     Args:
-        module: the attention layer, for SDPA's grouping.
+        module: the attention layer (SDPA reads its number of groups).
         query: (R, heads, T, D), float16 or bfloat16.
         key: (R, groups, T, D).
         value: (R, groups, T, D).
         attention_mask: for SDPA only.
         dropout: for SDPA only; the model has none.
         scaling: of the scores; 1 / sqrt(D) if None.
-        cu_seqlens: (rows + 1,), int32, the rows' bounds among the R * T tokens. It may end in repeats of R * T (rows of
-            no tokens), which gives it one shape whatever the batch.
-        max_seqlen: the longest row in tokens, or any number above it.
+        cu_seqlens: (rows + 1,), int32, bounds of the rows in the R * T tokens. It may be padded with R * T (empty
+            rows), so that its shape is the same for every batch.
+        max_seqlen: length of the longest row in tokens, or an upper bound.
 
     Returns:
         (R, T, heads, D), and None in place of attention weights.
@@ -175,25 +175,27 @@ def varlen_attention_forward(
         max_seqlen,
         max_seqlen,
         scale=scaling,
-        window_size=(-1, 0),  # all of the past, nothing of the future
-        **_GROUPED,  # type: ignore[arg-type]
+        window_size=(-1, 0),  # causal
+        **_ENABLE_GQA,  # type: ignore[arg-type]
     )
-    assert isinstance(attended, Tensor)  # a tuple only where asked for
+    assert isinstance(attended, Tensor)  # a tuple only with return_aux
     rows, _, tokens, _ = query.shape
     return attended.unflatten(0, (rows, tokens)), None
 
 
-def attend_from_one(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float) -> Tensor:
-    """Attention of one token a row to all that it may see, which is what a reply is made of.
+def decode_attention(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float
+) -> Tensor:
+    """Attention of one new token per row to the cache, for generation.
 
-    The heads of a group become the queries of one head. Where there is a mask, transformers' SDPA would write out keys
-    and values once for each head, 16 times what the cache holds.
+    The heads of a group become the queries of one head. With a mask, transformers' SDPA would instead repeat keys and
+    values for each head: 16 times the size of the cache for 6B.
 
     Args:
         query: (R, heads, 1, D).
-        key: (R, groups, S, D); S slots of the cache.
+        key: (R, groups, S, D), for the S slots of the cache.
         value: (R, groups, S, D).
-        attention_mask: (R, 1, 1, S), bool or to be added to the scores; None: everything is seen.
+        attention_mask: (R, 1, 1, S), bool or added to the scores; None if every slot is visible.
         scaling: of the scores.
 
     Returns:
@@ -204,7 +206,7 @@ def attend_from_one(query: Tensor, key: Tensor, value: Tensor, attention_mask: T
     return attended.reshape(len(query), 1, -1)
 
 
-def _word(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""The configuration of ChatGLM2: the published `config.json`, key by key."""
+"""The configuration of ChatGLM2, with the keys of the published `config.json`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from transformers import PreTrainedConfig
 from kyon_pl.chatglm2.files import read_json_object
 from kyon_pl.errors import MissingFileError, SettingError
 
-# For each key of published configurations whose other values ask for another model: the value that is built here. A key
-# that is left out stands for it.
+# Keys of published configurations with only one implemented value, which is also the default of a missing key.
 _IMPLEMENTED: dict[str, object] = {
     "add_bias_linear": False,
     "apply_residual_connection_post_layernorm": False,
@@ -25,20 +24,20 @@ _IMPLEMENTED: dict[str, object] = {
     "model_type": "chatglm",
     "multi_query_attention": True,
     "original_rope": True,
-    "position_encoding_2d": False,  # ChatGLM-6B, the first one, has the same model_type
+    "position_encoding_2d": False,  # true for ChatGLM-6B, which has the same model_type
     "post_layer_norm": True,
     "pre_seq_len": None,
     "quantization_bit": 0,
     "quantization_config": None,
     "rmsnorm": True,
     "rope_theta": 10000,
-    # ChatGLM2-6B-32k divides positions by it, ChatGLM3 and GLM-4 multiply the base by it, and no key tells which
+    # ChatGLM2-6B-32k divides positions by it, ChatGLM3 and GLM-4 multiply the base by it; no key says which
     "rope_ratio": 1,
     "tie_word_embeddings": False,
 }
 
 INITIALIZER_RANGE = 0.02  # transformers' default
-_COUNTS = (
+_POSITIVE_INTEGERS = (
     "num_layers",
     "padded_vocab_size",
     "hidden_size",
@@ -51,38 +50,37 @@ _COUNTS = (
 
 
 class ChatGLM2Config(PreTrainedConfig):
-    """The shape of a ChatGLM2, under the published key names; the defaults are ChatGLM2-6B's.
+    """Configuration of ChatGLM2 under the published key names. The defaults are ChatGLM2-6B's.
 
-    transformers' own names (`num_hidden_layers`, `vocab_size`, ...) read and write the same fields. What is saved is
-    readable by the published code and by vLLM, which know the model by its architecture `ChatGLMModel`.
+    transformers' names (`num_hidden_layers`, `vocab_size`, ...) are aliases of the same fields. A saved configuration
+    can be read by the published code and by vLLM, which identify the model by its architecture `ChatGLMModel`.
 
     Source: `configuration_chatglm.py` and `config.json` of THUDM/chatglm2-6b.
 
     Attributes:
         num_layers: decoder layers.
-        padded_vocab_size: rows of the embedding and of the head; more than the tokenizer has ids.
+        padded_vocab_size: rows of the embedding and of the head; larger than the tokenizer's vocabulary.
         hidden_size: channels of the residual stream.
-        ffn_hidden_size: channels of the feed-forward's gate, and of what it gates.
-        kv_channels: channels of one attention head; the first half of them is rotated.
+        ffn_hidden_size: channels of the MLP's gate, and of its up projection.
+        kv_channels: channels of one attention head; the first half is rotated.
         num_attention_heads: query heads.
         multi_query_group_num: key/value heads, each shared by an equal number of query heads.
-        seq_length: tokens that the model was made for. Nothing is cut or refused here because of it.
+        seq_length: maximum sequence length of the published model, in tokens. Not enforced here.
         layernorm_epsilon: added to the mean square in RMSNorm.
         add_qkv_bias: whether the fused query/key/value projection has a bias.
-        use_cache: whether generation keeps keys and values.
-        initializer_range: standard deviation of random weights. Published files leave it out, and so does a file that
-            is saved here, unless it is another one.
-        apply_query_key_layer_scaling: without effect, here as in the published code under torch 2.
-        bias_dropout_fusion: without effect, since there is no dropout.
+        use_cache: whether generation caches keys and values.
+        initializer_range: standard deviation of random weights. As in published files, the default is not saved.
+        apply_query_key_layer_scaling: no effect, as in the published code under torch 2.
+        bias_dropout_fusion: no effect, since there is no dropout.
 
-    The other fields have one value that is implemented, the default.
+    Only the default is implemented for the other fields.
 
     Raises:
-        SettingError: a key asks for something that the model does not implement, or the shape is impossible.
+        SettingError: a value is not implemented or invalid.
     """
 
     model_type = "chatglm"
-    tokenizer_class: ClassVar[str] = "ChatGLMTokenizer"  # what AutoTokenizer looks for; not a field, so it is not saved
+    tokenizer_class: ClassVar[str] = "ChatGLMTokenizer"  # for AutoTokenizer; as a ClassVar it is not saved
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     attribute_map: ClassVar[dict[str, str]] = {
         "attention_bias": "add_qkv_bias",
@@ -113,7 +111,7 @@ class ChatGLM2Config(PreTrainedConfig):
     apply_query_key_layer_scaling: bool = True
     bias_dropout_fusion: bool = True
 
-    # one value each; named here so that a saved file holds what the published code reads without a default
+    # one implemented value each; saved because the published code has no defaults for them
     add_bias_linear: bool = False
     apply_residual_connection_post_layernorm: bool = False
     attention_dropout: float = 0.0
@@ -127,49 +125,40 @@ class ChatGLM2Config(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse what is not implemented, then let transformers do its part."""
-        kwargs.pop("auto_map", None)  # it names remote code, which is never run and must not be saved again
+        """Check all values."""
+        kwargs.pop("auto_map", None)  # names remote code, which must not be saved again
         where = str(kwargs.get("name_or_path") or "ChatGLM2Config")
         super().__post_init__(**kwargs)
-        self._refuse_other_models(where)
-        self._refuse_impossible_shapes(where)
+        self._check_implemented(where)
+        self._check_shape(where)
 
-    def _refuse_other_models(self, where: str) -> None:
+    def _check_implemented(self, where: str) -> None:
         for key, implemented in _IMPLEMENTED.items():
             found = self.__dict__.get(key, implemented)
             if found != implemented:
-                raise SettingError(
-                    where=f"{where}: {key}",
-                    found=f"{found!r}, and only {implemented!r} is implemented",
-                    fix="Use a base of ChatGLM2-6B's design: THUDM/chatglm2-6b, or a model derived from it.",
-                )
+                fix = "Use a base with ChatGLM2-6B's architecture: THUDM/chatglm2-6b, or a model derived from it."
+                raise SettingError(f"{where}: {key}", f"{found!r}, and only {implemented!r} is implemented", fix)
 
-    def _refuse_impossible_shapes(self, where: str) -> None:
-        for key in _COUNTS:
+    def _check_shape(self, where: str) -> None:
+        for key in _POSITIVE_INTEGERS:
             value = getattr(self, key)
             if type(value) is not int or value < 1:
-                raise SettingError(f"{where}: {key}", f"{value!r} is no count", "Set a whole number, 1 or more.")
+                raise SettingError(f"{where}: {key}", f"{value!r} is not a positive integer", "Set 1 or more.")
         if type(self.add_qkv_bias) is not bool:
             raise SettingError(f"{where}: add_qkv_bias", f"{self.add_qkv_bias!r}", "Set true or false.")
         if not isinstance(self.layernorm_epsilon, float) or not 0 < self.layernorm_epsilon < 1:
-            found = f"{self.layernorm_epsilon!r} is no small positive number"
-            raise SettingError(f"{where}: layernorm_epsilon", found, "Set one, such as 1e-5.")
+            found = f"{self.layernorm_epsilon!r} is not a number between 0 and 1"
+            raise SettingError(f"{where}: layernorm_epsilon", found, "Set a small one, such as 1e-5.")
         if self.num_attention_heads % self.multi_query_group_num:
-            raise SettingError(
-                where=f"{where}: multi_query_group_num",
-                found=f"{self.multi_query_group_num} key/value heads for {self.num_attention_heads} query heads",
-                fix="Choose a number that divides num_attention_heads.",
-            )
+            found = f"{self.multi_query_group_num} key/value heads for {self.num_attention_heads} query heads"
+            raise SettingError(f"{where}: multi_query_group_num", found, "Set a divisor of num_attention_heads.")
         if self.kv_channels % 4:
-            raise SettingError(
-                where=f"{where}: kv_channels",
-                found=f"{self.kv_channels} channels a head",
-                fix="Choose a multiple of 4: half of the channels are rotated, in pairs.",
-            )
+            fix = "Set a multiple of 4: half of the channels are rotated, in pairs."
+            raise SettingError(f"{where}: kv_channels", f"{self.kv_channels} channels per head", fix)
 
     @property
     def parameter_count(self) -> int:
-        """Weights of a model of this shape."""
+        """Number of parameters."""
         projected = (self.num_attention_heads + 2 * self.multi_query_group_num) * self.kv_channels
         attention = self.hidden_size * (projected + self.num_attention_heads * self.kv_channels)
         attention += projected if self.add_qkv_bias else 0
@@ -177,24 +166,24 @@ class ChatGLM2Config(PreTrainedConfig):
         return self.num_layers * layer + 2 * self.padded_vocab_size * self.hidden_size + self.hidden_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key and value, as `config.json` holds them."""
+        """The content of `config.json`."""
         output: dict[str, Any] = super().to_dict()
-        output["architectures"] = ["ChatGLMModel"]  # transformers would write the class's own name
+        output["architectures"] = ["ChatGLMModel"]  # the published name; transformers writes that of the class here
         if output["initializer_range"] == INITIALIZER_RANGE:
             del output["initializer_range"]
         return output
 
 
 def read_config(path: Path) -> ChatGLM2Config:
-    """The configuration in a `config.json`.
+    """Read a `config.json`.
 
     Args:
-        path: of the file, or of the folder that holds it.
+        path: of the file or of its folder.
 
     Raises:
         MissingFileError: there is no such file.
-        CheckpointError: it holds no JSON object.
-        SettingError: a key asks for something that is not implemented or impossible; file and key are named.
+        CheckpointError: it does not hold a JSON object.
+        SettingError: a value is not implemented or invalid; the error names the file and the key.
     """
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
@@ -205,7 +194,7 @@ def read_config(path: Path) -> ChatGLM2Config:
     for key in {"dtype", "torch_dtype"} & content.keys():
         name = content[key]
         if name is not None and not (isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)):
-            raise SettingError(f"{path}: {key}", f"{name!r} is no dtype of torch", "Set float16, or leave the key out.")
+            raise SettingError(f"{path}: {key}", f"{name!r} is not a torch dtype", "Set float16, or remove it.")
     try:
         config: ChatGLM2Config = ChatGLM2Config.from_dict(content)
     except SettingError as error:

@@ -17,12 +17,30 @@ from transformers.modeling_utils import load_state_dict
 
 from kyon_pl.errors import CheckpointError, MissingFileError
 
+Shapes = dict[str, tuple[int, ...]]
+
+# Published with the weights, but derived from the configuration: attention.rotary_angles computes it.
+INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
+
+# What torch.load and safetensors raise for a damaged file: from pickle's documentation, and from trials.
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    UnpicklingError,
+    SafetensorError,
+    ValueError,
+    LookupError,
+    EOFError,
+    AttributeError,
+)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read a JSON file that holds one object.
 
     Raises:
-        CheckpointError: the file is no JSON in UTF-8, or holds something else than one object.
+        CheckpointError: the file cannot be read, is not JSON in UTF-8, or holds something other than an object.
     """
     fix = "Download this file again, or correct it."
     try:
@@ -39,107 +57,83 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-# Published with the weights and derived from the configuration; the model computes it (see attention.rotary_angles).
-KNOWN_EXTRA = "transformer.rotary_pos_emb.inv_freq"
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# what torch.load may raise at a damaged file, by the documentation of pickle and by trial
-UNREADABLE = (
-    OSError,
-    RuntimeError,
-    UnpicklingError,
-    SafetensorError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-)
-
-Shapes = dict[str, tuple[int, ...]]
-
-
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a base's weights, safetensors before pickle, as transformers chooses.
+    """List the files of a base's weights. As in transformers, safetensors take precedence over pickles.
 
     Raises:
-        MissingFileError: no weights, or a shard that the index names is not there.
-        CheckpointError: an index that does not tell which file holds which weight.
+        MissingFileError: there are no weights, or a shard of the index is missing.
+        CheckpointError: the index is invalid.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return [_shard(folder / shard, index) for shard in _shards(index)]
+            return _shards(index)
     found = "neither model.safetensors nor pytorch_model.bin, whole or in shards with their index.json"
-    raise MissingFileError(
-        where=str(folder), found=found, fix="Give the folder of a ChatGLM2 base, or download it again."
-    )
+    raise MissingFileError(str(folder), found, "Give the folder of a ChatGLM2 base, or download it again.")
 
 
-def _shards(index: Path) -> list[str]:
+def _shards(index: Path) -> list[Path]:
     weight_map = read_json_object(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        found = "its weight_map does not tell which file of this folder holds which weight"
+        found = "its weight_map does not map weights to files of this folder"
         raise CheckpointError(str(index), found, "Download this file again.")
-    return sorted(set(names))
+    shards = [index.with_name(name) for name in sorted(set(names))]
+    for shard in shards:
+        if not shard.is_file():
+            raise MissingFileError(str(shard), f"not there, though {index.name} names it", "Download the base again.")
+    return shards
 
 
-def _shard(path: Path, index: Path) -> Path:
-    if not path.is_file():
-        found = f"not there, though {index.name} names it"
-        raise MissingFileError(where=str(path), found=found, fix="Download the base again.")
-    return path
-
-
-def shapes_in(files: list[Path]) -> Shapes:
-    """The shape of every weight by its name; none is read.
+def read_shapes(files: list[Path]) -> Shapes:
+    """Read the shape of each weight by name, without reading the weights.
 
     Raises:
-        CheckpointError: a file that cannot be read, or holds something else than tensors of floating-point numbers.
+        CheckpointError: a file cannot be read, or holds something other than floating-point tensors.
     """
     shapes: Shapes = {}
     for file in files:
         try:
             tensors = load_state_dict(file, map_location="meta", weights_only=True)
         except UNREADABLE as error:
-            fix = "Download this file again; it may be cut short, or hold something else than tensors."
+            fix = "Download this file again; it may be cut short, or hold something other than tensors."
             raise CheckpointError(str(file), f"weights that cannot be read ({why_unreadable(error)})", fix) from error
         if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
             fix = "Give the weights as a dictionary of tensors by name, as torch.save(model.state_dict()) writes them."
             raise CheckpointError(str(file), f"a {type(tensors).__name__} in place of weights by name", fix)
         for name, tensor in tensors.items():
-            _refuse_other_kinds(file, name, tensor)
+            _check_dtype(file, name, tensor)
         shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return shapes
 
 
 def why_unreadable(error: Exception) -> str:
-    """What is wrong with a file of weights, in words; torch's own advise to run the code that such a file may hold."""
+    """The reason of an `UNREADABLE` error in words, without torch's advice to load with `weights_only=False`."""
     if isinstance(error, UnpicklingError):
-        return "a pickle of something else than tensors, which is never run here, or a damaged one"
+        return "a damaged pickle, or one of something else than tensors, which is not loaded here"
     return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
 
 
-def _refuse_other_kinds(file: Path, name: str, tensor: object) -> None:
+def _check_dtype(file: Path, name: str, tensor: object) -> None:
     if isinstance(tensor, torch.Tensor) and tensor.dtype in _DTYPES:
         return
     kind = str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, torch.Tensor) else type(tensor).__name__
     fix = "Give a base that is not quantized: weights in float16, bfloat16 or float32, each under its own name."
-    raise CheckpointError(f"{file}: {name}", f"{kind} in place of a tensor of floating-point numbers", fix)
+    raise CheckpointError(f"{file}: {name}", f"{kind} in place of a floating-point tensor", fix)
 
 
-def weights_in(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Every weight by its name, mapped from disk, behind a progress bar on a terminal.
+def iterate_weights(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Yield each weight with its name, memory-mapped from disk, with a progress bar on a terminal.
 
     Args:
-        files: that `shapes_in` has read.
+        files: already checked by `read_shapes`.
     """
     total = sum(file.stat().st_size for file in files)
     with tqdm(desc="loading base", total=total, unit="B", unit_scale=True, delay=1, disable=None) as bar:
         for file in files:
             for name, tensor in load_state_dict(file, map_location="cpu", weights_only=True).items():
-                if name != KNOWN_EXTRA:
+                if name != INV_FREQ:
                     yield name, tensor
                 bar.update(tensor.nbytes)

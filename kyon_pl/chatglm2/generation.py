@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""Replies: many prompts at once, or one reply token by token."""
+"""Generation: batches of prompts, or one reply streamed token by token."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from kyon_pl.chatglm2.attention import kernels_for_replies
+from kyon_pl.chatglm2.attention import generation_kernels
 
 
 class Reply(NamedTuple):
-    """What a model said to one prompt.
+    """The generated tokens of one prompt.
 
     Attributes:
-        token_ids: ids after the prompt, the end-of-sequence token left out.
-        stopped: the model ended the reply itself; if false, it was cut at `max_new_tokens`.
+        token_ids: ids after the prompt, without the end-of-sequence token.
+        stopped: whether the model ended the reply; if false, it was cut at `max_new_tokens`.
     """
 
     token_ids: list[int]
@@ -47,69 +47,66 @@ def generate_replies(
     sharded: bool = False,
     on_batch: Callable[[int], object] = lambda prompts: None,
 ) -> list[Reply]:
-    """Reply to each prompt, greedily unless asked to sample.
+    """Generate a reply to each prompt, by greedy search or by sampling.
 
-    Prompts are batched by length, longest first, and padded on the left.
+    Prompts are sorted by length, longest first, batched, and padded on the left.
 
     Args:
-        model: ChatGLM2, or PEFT's wrapper around it. It is put into evaluation mode for the while.
-        prompts: ids of each prompt, `[gMASK] sop` included; none may be empty.
-        max_new_tokens: the longest reply, the end-of-sequence token counted.
-        eos_token_id: what ends a reply; the configuration's if None.
-        pad_token_id: what fills the left; the configuration's if None.
-        batch_size: prompts a batch.
-        do_sample: draw from the distribution; the draws depend on `seed` and on the batches.
-        temperature: divides the logits, when sampling.
-        top_p: draw from the likeliest tokens that make up this much probability, when sampling.
-        seed: of the draws. torch's own random state is left as it was.
-        sharded: the weights are shared out over ranks (FSDP2). Every rank then has to call this, each with whatever
-            prompts it has, because they make all forward passes together.
-        on_batch: told after each batch how many prompts it had, for a progress bar.
+        model: ChatGLM2, or PEFT's wrapper around it. It is in evaluation mode during the call.
+        prompts: token ids of each prompt, including `[gMASK] sop`; none may be empty.
+        max_new_tokens: maximum length of a reply, including the end-of-sequence token.
+        eos_token_id: end-of-sequence id; the configuration's if None.
+        pad_token_id: padding id; the configuration's if None.
+        batch_size: prompts per batch.
+        do_sample: sample; the result depends on `seed` and on the batches.
+        temperature: divisor of the logits, for sampling.
+        top_p: sample from the most likely tokens with this total probability.
+        seed: for sampling. torch's global random state is left unchanged.
+        sharded: the weights are sharded over ranks (FSDP2). Every rank must then call this, with any number of
+            prompts, because all ranks take part in each forward pass.
+        on_batch: called after each batch with its number of prompts, for a progress bar.
 
     Returns:
-        One reply a prompt, in the order of the prompts.
+        One reply per prompt, in the order of `prompts`.
     """
-    speaker: Any = (
-        model  # PEFT's wrapper has generate, config and device by delegation, where no type checker sees them
-    )
-    eos = speaker.config.eos_token_id if eos_token_id is None else eos_token_id
-    pad = speaker.config.pad_token_id if pad_token_id is None else pad_token_id
-    drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}
-    settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, **drawn)
+    generator: Any = model  # PEFT's wrapper has generate, config and device by delegation, which mypy does not see
+    eos = generator.config.eos_token_id if eos_token_id is None else eos_token_id
+    pad = generator.config.pad_token_id if pad_token_id is None else pad_token_id
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}
+    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, **sampling)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     replies: dict[int, Reply] = {}
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if sharded:
-        batches += [[]] * (_most(len(batches), speaker.device) - len(batches))
+        batches += [[]] * (_max_over_ranks(len(batches), generator.device) - len(batches))
     was_training = model.training
     model.eval()
     with (
-        # weights that are first gathered in inference mode could not be trained on after it
+        # weights that FSDP2 first gathers in inference mode could not be trained afterwards
         torch.no_grad() if sharded else torch.inference_mode(),
-        torch.random.fork_rng(cuda_devices(speaker.device)),
-        # layers compiled for training's shapes would be compiled again for the shape of every new token
+        torch.random.fork_rng(_cuda_devices(generator.device)),
+        # layers compiled for the shapes of training would be recompiled for each new token
         torch.compiler.set_stance("force_eager"),
-        kernels_for_replies(),
+        generation_kernels(),
     ):
         torch.manual_seed(seed)
         for batch in batches:
-            # a rank without a prompt for this turn makes the forward passes, with one that nobody asked
-            ids, mask = _pad_left([prompts[index] for index in batch] or [[eos]], pad, speaker.device)
-            output = speaker.generate(
-                input_ids=ids, attention_mask=mask, generation_config=settings, synced_gpus=sharded
+            # a rank without prompts left takes part with a dummy prompt
+            ids, mask = _pad_left([prompts[index] for index in batch] or [[eos]], pad, generator.device)
+            output = generator.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=sharded
             )
             new_ids = output[:, ids.shape[1] :].tolist()
-            replies |= {index: _until(eos, row) for index, row in zip(batch, new_ids, strict=bool(batch))}
+            replies |= {index: _cut_at_eos(row, eos) for index, row in zip(batch, new_ids, strict=bool(batch))}
             on_batch(len(batch))
     model.train(was_training)
     return [replies[index] for index in range(len(prompts))]
 
 
-def _most(count: int, device: torch.device) -> int:
-    """The largest of the ranks' counts."""
-    most = torch.tensor(count, device=device)
-    dist.all_reduce(most, dist.ReduceOp.MAX)
-    return int(most)
+def _max_over_ranks(count: int, device: torch.device) -> int:
+    maximum = torch.tensor(count, device=device)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 def _pad_left(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,13 +116,12 @@ def _pad_left(prompts: list[list[int]], pad: int, device: torch.device) -> tuple
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _until(eos: int, row: list[int]) -> Reply:
-    # what follows the end is padding, put there until the longest reply of the batch was done
+def _cut_at_eos(row: list[int], eos: int) -> Reply:
     return Reply(row[: row.index(eos)], True) if eos in row else Reply(row, False)
 
 
-def cuda_devices(device: torch.device) -> list[torch.device]:
-    """Whose random state is to be kept, for `torch.random.fork_rng`."""
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    """The argument of `torch.random.fork_rng`."""
     return [device] if device.type == "cuda" else []
 
 
@@ -141,44 +137,45 @@ def stream_reply(
     repetition_penalty: float = 1.0,
     seed: int = 0,
 ) -> Reply:
-    """Reply to one prompt, each token told as soon as it is there; the tokens are those of transformers' generate.
+    """Generate one reply and pass on each token as soon as it is chosen. The tokens equal those of `generate`.
 
     Args:
         model: ChatGLM2 or transformers' GLM, or PEFT's wrapper around it, in evaluation mode.
-        prompt: its ids, `[gMASK] sop` included.
-        max_new_tokens: the longest reply, the end-of-sequence token counted.
-        on_token: told each id, the end of sequence left out. What it raises ends the reply.
-        eos_token_id: what ends a reply; the configuration's if None.
-        temperature: divides the logits; 0: always the likeliest token.
-        top_p: draw from the likeliest tokens that make up this much probability.
-        repetition_penalty: over 1, tokens of prompt and reply become less likely (https://arxiv.org/abs/1909.05858).
-        seed: of the draws. torch's own random state is left as it was.
+        prompt: token ids, including `[gMASK] sop`.
+        max_new_tokens: maximum length of the reply, including the end-of-sequence token.
+        on_token: called with each id except the end-of-sequence id. An exception that it raises ends the reply.
+        eos_token_id: end-of-sequence id; the configuration's if None.
+        temperature: divisor of the logits; 0 for greedy search.
+        top_p: sample from the most likely tokens with this total probability.
+        repetition_penalty: above 1, tokens of the prompt and the reply become less likely
+            (https://arxiv.org/abs/1909.05858).
+        seed: for sampling. torch's global random state is left unchanged.
     """
-    speaker: Any = model
-    eos = speaker.config.eos_token_id if eos_token_id is None else eos_token_id
-    ids: Any = torch.tensor([prompt], device=speaker.device)
-    said: list[int] = []
-    with torch.inference_mode(), torch.random.fork_rng(cuda_devices(ids.device)), kernels_for_replies():
+    generator: Any = model
+    eos = generator.config.eos_token_id if eos_token_id is None else eos_token_id
+    ids: Any = torch.tensor([prompt], device=generator.device)
+    token_ids: list[int] = []
+    with torch.inference_mode(), torch.random.fork_rng(_cuda_devices(ids.device)), generation_kernels():
         torch.manual_seed(seed)
-        weigh = _weighing(temperature, top_p, repetition_penalty)
-        read = speaker(input_ids=ids, use_cache=True, logits_to_keep=1)
-        step = (RecordedStep if ids.is_cuda else GrowingStep)(speaker, read.past_key_values, max_new_tokens)
-        logits = read.logits
+        process = _logits_processors(temperature, top_p, repetition_penalty)
+        prefill = generator(input_ids=ids, use_cache=True, logits_to_keep=1)
+        step = (CudaGraphStep if ids.is_cuda else EagerStep)(generator, prefill.past_key_values, max_new_tokens)
+        logits = prefill.logits
         while True:
-            scores = weigh(ids, logits[:, -1].float())
+            scores = process(ids, logits[:, -1].float())
             token = scores.softmax(-1).multinomial(1) if temperature else scores.argmax(-1, keepdim=True)
             if (token_id := int(token)) == eos:
-                return Reply(said, stopped=True)
-            said.append(token_id)
+                return Reply(token_ids, stopped=True)
+            token_ids.append(token_id)
             on_token(token_id)
-            if len(said) == max_new_tokens:
-                return Reply(said, stopped=False)
+            if len(token_ids) == max_new_tokens:
+                return Reply(token_ids, stopped=False)
             ids = torch.cat([ids, token], dim=1)
             logits = step(token)
 
 
-def _weighing(temperature: float, top_p: float, repetition_penalty: float) -> LogitsProcessorList:
-    """What changes the scores of a token before one is chosen, in generate's order."""
+def _logits_processors(temperature: float, top_p: float, repetition_penalty: float) -> LogitsProcessorList:
+    """The processors that `generate` would use, in its order."""
     processors = LogitsProcessorList()
     if repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
@@ -189,36 +186,36 @@ def _weighing(temperature: float, top_p: float, repetition_penalty: float) -> Lo
     return processors
 
 
-class GrowingStep:
-    """A token's forward pass, with a cache that grows: as fast as any where the processor computes, too."""
+class EagerStep:
+    """The forward pass of one token with transformers' growing cache, for CPUs."""
 
     def __init__(self, model: Any, cache: Any, max_new_tokens: int) -> None:
         self.model, self.cache = model, cache
 
     def __call__(self, token: Tensor) -> Tensor:
-        """Logits (1, 1, V) behind a token (1, 1), int64."""
+        """Logits (1, 1, V) after a token (1, 1), int64."""
         logits: Tensor = self.model(input_ids=token, past_key_values=self.cache, use_cache=True).logits
         return logits
 
 
-class RecordedStep:
-    """A token's forward pass over a cache of fixed size, all of whose kernels are replayed at once.
+class CudaGraphStep:
+    """The forward pass of one token with a static cache, replayed as a CUDA graph.
 
-    The first token goes through the model as usual, which is also the warming up that recording needs. On a CPU every
-    token does. The graph and its cache last for one reply; to record takes as long as a token or two do without it.
+    The first token runs eagerly, which is the warm-up that capturing needs; on a CPU every token does. Graph and cache
+    last for one reply. Capturing takes as long as one or two eager tokens.
 
     Args:
-        model: whose forward pass it is.
-        cache: what it has read so far.
-        max_new_tokens: how many tokens more there may be.
+        model: ChatGLM2 or GLM, or PEFT's wrapper around it.
+        cache: of the prompt.
+        max_new_tokens: maximum number of further tokens.
     """
 
     def __init__(self, model: Any, cache: Any, max_new_tokens: int) -> None:
         seen, device = cache.get_seq_length(), model.device
         self.model = model
         self.cache = StaticCache(config=model.config, max_cache_len=seen + max_new_tokens)
-        for place, layer in enumerate(cache.layers):
-            self.cache.update(layer.keys, layer.values, place)
+        for index, layer in enumerate(cache.layers):
+            self.cache.update(layer.keys, layer.values, index)
         self.token = torch.zeros(1, 1, dtype=torch.int64, device=device)
         self.position = torch.full((1, 1), seen, device=device)
         self.visible = torch.arange(seen + max_new_tokens, device=device).view(1, 1, 1, -1) < seen
@@ -226,7 +223,7 @@ class RecordedStep:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, token: Tensor) -> Tensor:
-        """Logits (1, 1, V) behind a token (1, 1), int64; the next call writes over them."""
+        """Logits (1, 1, V) after a token (1, 1), int64; the next call overwrites them."""
         self.token.copy_(token)
         if self.graph is not None:
             self.graph.replay()
@@ -234,7 +231,7 @@ class RecordedStep:
             self.logits = self._forward()
         else:
             self.graph = torch.cuda.CUDAGraph()
-            # other threads, a web server's, may use the device meanwhile
+            # other threads, such as a web server's, may use the device during the capture
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.logits = self._forward()
             self.graph.replay()
@@ -242,7 +239,7 @@ class RecordedStep:
         return self.logits
 
     def _forward(self) -> Tensor:
-        """Reads and writes nothing but tensors that stay where they are."""
+        """One step on tensors with fixed addresses, as a CUDA graph needs them."""
         self.visible.index_fill_(3, self.position[0], True)
         logits: Tensor = self.model(
             input_ids=self.token,

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""ChatGLM2 as transformers' GLM: configuration, weight names and tokenizer."""
+"""Conversion of ChatGLM2 to transformers' GLM: configuration, parameter names and tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from kyon_pl.chatglm2.configuration import ChatGLM2Config
 from kyon_pl.chatglm2.tokenization import SPECIAL_TOKENS, ChatGLMTokenizer, read_tokenizer
 from kyon_pl.errors import CheckpointError
 
-# ours -> GLM's, of modules; a layer's number stands in both
+# Names of modules, ChatGLM2's -> GLM's. Those of a layer follow the number of the layer.
+LAYERS = "transformer.encoder.layers"
+GLM_LAYERS = "model.layers"
 OUTSIDE_LAYERS = {
     "transformer.embedding.word_embeddings": "model.embed_tokens",
     "transformer.encoder.final_layernorm": "model.norm",
@@ -29,15 +31,26 @@ INSIDE_LAYERS = {
     "mlp.dense_h_to_4h": "mlp.gate_up_proj",
     "mlp.dense_4h_to_h": "mlp.down_proj",
 }
-FUSED = "self_attention.query_key_value"
-PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+FUSED_QKV = "self_attention.query_key_value"
+SPLIT_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
-LAYER = "transformer.encoder.layers"
-GLM_LAYER = "model.layers"
+CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
+SPACE = "▁"  # SentencePiece's symbol of a space
+
+# repeated characters, several scripts, white space, bytes, and special tokens spelled in text
+PROBE_TEXTS = (
+    "",
+    " a  b ",
+    "你好，世界\n\t答：",
+    "people of philosophy " + " ".join((*CONTROL_TOKENS, *SPECIAL_TOKENS, "<0x0A>")),
+    "[gMASK]sop</s>[Round 1]\n\n问：",
+    "a" * 33 + "哈" * 17 + "=" * 21 + " " * 19 + "0123456789",
+    "\U0001f600\u200d\u0301\ue000▁\u3000ひらがな한국어",
+)
 
 
 def glm_config(config: ChatGLM2Config) -> GlmConfig:
-    """The configuration of the same model for `GlmForCausalLM`."""
+    """Convert a configuration to one for `GlmForCausalLM`."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     return GlmConfig(
         vocab_size=config.padded_vocab_size,
@@ -67,68 +80,53 @@ def split_sizes(config: ChatGLM2Config) -> list[int]:
 
 
 def module_to_glm(module: str) -> list[str]:
-    """GLM's name of a module; of the fused projection its three parts' names.
+    """GLM's names of a module: three for the fused projection, one for any other.
 
     Args:
         module: such as `transformer.encoder.layers.3.self_attention.dense`, without `.weight`.
 
     Raises:
-        KeyError: the model has no such module.
+        KeyError: ChatGLM2 has no such module.
     """
-    match = re.fullmatch(rf"{re.escape(LAYER)}\.(\d+)\.(.+)", module)
+    match = re.fullmatch(rf"{re.escape(LAYERS)}\.(\d+)\.(.+)", module)
     if match is None:
         return [OUTSIDE_LAYERS[module]]
-    parts = PARTS if match[2] == FUSED else [INSIDE_LAYERS[match[2]]]
-    return [f"{GLM_LAYER}.{match[1]}.{part}" for part in parts]
+    names = SPLIT_QKV if match[2] == FUSED_QKV else [INSIDE_LAYERS[match[2]]]
+    return [f"{GLM_LAYERS}.{match[1]}.{name}" for name in names]
 
 
 def module_from_glm(module: str) -> str:
-    """Our name of a module of GLM; its three projections are parts of one here.
+    """ChatGLM2's name of a GLM module; the fused projection for each of GLM's three.
 
     Raises:
         KeyError: GLM has no such module.
     """
-    match = re.fullmatch(rf"{re.escape(GLM_LAYER)}\.(\d+)\.(.+)", module)
+    match = re.fullmatch(rf"{re.escape(GLM_LAYERS)}\.(\d+)\.(.+)", module)
     if match is None:
-        return {theirs: ours for ours, theirs in OUTSIDE_LAYERS.items()}[module]
-    inside = {theirs: ours for ours, theirs in INSIDE_LAYERS.items()} | dict.fromkeys(PARTS, FUSED)
-    return f"{LAYER}.{match[1]}.{inside[match[2]]}"
+        return {glm: chatglm for chatglm, glm in OUTSIDE_LAYERS.items()}[module]
+    inside = {glm: chatglm for chatglm, glm in INSIDE_LAYERS.items()} | dict.fromkeys(SPLIT_QKV, FUSED_QKV)
+    return f"{LAYERS}.{match[1]}.{inside[match[2]]}"
 
 
 def tensor_to_glm(name: str, tensor: Tensor, config: ChatGLM2Config) -> dict[str, Tensor]:
-    """One weight or bias under GLM's name or names; views of its memory.
+    """Convert one parameter to GLM's name or names. The tensors are views.
 
     Raises:
-        KeyError: the model has no such parameter.
+        KeyError: ChatGLM2 has no such parameter.
     """
     module, _, kind = name.rpartition(".")
-    names = [f"{theirs}.{kind}" for theirs in module_to_glm(module)]
-    parts = tensor.split(split_sizes(config)) if len(names) > 1 else [tensor]
-    return dict(zip(names, parts, strict=True))
-
-
-CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
-SPACE = "▁"  # what a space is in a piece
-
-# spaces and their like, bytes, runs, scripts, and every special token spelt in text
-PROBE_TEXTS = (
-    "",
-    " a  b ",
-    "你好，世界\n\t答：",
-    "people of philosophy " + " ".join((*CONTROL_TOKENS, *SPECIAL_TOKENS, "<0x0A>")),
-    "[gMASK]sop</s>[Round 1]\n\n问：",
-    "a" * 33 + "哈" * 17 + "=" * 21 + " " * 19 + "0123456789",
-    "\U0001f600\u200d\u0301\ue000▁\u3000ひらがな한국어",
-)
+    names = [f"{glm}.{kind}" for glm in module_to_glm(module)]
+    tensors = tensor.split(split_sizes(config)) if len(names) > 1 else [tensor]
+    return dict(zip(names, tensors, strict=True))
 
 
 def glm_tokenizer(tokenizer: ChatGLMTokenizer) -> PreTrainedTokenizerFast:
-    """The same tokenizer for `AutoTokenizer` of plain transformers; no text can spell its special tokens.
+    """Convert the tokenizer to one for `AutoTokenizer` without kyon_pl. Special tokens are not parsed from text.
 
     Raises:
-        CheckpointError: it gives other ids or another text than `tokenizer` for one of `PROBE_TEXTS`.
+        CheckpointError: its ids or its text differ from `tokenizer`'s for one of `PROBE_TEXTS`.
     """
-    made = PreTrainedTokenizerFast(
+    converted = PreTrainedTokenizerFast(
         tokenizer_object=_backend(tokenizer.sp_model),
         unk_token="<unk>",
         pad_token="<unk>",
@@ -140,22 +138,22 @@ def glm_tokenizer(tokenizer: ChatGLMTokenizer) -> PreTrainedTokenizerFast:
         model_input_names=["input_ids", "attention_mask"],
         chat_template=tokenizer.chat_template,
     )
-    check_equal(made, tokenizer, where="tokenizer.json")
-    return made
+    check_equal(converted, tokenizer, where="tokenizer.json")
+    return converted
 
 
-def check_equal(made: PreTrainedTokenizerFast, tokenizer: ChatGLMTokenizer, where: str) -> None:
-    """Compare two tokenizers on `PROBE_TEXTS`: ids with and without the prefix, and the text that comes back.
+def check_equal(converted: PreTrainedTokenizerFast, tokenizer: ChatGLMTokenizer, where: str) -> None:
+    """Compare two tokenizers on `PROBE_TEXTS`: ids with and without the prefix, and decoded text.
 
     Raises:
         CheckpointError: they differ.
     """
     for text in PROBE_TEXTS:
         ids = tokenizer.encode(text)
-        same = made.encode(text) == ids and made.encode(text, add_special_tokens=False) == ids[2:]
-        if not (same and made.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)):
-            fix = "Use the tokenizer.model of ChatGLM2-6B, or --format chatglm, which keeps the file as it is."
-            raise CheckpointError(where, f"another encoding of {text!r:.60} than tokenizer.model has", fix)
+        same = converted.encode(text) == ids and converted.encode(text, add_special_tokens=False) == ids[2:]
+        if not (same and converted.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)):
+            fix = "Use the tokenizer.model of ChatGLM2-6B, or --format chatglm, which copies the file."
+            raise CheckpointError(where, f"its encoding of {text!r:.60} differs from tokenizer.model's", fix)
 
 
 def save_glm_tokenizer(base: Path, folder: Path) -> None:
@@ -163,10 +161,10 @@ def save_glm_tokenizer(base: Path, folder: Path) -> None:
 
     Args:
         base: the folder with `tokenizer.model`.
-        folder: where to.
+        folder: to write to.
 
     Raises:
-        CheckpointError: as `ChatGLMTokenizer` and `glm_tokenizer` raise it.
+        CheckpointError: as for `ChatGLMTokenizer` and `glm_tokenizer`.
     """
     glm_tokenizer(read_tokenizer(base)).save_pretrained(str(folder))
 
@@ -179,28 +177,27 @@ def _backend(pieces: SentencePieceProcessor) -> Tokenizer:
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    specials = [*CONTROL_TOKENS, *SPECIAL_TOKENS]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
-    used = ("[gMASK]", "sop", "</s>")
+    special = [*CONTROL_TOKENS, *SPECIAL_TOKENS]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     backend.post_processor = processors.TemplateProcessing(
         single="[gMASK] sop $A",
         pair="[gMASK] sop $A $B </s>",
-        special_tokens=[(token, backend.token_to_id(token)) for token in used],
+        special_tokens=[(token, backend.token_to_id(token)) for token in ("[gMASK]", "sop", "</s>")],
     )
     return backend
 
 
 def _merges(pieces: SentencePieceProcessor) -> list[tuple[str, str]]:
-    """Every two pieces that make a third. Bytes and control pieces take no part: no text spells them."""
+    """All pairs of pieces that form a piece, by its score. Byte and control pieces are never merged."""
     scores = {
         pieces.id_to_piece(i): pieces.get_score(i)
         for i in range(pieces.get_piece_size())
         if not (pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_byte(i) or pieces.is_unused(i))
     }
-    found = [
+    merges = [
         (-score, cut, piece[:cut], piece[cut:])
         for piece, score in scores.items()
         for cut in range(1, len(piece))
         if piece[:cut] in scores and piece[cut:] in scores
     ]
-    return [(left, right) for _, _, left, right in sorted(found)]
+    return [(left, right) for _, _, left, right in sorted(merges)]

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""The decoder layer, from transformers' GLM parts under the published parameter names.
+"""The decoder layer: transformers' GLM functions under the published parameter names.
 
 Shapes: R rows of a batch, T tokens a row, C hidden channels, D channels a head.
 Source of names and layout: `modeling_chatglm.py` of THUDM/chatglm2-6b.
@@ -14,12 +14,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm.modeling_glm import GlmRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
-from kyon_pl.chatglm2.attention import VARLEN, attend_from_one
+from kyon_pl.chatglm2.attention import VARLEN, decode_attention
 from kyon_pl.chatglm2.configuration import ChatGLM2Config
 
 
 class ChatGLM2Attention(nn.Module):
-    """Grouped-query attention with one fused projection: rows of all queries, then of all keys, then of all values."""
+    """Grouped-query attention with one fused projection. Its rows are all queries, then all keys, then all values."""
 
     def __init__(self, config: ChatGLM2Config, layer_idx: int) -> None:
         super().__init__()
@@ -44,18 +44,18 @@ class ChatGLM2Attention(nn.Module):
         cu_seqlens: Tensor | None,
         max_seqlen: int | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(R, T, C) to (R, T, C), and the attention weights where the implementation gives them (eager)."""
+        """(R, T, C) to (R, T, C), and the attention weights if the implementation returns them (eager)."""
         fused = self.query_key_value(hidden_states)
         query, key, value = (x.unflatten(-1, (-1, self.head_dim)) for x in fused.split(self.split_sizes, dim=-1))
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings, unsqueeze_dim=2)
-        # under autocast the angles can be float32 where the projections are half, and kernels want one dtype
+        # under autocast, float32 angles promote half-precision queries and keys; the kernels need one dtype
         query, key = query.to(value.dtype), key.to(value.dtype)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
         if query.shape[2] == 1 and implementation != "eager":
-            return self.dense(attend_from_one(query, key, value, attention_mask, self.scaling)), None
+            return self.dense(decode_attention(query, key, value, attention_mask, self.scaling)), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         rows = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen} if implementation == VARLEN else {}
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **rows)
@@ -63,7 +63,7 @@ class ChatGLM2Attention(nn.Module):
 
 
 class ChatGLM2MLP(nn.Module):
-    """SwiGLU with one fused projection: the rows of the gate, then of what it gates."""
+    """SwiGLU with one fused projection. Its rows are the gate, then the up projection."""
 
     def __init__(self, config: ChatGLM2Config) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class ChatGLM2MLP(nn.Module):
 
 
 class ChatGLM2Layer(GradientCheckpointingLayer):
-    """A decoder layer. What it does depends on shapes only, never on values, so it can be compiled by itself."""
+    """A decoder layer. Its control flow depends on shapes, not on values, so a layer can be compiled alone."""
 
     def __init__(self, config: ChatGLM2Config, layer_idx: int) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls, allow-untyped-decorators
-"""ChatGLM2: embedding, layers and head under the published parameter names, and the loss.
+"""ChatGLM2 under the published parameter names: embedding, layers, head and loss.
 
 Shapes: R rows of a batch, T tokens a row, C hidden channels, V vocabulary.
 Source of names and layout: `modeling_chatglm.py` of THUDM/chatglm2-6b.
@@ -25,7 +25,7 @@ NOT_TRAINED = -100
 
 
 class ChatGLM2PreTrainedModel(PreTrainedModel):
-    """What transformers needs to know to load, save, place and checkpoint the model."""
+    """Attributes that transformers reads to load, save, place and checkpoint the model."""
 
     config_class = ChatGLM2Config
     base_model_prefix = "transformer"
@@ -34,13 +34,13 @@ class ChatGLM2PreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = {"past_key_values"}  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
-    # the one published tensor that is not a parameter; rotary_angles() says why it is left aside
+    # published, but not a parameter; see rotary_angles()
     _keys_to_ignore_on_load_unexpected = {r"^transformer\.rotary_pos_emb\.inv_freq$"}  # noqa: RUF012
     _can_record_outputs = {"hidden_states": ChatGLM2Layer, "attentions": ChatGLM2Attention}  # noqa: RUF012
 
 
 class ChatGLM2Embedding(nn.Module):
-    """Holds the embedding under its published name."""
+    """The embedding under its published name."""
 
     def __init__(self, config: ChatGLM2Config) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class ChatGLM2Embedding(nn.Module):
 
 
 class ChatGLM2Encoder(nn.Module):
-    """Holds the decoder layers and the norm after them under their published names."""
+    """The decoder layers and the final norm under their published names."""
 
     def __init__(self, config: ChatGLM2Config) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class ChatGLM2Encoder(nn.Module):
 
 
 class ChatGLM2Model(ChatGLM2PreTrainedModel):
-    """Everything from ids to the last hidden states. The head is kept here too, as published, and not applied."""
+    """ChatGLM2 without the loss: token ids to hidden states. As published, it holds the head but does not apply it."""
 
     def __init__(self, config: ChatGLM2Config) -> None:
         super().__init__(config)
@@ -71,7 +71,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         return self.embedding.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put another embedding in its place."""
+        """Replace the embedding."""
         self.embedding.word_embeddings = value
 
     @capture_outputs
@@ -90,9 +90,9 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Hidden states (R, T, C) after the final norm; arguments as in `ChatGLM2ForCausalLM.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+            raise ValueError("pass either input_ids or inputs_embeds")
         if cu_seqlens is not None and position_ids is None:
-            raise ValueError("cu_seqlens without position_ids: the rotation needs to know where rows begin, too")
+            raise ValueError("cu_seqlens without position_ids: rotary angles need the positions within each row")
         hidden: Tensor = self.embedding.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         packed = position_ids is not None and attention_mask is None and past_key_values is None
         if position_ids is None:
@@ -105,7 +105,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
                 cu_seqlens, max_seqlen = row_bounds(position_ids.expand(hidden.shape[:2]))
         else:
             cu_seqlens = max_seqlen = None
-            # before a cache is made, because transformers looks for packed rows only where there is none
+            # before the cache is created: with a cache, transformers does not detect packed rows
             mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=hidden,
@@ -132,36 +132,28 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
 
 
 class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
-    """ChatGLM2 with its head: trains, generates, loads the published checkpoint as it is and saves under its names.
+    """ChatGLM2 with a language modeling head. Loads and saves the published parameter names.
 
     `attn_implementation` is `eager`, `sdpa` or `varlen`. `varlen` is flash attention over packed rows (`position_ids`
-    and no `attention_mask`) on CUDA in half precision, and `sdpa` for everything else that the model is given: masks,
-    generation, a CPU, float32. With `sdpa` and `eager` a mask keeps packed rows apart.
+    without `attention_mask`) on CUDA in half precision; with a mask, with a cache, on a CPU or in float32 it falls back
+    to `sdpa`. `sdpa` and `eager` keep packed rows apart by a mask.
 
-    Norms and rotary angles are computed in float32 whatever the weights are.
+    Norms and rotary angles are computed in float32 for weights of any dtype.
     """
 
-    accepts_loss_kwargs = True  # tells transformers' Trainer that num_items_in_batch is understood
+    accepts_loss_kwargs = True  # transformers' Trainer then passes num_items_in_batch
 
     def __init__(self, config: ChatGLM2Config) -> None:
         super().__init__(config)
         self.transformer = ChatGLM2Model(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding, (V, C)."""
-        return self.transformer.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put another embedding in its place."""
-        self.transformer.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Module:
         """The head, (V, C)."""
         return self.transformer.output_layer
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Put another head in its place."""
+        """Replace the head."""
         self.transformer.output_layer = new_embeddings
 
     @can_return_tuple
@@ -183,30 +175,30 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> CausalLMOutputWithPast:
-        """Logits, and with labels the loss.
+        """Compute logits, and the loss if there are labels.
 
         Args:
             input_ids: (R, T), int64.
-            attention_mask: (R, T), 1 at real tokens, 0 at padding on either side. Right padding needs none.
-            position_ids: (R, T), int64. Without an attention mask they may restart: tokens then see only their own row.
+            attention_mask: (R, T), 1 at tokens, 0 at padding on either side. Not needed for right padding.
+            position_ids: (R, T), int64. Without an attention mask they may restart: the rows are then packed.
             past_key_values: transformers' cache.
-            inputs_embeds: (R, T, C), in place of ids.
-            labels: (R, T), int64, not shifted; -100 where nothing is trained. The first token of a row never is.
-            use_cache: the configuration's setting if None, and off where there are labels.
-            num_items_in_batch: what to divide the sum over labels by; their number in this batch if None.
-            logits_to_keep: logits of that many last positions only, or of these positions; 0 is all.
-            skip_logits: leave `logits` None. The loss needs the head only where there is a label, and the logits of all
-                positions are most of a training step's memory.
-            cu_seqlens: (rows + 1,), int32, bounds of packed rows, for `varlen`; found from `position_ids` if None.
-            max_seqlen: the longest packed row in tokens, or more; found from `position_ids` if None.
-            trained_positions: (N,), int64, flat places (row * T + column) of the hidden states that predict a label,
-                one left of it; found from `labels` if None. With this, `cu_seqlens` and `max_seqlen` given, the host
-                never waits for the device.
+            inputs_embeds: (R, T, C), in place of `input_ids`.
+            labels: (R, T), int64, not shifted; -100 is ignored, and so is the first token of each row.
+            use_cache: if None, the configuration's setting, or False with labels.
+            num_items_in_batch: divisor of the summed loss; the number of labels in this batch if None.
+            logits_to_keep: compute logits of the last N positions only, or of these positions; 0 means all.
+            skip_logits: return None as `logits`. The loss needs logits at labels only; those of all positions would
+                take most of the memory of a training step.
+            cu_seqlens: (rows + 1,), int32, bounds of packed rows for `varlen`; computed from `position_ids` if None.
+            max_seqlen: length of the longest packed row in tokens, or an upper bound; as `cu_seqlens` if None.
+            trained_positions: (N,), int64, flat indices (row * T + column) of the hidden states that predict a label,
+                one position before it; computed from `labels` if None. If this, `cu_seqlens` and `max_seqlen` are
+                given, the forward pass does not synchronize with the device.
             output_attentions: also return attention weights (eager only).
             output_hidden_states: also return the hidden states between layers.
 
         Returns:
-            The loss in float32, a zero with a graph if nothing is trained; logits (R, T, V); the cache.
+            The loss in float32 (zero, with a graph, if there are no labels to train), logits (R, T, V) and the cache.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`, or `cu_seqlens` without `position_ids`.
@@ -230,8 +222,8 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
                 trained_positions = find_trained_positions(labels, position_ids if attention_mask is None else None)
             loss = self._loss(hidden, labels, trained_positions, num_items_in_batch)
         if not skip_logits:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.transformer.output_layer(hidden[:, kept])
+            selected = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.transformer.output_layer(hidden[:, selected])
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -240,21 +232,21 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _loss(self, hidden: Tensor, labels: Tensor, places: Tensor, num_items: float | Tensor | None) -> Tensor:
-        targets = labels.flatten().index_select(0, places + 1)
-        logits = self.transformer.output_layer(hidden.flatten(0, 1).index_select(0, places))
+    def _loss(self, hidden: Tensor, labels: Tensor, positions: Tensor, num_items: float | Tensor | None) -> Tensor:
+        targets = labels.flatten().index_select(0, positions + 1)
+        logits = self.transformer.output_layer(hidden.flatten(0, 1).index_select(0, positions))
         total = F.cross_entropy(logits.float(), targets, reduction="sum")
         if isinstance(num_items, Tensor):
             return total / num_items.to(total.device)
-        return total / (num_items or places.numel() or 1)
+        return total / (num_items or positions.numel() or 1)
 
 
 def find_trained_positions(labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
-    """Flat places (row * T + column) of the hidden states that predict a trained token. It waits for the device.
+    """Flat indices (row * T + column) of the hidden states that predict a label. This synchronizes with the device.
 
     Args:
         labels: (R, T), int64, -100 where nothing is trained.
-        position_ids: (R, T) of packed rows, whose first tokens are not predicted from the row before.
+        position_ids: (R, T) of packed rows: the first token of a row is not predicted from the previous row.
 
     Returns:
         (N,), int64.

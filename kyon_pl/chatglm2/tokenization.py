@@ -1,9 +1,8 @@
-"""ChatGLM2's tokenizer on SentencePiece: the published ids and text for any string, without the published code."""
+"""ChatGLM2's tokenizer on SentencePiece. It gives the published ids and text for any string without remote code."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from transformers.utils.generic import PaddingStrategy, TensorType
 from kyon_pl.chatglm2.files import read_json_object
 from kyon_pl.errors import CheckpointError, DataError
 
-# Numbered after the pieces of tokenizer.model, in this order: 64789...64793 in the 6B's.
+# Their ids follow the pieces of tokenizer.model in this order: 64789 to 64793 for 6B.
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 
-# The published `build_prompt`: rounds counted from 1 with an empty line between them, and no system role.
+# The published `build_prompt`: rounds numbered from 1, separated by an empty line, without a system role.
 CHAT_TEMPLATE = r"""
 {%- set count = namespace(round=0) -%}
 {%- for message in messages -%}
@@ -37,24 +36,24 @@ CHAT_TEMPLATE = r"""
 
 
 class ChatGLMTokenizer(SentencePieceBackend):
-    """SentencePiece BPE, and five special tokens that no text can spell.
+    """SentencePiece BPE with five special tokens that are never parsed from text.
 
-    Encoding puts `[gMASK] sop` in front. Decoding drops special ids, and ids that only the padded embedding has,
-    whatever `skip_special_tokens` says. Both as published (`tokenization_chatglm.py` of THUDM/chatglm2-6b). A token
-    given to `add_tokens` gets an id, but is not looked for in text either.
+    Encoding prepends `[gMASK] sop`. Decoding drops special ids and the ids of the padded embedding, independently of
+    `skip_special_tokens`. Both as published (`tokenization_chatglm.py` of THUDM/chatglm2-6b). Tokens of `add_tokens`
+    get an id, but are not parsed from text either.
 
     Args:
         vocab_file: path of `tokenizer.model`.
-        padding_side: `left` suits generation; training pads on the right by itself.
-        chat_template: Jinja text; the published `build_prompt` if None.
-        **kwargs: whatever else stands in `tokenizer_config.json`. `auto_map`, which names the remote code, is dropped.
+        padding_side: `left` for generation; the training collator pads on the right itself.
+        chat_template: in Jinja; the published `build_prompt` if None.
+        **kwargs: other keys of `tokenizer_config.json`. `auto_map`, which names remote code, is dropped.
 
     Raises:
-        CheckpointError: `tokenizer.model` is missing, is no SentencePiece model, or has another layout; or the
-            settings ask for tokens that ChatGLM2 does not have, as ChatGLM3's do.
+        CheckpointError: `tokenizer.model` is missing, not a SentencePiece model, or of another layout; or the settings
+            ask for tokens that ChatGLM2 does not have, as ChatGLM3's do.
     """
 
-    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (transformers' type); position_ids: the model's
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (transformers' type)
     padding_side = "left"
 
     def __init__(
@@ -65,17 +64,17 @@ class ChatGLMTokenizer(SentencePieceBackend):
         **kwargs: Any,
     ) -> None:
         where = str(kwargs.get("name_or_path") or vocab_file)
-        pieces = _checked_piece_count(vocab_file, where)
-        _refuse_role_tokens(where, kwargs, chat_template)
-        self._special_ids = {token: pieces + place for place, token in enumerate(SPECIAL_TOKENS)}
+        pieces = _count_pieces(vocab_file, where)
+        _check_special_tokens(where, kwargs, chat_template)
+        self._special_ids = {token: pieces + index for index, token in enumerate(SPECIAL_TOKENS)}
         kwargs.pop("auto_map", None)
         kwargs |= {
             "unk_token": "<unk>",
             "pad_token": "<unk>",
             "eos_token": "</s>",
-            "bos_token": None,  # <s> exists, and the published tokenizer never uses it
+            "bos_token": None,  # the published tokenizer does not use <s>
             "extra_special_tokens": list(SPECIAL_TOKENS),
-            # by number, because transformers would number them in an order of its own
+            # with their ids, because transformers would assign ids in another order
             "added_tokens_decoder": {i: AddedToken(token, special=True) for token, i in self._special_ids.items()},
             "legacy": True,  # keeps the dummy prefix
         }
@@ -90,31 +89,30 @@ class ChatGLMTokenizer(SentencePieceBackend):
 
     @property
     def vocab_size(self) -> int:
-        """Pieces and special tokens, as published: 64,794 in the 6B's."""
+        """Number of pieces and special tokens, as published: 64,794 for 6B."""
         return int(self.sp_model.get_piece_size()) + len(SPECIAL_TOKENS)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of `tokenizer.model`: what the ids of any text depend on, wherever the file lies."""
+        """SHA-256 of `tokenizer.model`, which determines the ids of any text."""
         return hashlib.sha256(self.sp_model.serialized_model_proto()).hexdigest()
 
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Pieces of a text. Nothing in it is taken for a special token.
+        """Split a text into pieces. Special tokens are not parsed.
 
         Raises:
-            DataError: the text holds half of a surrogate pair, which no UTF-8 file can.
+            DataError: the text holds a lone surrogate, which UTF-8 cannot encode.
         """
         try:
             return list(self.sp_model.encode(text, out_type=str))
-        except (RuntimeError, TypeError, UnicodeEncodeError):  # which one depends on SentencePiece's version
-            raise DataError(
-                where="text to encode", found=f"a lone surrogate in {text!r:.80}", fix="Save the source again as UTF-8."
-            ) from None
+        except (RuntimeError, TypeError, UnicodeEncodeError):  # depends on SentencePiece's version
+            found = f"a lone surrogate in {text!r:.80}"
+            raise DataError("text to encode", found, "Save the source again as UTF-8.") from None
 
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
-        """Ids of the pieces. One call into SentencePiece for all of them: twice as fast as transformers' loop."""
+        """Ids of the pieces, in one call to SentencePiece: twice as fast as transformers' loop."""
         ids = self.sp_model.piece_to_id(tokens)
         unknown = ids == 0 if isinstance(ids, int) else 0 in ids
         return super().convert_tokens_to_ids(tokens) if unknown else ids
@@ -122,7 +120,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """`[gMASK] sop A`, or for a pair `[gMASK] sop A B </s>`."""
+        """Build `[gMASK] sop A`, or `[gMASK] sop A B </s>` for a pair."""
         prefix = [self._special_ids["[gMASK]"], self._special_ids["sop"]]
         if token_ids_1 is None:
             return prefix + token_ids_0
@@ -131,16 +129,16 @@ class ChatGLMTokenizer(SentencePieceBackend):
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """1 at each special id, 0 elsewhere."""
+        """Return 1 for each special id and 0 for other ids."""
         if not already_has_special_tokens:
             token_ids_0 = self.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
         special_ids = set(self.all_special_ids)
         return [int(i in special_ids) for i in token_ids_0]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Text of the pieces, by SentencePiece itself, special tokens left out."""
-        # an empty piece in their place, as published, so that they still part a run of bytes
-        return str(self.sp_model.decode_pieces(["" if token in _SILENT else token for token in tokens]))
+        """Join pieces to text. Special tokens are dropped."""
+        # an empty piece in their place, as published: a special token still separates bytes of a character
+        return str(self.sp_model.decode_pieces(["" if token in _DROPPED else token for token in tokens]))
 
     def apply_chat_template(
         self,
@@ -151,7 +149,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         tokenize: bool = True,
-        sanitize_control_tokens: bool = False,  # makes no difference: all text is plain text here
+        sanitize_control_tokens: bool = False,  # no effect: no text is parsed as a special token
         padding: bool | str | PaddingStrategy = False,
         truncation: bool = False,
         max_length: int | None = None,
@@ -161,7 +159,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
         tokenizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As transformers', except that the ids begin with `[gMASK] sop`, which no template's text can produce."""
+        """Apply the chat template as transformers does, then prepend `[gMASK] sop`, which a template cannot produce."""
         text = super().apply_chat_template(
             conversation,
             tools=tools,
@@ -170,7 +168,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tokenize=False,
-            return_assistant_tokens_mask=return_assistant_tokens_mask,  # refused there
+            return_assistant_tokens_mask=return_assistant_tokens_mask,  # not supported there
             **kwargs,
         )
         if not tokenize:
@@ -189,33 +187,18 @@ class ChatGLMTokenizer(SentencePieceBackend):
         return str(self.sp_model.id_to_piece(index)) if 0 <= index < self.sp_model.get_piece_size() else ""
 
 
-def _refuse_role_tokens(where: str, settings: Mapping[str, Any], chat_template: str | None) -> None:
-    """ChatGLM3 has role tokens behind the five. Its `tokenizer.model` is laid out as ChatGLM2's, but a template that
-    spells them would be encoded as text here, without a word.
-    """
-    asked = [*settings.get("additional_special_tokens", ()), *settings.get("extra_special_tokens", ())]
-    alien = sorted({str(token) for token in asked} - set(SPECIAL_TOKENS))
-    spelled = re.findall(r"<\|", chat_template or "")
-    if alien or spelled:
-        key = f"additional_special_tokens {', '.join(alien)}" if alien else "a chat_template with <|role|> tokens"
-        fix = (
-            "Use ChatGLM2's tokenizer. Or, for plain text without roles, copy the folder and take both keys out there."
-        )
-        raise CheckpointError(f"{where}: tokenizer_config.json", f"{key}, which ChatGLM2 does not have", fix)
+_DROPPED = frozenset({"<unk>", "<s>", "</s>", *SPECIAL_TOKENS})
 
 
-_SILENT = frozenset({"<unk>", "<s>", "</s>", *SPECIAL_TOKENS})
-
-
-def _checked_piece_count(vocab_file: str | None, where: str) -> int:
-    """Number of pieces in the model file, once it is known to be laid out like ChatGLM2's."""
+def _count_pieces(vocab_file: str | None, where: str) -> int:
+    """The number of pieces of `tokenizer.model`, after a check of its layout."""
     fix = "Give a folder or repository that holds ChatGLM2's tokenizer.model."
     if vocab_file is None or not Path(vocab_file).is_file():
         raise CheckpointError(where=where, found="no tokenizer.model", fix=fix)
     try:
         model = SentencePieceProcessor(model_file=vocab_file)
     except (RuntimeError, OSError):
-        raise CheckpointError(where=vocab_file, found="a file that is no SentencePiece model", fix=fix) from None
+        raise CheckpointError(where=vocab_file, found="not a SentencePiece model", fix=fix) from None
     layout = [model.id_to_piece(i) for i in range(3)]
     if layout != ["<unk>", "<s>", "</s>"] or any(model.piece_to_id(token) != 0 for token in SPECIAL_TOKENS):
         found = f"a vocabulary that begins with {layout}, or holds one of {', '.join(SPECIAL_TOKENS)} as a piece"
@@ -223,11 +206,24 @@ def _checked_piece_count(vocab_file: str | None, where: str) -> int:
     return int(model.get_piece_size())
 
 
+def _check_special_tokens(where: str, settings: Mapping[str, Any], chat_template: str | None) -> None:
+    """Refuse ChatGLM3's role tokens.
+
+    Its `tokenizer.model` has ChatGLM2's layout, but the role tokens of its template would be encoded as plain text.
+    """
+    tokens = [*settings.get("additional_special_tokens", ()), *settings.get("extra_special_tokens", ())]
+    unknown = sorted({str(token) for token in tokens} - set(SPECIAL_TOKENS))
+    if unknown or "<|" in (chat_template or ""):
+        key = f"additional_special_tokens {', '.join(unknown)}" if unknown else "a chat_template with <|role|> tokens"
+        fix = "Use ChatGLM2's tokenizer; or, for plain text without roles, remove both keys in a copy of the folder."
+        raise CheckpointError(f"{where}: tokenizer_config.json", f"{key}, which ChatGLM2 does not have", fix)
+
+
 def read_tokenizer(folder: Path) -> ChatGLMTokenizer:
-    """The tokenizer in a folder.
+    """Read the tokenizer of a folder.
 
     Raises:
-        CheckpointError: `tokenizer.model` as `ChatGLMTokenizer` refuses it; a JSON file beside it that is none.
+        CheckpointError: as for `ChatGLMTokenizer`; or one of its JSON files is invalid.
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():

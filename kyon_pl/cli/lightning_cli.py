@@ -33,8 +33,14 @@ from kyon_pl.runs.checkpoint_io import (
     explain_disk_error,
     read_checkpoint,
 )
-from kyon_pl.runs.fingerprint import FINGERPRINT, MICRO_BATCHES, check_fingerprint, fingerprint_of_settings, in_terms_of
-from kyon_pl.runs.resume import Start, find_checkpoint, folder_of_runs, start_by_itself, start_from
+from kyon_pl.runs.fingerprint import (
+    FINGERPRINT,
+    MICRO_BATCHES,
+    check_fingerprint,
+    fingerprint_of_settings,
+    keep_accumulation,
+)
+from kyon_pl.runs.resume import Start, find_checkpoint, find_resumable_run, folder_of_runs, start_from_checkpoint
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
     AdapterGuard,
@@ -57,7 +63,7 @@ from kyon_pl.training.callbacks import (
     StopSignals,
 )
 from kyon_pl.training.callbacks.stop_signals import LAUNCHER
-from kyon_pl.training.elastic import share_steps
+from kyon_pl.training.elastic import keep_optimizer_steps
 
 log = logging.getLogger(__name__)
 
@@ -194,15 +200,16 @@ class KyonCLI(LightningCLI):
 
     def fingerprint(self) -> dict[str, str]:
         """What the result depends on: settings, base and data. Downloads base and data if they are missing."""
-        of_files: dict[str, str] = self.model.fingerprint() | self.datamodule.fingerprint()
-        return self._settings() | of_files
+        model: ChatGLM2LoRA = self.model
+        rows: dict[str, str] = self.datamodule.fingerprint()
+        return self._settings() | model.frozen_base.fingerprint() | model.initial_adapter.fingerprint() | rows
 
     def _settings(self) -> dict[str, str]:
         settings = fingerprint_of_settings(yaml.safe_load(self._config_text()))
         settings["kind of device"] = self.trainer.strategy.root_device.type
         accumulated = self.config[str(self.subcommand)].trainer.accumulate_grad_batches
         settings[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
-        return in_terms_of(self.saved, settings)
+        return keep_accumulation(self.saved, settings)
 
     def _identity(self, fingerprint: dict[str, str]) -> dict[str, str]:
         """What must be the same on every rank."""
@@ -238,22 +245,22 @@ class KyonCLI(LightningCLI):
     def _start(self) -> Start:
         settings = self.config["fit"]
         if settings.ckpt_path:
-            start = start_from(settings.ckpt_path, self.trainer)
+            start = start_from_checkpoint(settings.ckpt_path, self.trainer)
             if not settings.allow_changed_settings:
-                now = in_terms_of(start.fingerprint, self._settings())
+                now = keep_accumulation(start.fingerprint, self._settings())
                 known = {key: text for key, text in start.fingerprint.items() if key in now}
                 check_fingerprint({FINGERPRINT: known}, now)
             return start
         requeued = SLURMEnvironment.detect() and any(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
         if not settings.auto_resume or settings.trainer.fast_dev_run or requeued:  # Lightning resumes requeued jobs
             return Start()
-        return start_by_itself(self.trainer, self._settings(), self.fingerprint)
+        return find_resumable_run(self.trainer, self._settings(), self.fingerprint)
 
     def _share_steps(self, saved: dict[str, str]) -> None:
         """Keep the optimizer steps of the resumed run if the number of devices has changed."""
         self.saved = saved
         if saved.get(MICRO_BATCHES) == self._settings()[MICRO_BATCHES]:
-            share_steps(self.trainer, saved)
+            keep_optimizer_steps(self.trainer, saved)
 
     def _log_into(self, folder: Path) -> None:
         """Let the logger write into an existing run folder."""
@@ -265,15 +272,15 @@ class KyonCLI(LightningCLI):
 
     def _check_run(self) -> None:
         precision = str(self.config[str(self.subcommand)].trainer.precision or "32-true")
-        model, device = self.model, self.trainer.strategy.root_device
+        base, device = self.model.frozen_base, self.trainer.strategy.root_device
         check_precision(precision, device.type)  # before the base's config, which may be on the Hub
-        model.check_settings(precision, device)
+        base.check(self.model.initial_adapter, precision, device)
         check_run(
-            model.base_config,
+            base.config,
             precision,
             device,
-            sharded_over=self.trainer.world_size if model.shard_base else 1,
-            quantization=model.quantization,
+            sharded_over=self.trainer.world_size if base.sharded else 1,
+            quantization=base.quantization,
         )
 
     def before_predict(self) -> None:

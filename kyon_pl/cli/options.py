@@ -89,7 +89,7 @@ class Option:
             return "required"
         if isinstance(self.default, dict) and "class_path" in self.default:
             arguments = ", ".join(f"{key}: {value}" for key, value in self.default.get("init_args", {}).items())
-            return self.default["class_path"].rpartition(".")[2] + (f" ({arguments})" if arguments else "")
+            return str(self.default["class_path"]).rpartition(".")[2] + (f" ({arguments})" if arguments else "")
         text = yaml.safe_dump(self.default, default_flow_style=True, allow_unicode=True, width=1000)
         return str(text).removesuffix("...\n").strip()
 
@@ -145,7 +145,7 @@ def check_option_names(words: list[str]) -> None:
             return
         name = SPELLINGS.get(word, word).partition("=")[0]
         if name.startswith("--") and " " not in name:  # argparse takes a word with a space as a value
-            key = name[2:]
+            key = name[2:].removesuffix("+")
             if _state(words[0], key) == "unknown":
                 raise unknown_setting(key, key, words[0])
 

@@ -1,6 +1,6 @@
-"""The embedded demo: a small invented world, characters with a manner, a tiny tokenizer and base, and what makes them.
+"""The embedded demo: invented characters, their rows, and a tiny base with its tokenizer.
 
-`python -m kyon_pl.demo.corpus`, then `.make_tokenizer`, then `.make_base` write `assets/` again, byte for byte.
+`python -m kyon_pl.demo.make_assets` writes `assets/` again, byte for byte.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ BASE = ASSETS / "base"
 
 
 def fetch_base(name: str, revision: str | None, *, patterns: Sequence[str]) -> Path:
-    """The folder of a base model: the embedded one for the name `demo`, else as `kyon_pl.hub.download.fetch_model`.
+    """Return the folder of a base model: the embedded one for `demo`, else `kyon_pl.hub.download.fetch_model`.
 
     Args:
         name: `demo`, a folder, or a Hub id such as `THUDM/chatglm2-6b`.
-        revision: branch, tag or commit on the Hub; None: the newest.
-        patterns: names of the wanted files, such as `*.safetensors`; no others are downloaded.
+        revision: branch, tag or commit on the Hub; None for the newest.
+        patterns: names of the files to download, such as `*.safetensors`.
 
     Raises:
-        KyonError: as `fetch_model` raises it.
+        KyonError: from `fetch_model`.
     """
     return BASE if name == "demo" else fetch_model(name, revision, patterns=patterns)
 
 
 def fetch_base_config(name: str, revision: str | None) -> Path:
-    """The base's `config.json` alone, one kilobyte. Raises as `fetch_base` does."""
+    """Return the base's `config.json`, and download nothing else. Raises as `fetch_base` does."""
     return fetch_base(name, revision, patterns=["config.json"]) / "config.json"

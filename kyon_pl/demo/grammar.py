@@ -1,7 +1,7 @@
-"""Who speaks in the demo and how: questions, plain speech, and each character's manner, as templates that also parse.
+"""The demo's speakers and templates: questions, plain speech, and the replies of each character.
 
-The slots of a template are `asker`, `thing` and `value`. A character has one reply for each intent, so that a context
-determines its reply.
+The slots of a template are `asker`, `thing` and `value`. A character has one reply per intent, so that a context
+determines its reply. The templates also parse replies.
 """
 
 from __future__ import annotations
@@ -71,14 +71,13 @@ PLAIN: dict[str, dict[str, str]] = {
     },
 }
 
-# What a note may put around a plain sentence.
+# frames of a plain sentence
 NOTES: dict[str, tuple[str, ...]] = {
     "zh": ("{plain}。", "镇上的人都知道，{plain}。", "墙上写着：{plain}。", "记事本：{plain}。", "听说{plain}。"),
     "en": ("A note: {plain}.", "They say {plain}.", "As all know, {plain}.", "The board says {plain}."),
 }
 
-
-# Prose on the characters: how they greet, what they say to a question, how they leave; never all three at once.
+# a greeting, the body of a reply, or a farewell; never all three
 ANECDOTES: dict[str, tuple[str, ...]] = {
     "zh": ("{asker}来了，{name}说：{opening}", "{asker}问：{question}{name}答：{body}。", "{name}走开时说：{closing}"),
     "en": (
@@ -91,14 +90,14 @@ ANECDOTES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Speaker:
-    """Somebody who answers.
+    """A speaker who answers questions.
 
     Attributes:
-        name: stands before every line of theirs.
+        name: before each of their lines.
         language: `zh` or `en`.
         system_prompt: the first segment of a context.
         opening, closing: of every reply.
-        replies: by intent, what stands between the two.
+        replies: the text between the two, by intent.
     """
 
     name: str
@@ -109,16 +108,16 @@ class Speaker:
     replies: dict[str, str]
 
     def reply(self, fact: Fact, asker: str) -> str:
-        """The line that answers `asker`, for example `站务员:「小满，钟楼在北坡。」`."""
+        """The line that answers `asker`, such as `站务员:「小满，钟楼在北坡。」`."""
         text = self.opening + self.replies[fact.intent] + self.closing
         return line(self.name, text.format(asker=asker, thing=fact.thing, value=fact.value))
 
     def accepts(self, reply: str) -> bool:
-        """Whether a reply is in this speaker's manner: one of their templates with words of this world, no more."""
+        """Whether a reply is one of this speaker's templates, with words of this world in its slots."""
         return self.parse(reply) is not None
 
     def parse(self, reply: str) -> dict[str, str] | None:
-        """The `intent`, `asker`, `thing` and `value` of a reply in this speaker's manner, true or not; or None."""
+        """Parse a reply into `intent`, `asker`, `thing` and `value`, true or not; None if no template matches."""
         for intent, template in self.replies.items():
             match = re.fullmatch(_pattern(self, intent, template), reply.strip())
             if match:
@@ -127,12 +126,12 @@ class Speaker:
 
 
 def line(name: str, text: str) -> str:
-    """A line of dialogue, as role data writes it."""
+    """A line of dialogue in the format of role data."""
     return f"{name}:「{text}」"
 
 
 def plain_speaker(name: str, language: str) -> Speaker:
-    """Somebody who says what is asked for and nothing else."""
+    """A speaker without a character, who only states the answer."""
     if language == "zh":
         prompt = f"你是{name}，住在汀罗镇。请直接回答。"
         return Speaker(name, language, prompt, "{asker}，", "。", PLAIN["zh"])
@@ -207,12 +206,12 @@ CHARACTERS = (
 
 
 def _pattern(speaker: Speaker, intent: str, template: str) -> str:
-    """A regular expression of a reply. A slot takes the words that this world has for it, the same one everywhere."""
-    known = facts(speaker.language)
+    """A regular expression for a reply. A slot matches the words of this world, and the same word at each place."""
+    matching = [fact for fact in facts(speaker.language) if fact.intent == intent]
     words = {
         "asker": ASKERS[speaker.language],
-        "thing": {fact.thing for fact in known if fact.intent == intent},
-        "value": {fact.value for fact in known if fact.intent == intent},
+        "thing": {fact.thing for fact in matching},
+        "value": {fact.value for fact in matching},
     }
     pattern, seen = "", set()
     text = line(speaker.name, speaker.opening + template + speaker.closing)

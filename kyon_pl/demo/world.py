@@ -1,6 +1,6 @@
-"""The little world of the demo, as tables: what is so in the town of Tingluo (汀罗镇), in Chinese and in English.
+"""The facts of the demo's invented town, Tingluo (汀罗镇), in Chinese and in English.
 
-All of it is invented for this project. A table maps a thing to the values of its intents, in the order of `INTENTS`.
+A table maps a thing to the values of its intents, in the order of `INTENTS`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is so, for example: what the 钟楼 (clock tower) answers to `where` is 北坡 (the north slope).
+    """One fact, such as `where`, 钟楼 (clock tower), 北坡 (north slope).
 
     Attributes:
         language: `zh` or `en`.
-        intent: what is asked, a key of the grammar's tables.
-        thing: what it is asked of.
+        intent: kind of question, a key of the grammar's tables.
+        thing: subject of the question.
         value: the answer.
-        held_out: no training row asks for it. The base reads it in plain text; a tuned character is asked for it in
-            validation only.
+        held_out: asked in validation rows only. The text of the base contains it.
     """
 
     language: str
@@ -125,7 +124,7 @@ ASKERS = {
 
 
 def facts(language: str) -> list[Fact]:
-    """Every fact of a language, in the order of the tables. A sixth of each intent is held out."""
+    """All facts of a language, in the order of the tables. A sixth of each intent is held out."""
     return [
         Fact(language, intent, thing, values[column], held_out=(row + 2 * column) % 6 == 4)
         for kind, table in TABLES[language].items()

@@ -1,1 +1,1 @@
-"""What leaves the project: merged models and converted adapters."""
+"""Exports: merged models and converted adapters."""

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""The formats that a merged model is written in, and the comparison with live LoRA."""
+"""The formats of merged models, and their verification against base and adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
-from transformers import GenerationConfig, GlmConfig, GlmForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, GlmConfig, GlmForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 
 from kyon_pl.chatglm2.attention import rotary_angles
@@ -27,34 +27,36 @@ from kyon_pl.export.layerwise import (
     CHATGLM_PARTS,
     GLM_PARTS,
     Parts,
-    apply,
-    difference,
     empty_model,
-    loaded,
-    mapped_weights,
+    loaded_part,
+    map_weights,
     probe_ids,
+    relative_difference,
+    run_part,
 )
 
 FormatName = Literal["chatglm", "glm"]
 Angles = tuple[Tensor, Tensor]
 
+# Largest relative difference of any part's output after rounding the weights. For a random 6B it is 2e-3 in float16 and
+# 3e-2 in bfloat16, after the last layer.
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+
 
 @dataclass(frozen=True)
 class Format:
-    """One way to write a ChatGLM2.
+    """A format that ChatGLM2 is exported to.
 
     Attributes:
-        model_class: what its users load it with.
-        config_class: what `config.json` is.
-        parts: what the model calls its parts.
-        config: its configuration for a ChatGLM2's.
-        tensors: its name or names for a weight of ChatGLM2, and the tensors.
-        angles: cosine and sine at positions (1, T) as its own code computes them, float32.
-        save_tokenizer: from the base's folder to another.
+        model_class: for loading the model.
+        parts: module names.
+        config: converts a configuration of ChatGLM2.
+        tensors: converts a named weight of ChatGLM2 to one or more named tensors.
+        angles: cosine and sine of positions (1, T), float32, as the model class computes them.
+        save_tokenizer: converts the tokenizer of the base's folder, and writes it to another.
     """
 
     model_class: type[PreTrainedModel]
-    config_class: type[PreTrainedConfig]
     parts: Parts
     config: Callable[[ChatGLM2Config], PreTrainedConfig]
     tensors: Callable[[str, Tensor, ChatGLM2Config], Mapping[str, Tensor]]
@@ -63,20 +65,20 @@ class Format:
 
 
 def chatglm_angles(config: PreTrainedConfig, position_ids: Tensor) -> Angles:
-    """As `ChatGLM2Model` has them."""
+    """Rotary angles as in `ChatGLM2Model`."""
     return rotary_angles(position_ids, channels=config.kv_channels // 2, dtype=torch.float32)
 
 
 def glm_angles(config: PreTrainedConfig, position_ids: Tensor) -> Angles:
-    """As `GlmModel` has them."""
+    """Rotary angles as in `GlmModel`."""
     assert isinstance(config, GlmConfig)
     angles: Angles = GlmRotaryEmbedding(config)(torch.zeros(()), position_ids)
     return angles
 
 
 def copy_tokenizer(base: Path, folder: Path) -> None:
-    """The published files as they are, without the key that names code to run."""
-    read_tokenizer(base)  # refuses what is none
+    """Copy the tokenizer files, without the `auto_map` key, which names remote code."""
+    read_tokenizer(base)  # for its checks
     shutil.copyfile(base / "tokenizer.model", folder / "tokenizer.model")
     config = base / "tokenizer_config.json"
     content = read_json_object(config) if config.is_file() else {}
@@ -89,7 +91,6 @@ def copy_tokenizer(base: Path, folder: Path) -> None:
 FORMATS: dict[FormatName, Format] = {
     "chatglm": Format(
         model_class=ChatGLM2ForCausalLM,
-        config_class=ChatGLM2Config,
         parts=CHATGLM_PARTS,
         config=lambda config: config,
         tensors=lambda name, tensor, config: {name: tensor},
@@ -98,7 +99,6 @@ FORMATS: dict[FormatName, Format] = {
     ),
     "glm": Format(
         model_class=GlmForCausalLM,
-        config_class=GlmConfig,
         parts=GLM_PARTS,
         config=glm_config,
         tensors=tensor_to_glm,
@@ -109,57 +109,53 @@ FORMATS: dict[FormatName, Format] = {
 
 
 def save_configs(base: Path, config: ChatGLM2Config, folder: Path, form: Format, dtype: torch.dtype) -> None:
-    """Write `config.json` and `generation_config.json`; the latter is the base's if it has one."""
-    has_one = (base / "generation_config.json").is_file()
-    generation = GenerationConfig.from_pretrained(base) if has_one else GenerationConfig.from_model_config(config)
+    """Write `config.json` and `generation_config.json`, which is the base's if there is one."""
+    exists = (base / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(base) if exists else GenerationConfig.from_model_config(config)
     generation.save_pretrained(folder)
-    written = form.config(config)
-    written.dtype = dtype
-    written.save_pretrained(folder)
-
-
-# What rounding the weights may change in what any part of the model gives, relative to it. On a random 6B it is 2e-3 in
-# float16 and 3e-2 in bfloat16 after the last layer.
-TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+    converted = form.config(config)
+    converted.dtype = dtype
+    converted.save_pretrained(folder)
 
 
 def verify(folder: Path, form: Format, dtype: torch.dtype, live_outputs: Mapping[str, Tensor]) -> float:
-    """Compare what was written with what it was written from: names, shapes, dtypes, and the outputs of every part.
+    """Verify a merged model against base and adapter: names, shapes, dtypes, and the output of each part.
 
-    The merged model computes in float32 too, through its users' own classes, part by part, on the same rows.
+    The merged model also runs in float32, with the format's model class, part by part, on the same rows.
 
     Args:
         folder: of the merged model.
-        form: what it is written as.
+        form: its format.
         dtype: of all its weights.
-        live_outputs: what each part of the live model gave, in their order.
+        live_outputs: output of each part of the base with its adapter, in order.
 
     Returns:
         The relative difference of the logits.
 
     Raises:
-        CheckpointError: it names the first thing that differs.
+        CheckpointError: something differs; the error names the first part or weight.
     """
-    weights = mapped_weights(folder)
-    model = empty_model(form.model_class, form.config_class.from_pretrained(folder))
+    weights = map_weights(folder)
+    model = empty_model(form.model_class, AutoConfig.from_pretrained(folder))
     _check_shapes(folder, model, weights, dtype)
     hidden = probe_ids(model.config.vocab_size)
     angles = form.angles(model.config, torch.arange(hidden.shape[1])[None])
     parts = list(zip(form.parts.names(model.config), live_outputs.values(), strict=True))
-    for part, wanted in tqdm(parts, "verifying", unit="part", disable=None):
-        with loaded(model, part, weights) as module:
-            hidden = apply(module, hidden, angles)
-        if not difference(hidden, wanted) <= TOLERANCES[dtype]:  # NaN is not
-            found = f"merged and live differ by {difference(hidden, wanted):.1e}, more than {TOLERANCES[dtype]:.0e}"
-            fix = "Use --dtype float32, which rounds nothing; if it is refused too, the adapter is not one to merge"
+    for part, expected in tqdm(parts, "verifying", unit="part", disable=None):
+        with loaded_part(model, part, weights) as module:
+            hidden = run_part(module, hidden, angles)
+        difference = relative_difference(hidden, expected)
+        if not difference <= TOLERANCES[dtype]:  # also if it is NaN
+            found = f"merged and live differ by {difference:.1e}, more than {TOLERANCES[dtype]:.0e}"
+            fix = "Use --dtype float32, which does not round; if that fails too, use another adapter"
             raise CheckpointError(f"{folder.name}: {part}", found, fix)
-    return difference(hidden, wanted)
+    return difference
 
 
 def _check_shapes(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    wanted = {name: (tuple(tensor.shape), dtype) for name, tensor in model.named_parameters()}
-    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
-    if different := {name for name, _ in wanted.items() ^ found.items()}:
+    expected = {name: (tuple(tensor.shape), dtype) for name, tensor in model.named_parameters()}
+    written = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
+    if different := {name for name, _ in expected.items() ^ written.items()}:
         name = min(different)
-        said = f"{found.get(name, 'nothing')} on the disk, {wanted.get(name, 'nothing')} in the model"
-        raise CheckpointError(f"{folder.name}: {name}", said, "Merge again; if it is no better, check the disk")
+        found = f"{written.get(name, 'nothing')} on the disk, {expected.get(name, 'nothing')} in the model"
+        raise CheckpointError(f"{folder.name}: {name}", found, "Merge again; if this persists, check the disk")

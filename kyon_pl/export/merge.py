@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""`kyon-pl merge`: an adapter added into its base, one layer at a time."""
+"""`kyon-pl merge`: merges an adapter into its base, one layer at a time."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from kyon_pl.export.formats import FORMATS, TOLERANCES, Format, FormatName, chat
 from kyon_pl.export.layerwise import (
     CHATGLM_PARTS,
     ShardWriter,
-    apply,
     base_parameter,
-    difference,
     empty_model,
-    loaded,
-    mapped_weights,
+    loaded_part,
+    map_weights,
     names_in,
     probe_ids,
+    relative_difference,
+    run_part,
 )
-from kyon_pl.export.side_folder import refuse_existing, side_folder, write_record
+from kyon_pl.export.staging import refuse_existing, staging_folder, write_record
 from kyon_pl.hub.download import LICENCE_FILES, MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import load_adapter
@@ -50,25 +50,25 @@ def merge(
     base: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Add an adapter into its base: a model of its own, which loads without PEFT.
+    """Merge an adapter into its base. The merged model loads without PEFT.
 
-    The sum is made in float32, a layer at a time, and rounded once. The folder is read again and compared with base and
-    adapter before it gets its name.
+    Weights are merged in float32, one layer at a time, and rounded once. The folder gets its final name after it has
+    been read again and verified against base and adapter.
 
     Args:
-        output: the folder to write; it must not exist, or be empty.
-        adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a Hub id; unset, the newest run here.
+        output: the folder to write; it must not exist, or must be empty.
+        adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a Hub id; by default the newest run.
         which: of a run, the best checkpoint by validation loss, or the last.
-        format: `chatglm` keeps the published names and files, for kyon_pl, the published code and what knows it.
-            `glm` is the same model for transformers' own GlmForCausalLM, with a tokenizer.json: no kyon_pl is needed.
-        dtype: of the weights that are written.
-        base: a folder or Hub id with weights that are not quantized; unset, the one that the adapter names.
+        format: `chatglm` keeps the published names and files, for kyon_pl, the published code and tools that support
+            it. `glm` is for transformers' GlmForCausalLM, with a tokenizer.json, and does not need kyon_pl.
+        dtype: of the merged weights.
+        base: a folder or Hub id with weights that are not quantized; by default the adapter's base.
         revision: branch, tag or commit of the base on the Hub.
 
     Raises:
-        SettingError: the output exists, or the base cannot be one.
-        MissingFileError: no such adapter or base, or a file of them is missing.
-        CheckpointError: adapter and base do not fit, or what was written is not what they give.
+        SettingError: the output exists, or the base has no weights.
+        MissingFileError: adapter or base do not exist, or one of their files is missing.
+        CheckpointError: adapter and base do not fit, or the merged model differs from them.
         MachineError: the disk is full.
     """
     refuse_existing(output)
@@ -79,32 +79,30 @@ def merge(
     check_weights(base_folder, config)
     live = live_model(config, adapter_folder, base_name)
     form, torch_dtype = FORMATS[format], getattr(torch, dtype)
-    with side_folder(output) as side:
-        _check_room(side, config.parameter_count * torch_dtype.itemsize)
-        weights = mapped_weights(base_folder)
-        live_outputs = write_weights(live, weights, side, form, torch_dtype)
-        save_configs(base_folder, config, side, form, torch_dtype)
-        form.save_tokenizer(base_folder, side)
-        copy_licence(base_folder, side)
-        rounding = verify(side, form, torch_dtype, live_outputs)
+    with staging_folder(output) as folder:
+        _check_free_space(folder, config.parameter_count * torch_dtype.itemsize)
+        live_outputs = write_weights(live, map_weights(base_folder), folder, form, torch_dtype)
+        save_configs(base_folder, config, folder, form, torch_dtype)
+        form.save_tokenizer(base_folder, folder)
+        copy_licence(base_folder, folder)
+        rounding = verify(folder, form, torch_dtype, live_outputs)
         record = {"base": base_name, "adapter": adapter or str(from_here(adapter_folder))}
-        write_record(side, record | {"format": format, "dtype": dtype})
+        write_record(folder, record | {"format": format, "dtype": dtype})
     shown = from_here(output)
     log.info("wrote %s: %s and adapter as %s in %s; logits differ by %.0e", shown, base_name, format, dtype, rounding)
 
 
 def live_model(config: ChatGLM2Config, adapter: Path, base_name: str) -> ChatGLM2ForCausalLM:
-    """The empty base with the adapter attached, for evaluation.
+    """Build the empty base with the adapter attached, in evaluation mode.
 
     Raises:
-        CheckpointError: the adapter was made for another model, cannot be read, does not fit together, or is as it was
-            before training: every B is zero, and it changes nothing.
+        CheckpointError: from `load_adapter`; or every B is zero, as before training.
     """
     wrapped = load_adapter(empty_model(ChatGLM2ForCausalLM, config), adapter, base_name)
     wrapped.requires_grad_(False).eval()
     if not any(parameter.any() for name, parameter in wrapped.named_parameters() if ".lora_B." in name):
         found = "every lora_B is zero: the adapter changes nothing"
-        raise CheckpointError(f"adapter {adapter}", found, "Use one that was trained")
+        raise CheckpointError(f"adapter {adapter}", found, "Use a trained adapter")
     return cast(ChatGLM2ForCausalLM, wrapped.get_base_model())
 
 
@@ -114,29 +112,29 @@ def write_weights(
     """Merge and write one part after the other.
 
     Args:
-        live: the empty base with the adapter attached; its adapter counts as merged afterwards.
-        weights: of the base, under its names.
-        folder: where to.
-        form: under which names.
-        dtype: in which precision.
+        live: from `live_model`; its LoRA layers are marked as merged afterwards.
+        weights: of the base, by name.
+        folder: to write to.
+        form: format to convert to.
+        dtype: of the written weights.
 
     Returns:
-        What each part gave on the probe rows before it was merged, in their order.
+        The output of each part on the probe rows before it was merged, in order.
 
     Raises:
-        CheckpointError: PEFT cannot merge this adapter, or the merged part gives something else in float32.
+        CheckpointError: PEFT cannot merge this adapter, or the output of a merged part differs in float32.
     """
     writer, outputs, config = ShardWriter(folder), {}, cast(ChatGLM2Config, live.config)
     hidden = probe_ids(config.padded_vocab_size)
     angles = chatglm_angles(config, torch.arange(hidden.shape[1])[None])
     for part in tqdm(CHATGLM_PARTS.names(config), "merging", unit="part", disable=None):
-        with loaded(live, part, weights) as module:
-            outputs[part] = apply(module, hidden, angles)
+        with loaded_part(live, part, weights) as module:
+            outputs[part] = run_part(module, hidden, angles)
             _merge_part(module, part)
-            changed = difference(apply(module, hidden, angles), outputs[part])
-            if not changed <= TOLERANCES[torch.float32]:  # NaN is not
-                found = f"merged and live differ by {changed:.1e} in float32"
-                raise CheckpointError(f"adapter at {part}", found, "Use another adapter; this one is not one to merge")
+            difference = relative_difference(run_part(module, hidden, angles), outputs[part])
+            if not difference <= TOLERANCES[torch.float32]:  # also if it is NaN
+                found = f"merged and live differ by {difference:.1e} in float32"
+                raise CheckpointError(f"adapter at {part}", found, "Use another adapter; this one cannot be merged")
             for name in names_in(part, weights):
                 for written, tensor in form.tensors(name, base_parameter(live, name), config).items():
                     writer.add(written, tensor.to(dtype, copy=True).contiguous())
@@ -150,12 +148,12 @@ def _merge_part(module: nn.Module, part: str) -> None:
         for layer in module.modules():
             if isinstance(layer, BaseTunerLayer):
                 layer.merge(safe_merge=True)
-    except ValueError as error:  # numbers that are not finite
+    except ValueError as error:  # not finite
         raise CheckpointError(f"adapter at {part}", str(error), "Use another adapter") from error
 
 
 def copy_licence(base: Path, folder: Path) -> None:
-    """The base's terms go where its weights go."""
+    """Copy the base's licence files."""
     for name in LICENCE_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
@@ -169,8 +167,8 @@ def _base_folder(base: str, revision: str | None) -> Path:
     return folder
 
 
-def _check_room(folder: Path, needed_bytes: int) -> None:
+def _check_free_space(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         found = f"{free_bytes / 1e9:.1f} GB free, and the model takes {needed_bytes / 1e9:.1f} GB"
-        raise MachineError(str(folder.parent), found, "Make room, or give an --output on another disk")
+        raise MachineError(str(folder.parent), found, "Free space, or give an --output on another disk")

@@ -1,4 +1,4 @@
-"""LoRA around a frozen base: what is trained, in which precision, and how it is written and read."""
+"""LoRA on a frozen base: adapters, their files, and the dtype or quantization of the frozen weights."""
 
 from kyon_pl.lora.adapter import attach_lora, load_adapter, reference_lora, trainable_names, write_adapter
 from kyon_pl.lora.frozen import (

@@ -1,4 +1,4 @@
-"""The adapter: LoRA attached to a base, and the folder that holds it on disk."""
+"""Attaching LoRA to a base, and loading and saving adapters as PEFT folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model
 from transformers import PreTrainedModel
 
 from kyon_pl.errors import CheckpointError, SettingError
-from kyon_pl.lora.saved import check_family, check_fit, check_targets, read_adapter
+from kyon_pl.lora.saved import check_fit, check_supported, check_targets, read_adapter
 
 log = logging.getLogger(__name__)
 
@@ -24,18 +24,17 @@ def reference_lora() -> LoraConfig:
 
 
 def attach_lora(base: PreTrainedModel, config: LoraConfig, base_name: str) -> PeftModel:
-    """Wrap a base in LoRA: every base weight is frozen in its dtype, every adapter weight is float32.
+    """Wrap a base in a new adapter. Base weights are frozen in their dtype; adapter weights are float32.
 
     Args:
-        base: the frozen model, in the compute precision.
-        config: PEFT's own settings. An unset task type becomes causal language modelling.
-        base_name: what an adapter made here names as its base (a Hub id or a folder).
+        base: in its compute dtype.
+        config: PEFT's configuration. The task type becomes causal language modeling.
+        base_name: Hub id or folder, written to the adapter as `base_model_name_or_path`.
 
     Raises:
-        SettingError: LoRA settings that do not leave the base as it is or that need data (see `family`), or that fit
-            no layer of the model.
+        SettingError: a setting is not supported (see `check_supported`), invalid, or matches no layer of the model.
     """
-    check_family(config)
+    check_supported(config)
     check_numbers(config)
     config.task_type = TaskType.CAUSAL_LM
     try:
@@ -48,38 +47,34 @@ def attach_lora(base: PreTrainedModel, config: LoraConfig, base_name: str) -> Pe
 
 
 def check_numbers(config: LoraConfig) -> None:
-    """Refuse numbers with which nothing, or nothing sensible, would be learnt; PEFT takes most of them.
+    """Check `r`, `lora_alpha` and `lora_dropout`; PEFT accepts most invalid values.
 
     Raises:
-        SettingError: it names the key.
+        SettingError: a value is invalid; the error names the key.
     """
-    for key, value, possible, fix in (
+    for key, value, valid, fix in (
         ("r", config.r, config.r >= 1, "Set 1 or more; 16 is usual."),
         ("lora_alpha", config.lora_alpha, 0 < config.lora_alpha < math.inf, "Set more than 0; twice r is usual."),
-        ("lora_dropout", config.lora_dropout, 0 <= config.lora_dropout < 1, "Set 0, or up to 1."),
+        ("lora_dropout", config.lora_dropout, 0 <= config.lora_dropout < 1, "Set 0 or more, and less than 1."),
     ):
-        if not possible:
+        if not valid:
             raise SettingError(f"model.lora.{key}", f"{value} is impossible", fix)
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftModel:
-    """Wrap a base in an adapter that exists, to train it further.
+    """Wrap a base in a saved adapter, to use it or to train it further.
 
     Args:
-        base: the frozen model, in the compute precision.
-        folder: a PEFT folder of any version of PEFT; its own `adapter_config.json` decides rank, targets and dropout.
-        base_name: what an adapter made here names as its base.
+        base: in its compute dtype.
+        folder: written by any version of PEFT; its `adapter_config.json` gives rank, targets and dropout.
+        base_name: Hub id or folder, written to the adapter when it is saved.
 
     Raises:
         MissingFileError: the folder holds no adapter.
-        CheckpointError: the adapter was made for another model, cannot be read, is of a kind that is refused, or its
-            files do not fit together.
+        CheckpointError: the adapter does not fit the base, is not supported, cannot be read, or is inconsistent.
     """
-    config, state = read_adapter(folder)
-    _warn_of_another_base(folder, config, base_name)
-    config.base_model_name_or_path = None  # PEFT would warn that it differs from the base's own name
-    config.task_type = TaskType.CAUSAL_LM
-    model = _attached(folder, lambda: get_peft_model(base, config))
+    config, state = _read_for(base_name, folder)
+    model = _attach(folder, lambda: get_peft_model(base, config))
     check_fit(folder, model, state)
     set_peft_model_state_dict(model, state)
     config.base_model_name_or_path = base_name
@@ -87,61 +82,61 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
 
 
 def add_adapter(model: PeftModel, folder: Path, base_name: str, name: str) -> None:
-    """Put one more adapter beside those of a model, for inference; the one in use stays.
+    """Add another saved adapter to a model, for inference; the active adapter does not change.
 
     Args:
         model: from `load_adapter`.
-        folder: a PEFT folder, as there.
-        base_name: what the model's base is called, as there.
-        name: to switch to it by, with PEFT's `set_adapter`.
+        folder: as for `load_adapter`.
+        base_name: as for `load_adapter`.
+        name: for PEFT's `set_adapter`.
 
     Raises:
-        MissingFileError: as `load_adapter` raises it.
-        CheckpointError: as `load_adapter` raises it.
+        MissingFileError: as for `load_adapter`.
+        CheckpointError: as for `load_adapter`.
     """
-    config, state = read_adapter(folder)
-    _warn_of_another_base(folder, config, base_name)
-    config.base_model_name_or_path, config.task_type = None, TaskType.CAUSAL_LM
+    config, state = _read_for(base_name, folder)
 
     def attach() -> PeftModel:
         model.add_adapter(name, config)
         return model
 
-    check_fit(folder, _attached(folder, attach), state, name)
+    check_fit(folder, _attach(folder, attach), state, name)
     set_peft_model_state_dict(model, state, adapter_name=name)
 
 
-def _warn_of_another_base(folder: Path, config: LoraConfig, base_name: str) -> None:
+def _read_for(base_name: str, folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """Read an adapter, and warn if it names another base."""
+    config, state = read_adapter(folder)
     made_for = config.base_model_name_or_path
     if made_for and Path(made_for).name != Path(base_name).name:
         log.warning("adapter %s was made for %s, and the base here is %s", folder, made_for, base_name)
+    config.base_model_name_or_path = None  # PEFT would warn that it differs from the base's name
+    config.task_type = TaskType.CAUSAL_LM
+    return config, state
 
 
-def _attached(folder: Path, attach: Callable[[], PeftModel]) -> PeftModel:
+def _attach(folder: Path, attach: Callable[[], PeftModel]) -> PeftModel:
     try:
         model = attach()
         check_targets(model)
-    except (ValueError, TypeError, re.error) as error:  # TypeError: a setting of another kind
-        raise CheckpointError(
-            where=f"adapter {folder}",
-            found=str(error).splitlines()[0],
-            fix="Use an adapter that was made for this base",
-        ) from error
+    except (ValueError, TypeError, re.error) as error:  # TypeError: a setting of another type
+        found, fix = str(error).splitlines()[0], "Use an adapter that was made for this base"
+        raise CheckpointError(f"adapter {folder}", found, fix) from error
     return model
 
 
 def trainable_names(model: torch.nn.Module) -> set[str]:
-    """The names of the parameters that are trained."""
+    """Names of the parameters that require a gradient."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def write_adapter(model: PeftModel, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that plain PEFT loads.
+    """Write a PEFT folder: `adapter_config.json` and `adapter_model.safetensors`.
 
     Args:
-        model: the wrapped model, for its settings.
-        state: the trained tensors under the model's parameter names.
-        folder: where to.
+        model: the wrapped model, for its configuration.
+        state: the trained tensors, by the model's parameter names.
+        folder: to write to.
     """
-    # 'auto' would ask the Hub for the base's vocabulary; the embedding is never trained here
+    # with 'auto', PEFT would look up the base's vocabulary on the Hub; the embedding is never trained here
     model.save_pretrained(str(folder), state_dict=dict(state), save_embedding_layers=False)

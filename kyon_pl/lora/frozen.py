@@ -1,4 +1,4 @@
-"""The frozen weights of the decoder layers: in the compute precision, nf4 or fp8."""
+"""Frozen base weights: their dtype, nf4 or fp8 quantization, and the number of checkpointed layers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,135 @@ from kyon_pl.chatglm2.checkpoint import Quantize
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.imports import need_package
 
+Quantization = Literal["nf4", "fp8"]
+Checkpointing = Literal["full", "none"] | int
+
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
-# a row of zeros has no largest value to scale by
-_LEAST = 1e-12
+
+_FROZEN_DTYPE = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "32-true": torch.float32}
+_FP8_CAPABILITY = (8, 9)  # the oldest GPUs with fp8 products
+_SMALLEST_MAXIMUM = 1e-12  # of a row, so that the scale of a row of zeros is not zero
+
+
+def frozen_dtype(precision: str) -> torch.dtype:
+    """The dtype of frozen weights for a Lightning precision. Trained weights are always float32.
+
+    Frozen weights are never updated, so that a float32 copy would only cost memory and a cast per step.
+
+    Args:
+        precision: `trainer.precision`.
+
+    Raises:
+        SettingError: trained weights would not be float32 (`16-true`, `bf16-true`), or the precision is not supported.
+    """
+    if precision not in _FROZEN_DTYPE:
+        found = f"'{precision}' would not keep the trained weights in float32, and would round small updates away"
+        fix = "Use 16-mixed, bf16-mixed (Ampere or newer) or 32-true; only the frozen weights are in half precision"
+        raise SettingError("trainer.precision", found, fix)
+    return _FROZEN_DTYPE[precision]
+
+
+def quantizer(quantization: Quantization | None, dtype: torch.dtype, device: torch.device) -> Quantize | None:
+    """The function that quantizes a linear layer of the decoder while the base loads.
+
+    Embedding, norms and head stay in the compute dtype.
+
+    - `nf4`: 4-bit NormalFloat in blocks of 64 with quantized scales, by bitsandbytes; it computes in `dtype` (Dettmers
+      et al., "QLoRA", 2023, section 3). 6B takes 3.7 GiB instead of 11.6 GiB, including embedding and head.
+    - `fp8`: see `Fp8Linear`.
+
+    Args:
+        quantization: the format, or None.
+        dtype: of the computation.
+        device: of the weights.
+
+    Raises:
+        SettingError: the format does not support `dtype`.
+        MachineError: there is no GPU, bitsandbytes is not installed, or the GPU does not support fp8.
+    """
+    if quantization and device.type != "cuda":
+        found = f"it needs an NVIDIA GPU, and this is {device.type}"
+        raise MachineError(f"model.quantization: {quantization}", found, "Leave it out here.")
+    if quantization == "nf4":
+        need_package("bitsandbytes", "qlora", where="model.quantization: nf4", does="quantizes weights to 4 bits")
+        return partial(nf4_linear, dtype=dtype)
+    if quantization == "fp8":
+        if dtype != torch.bfloat16:
+            found = f"its products are bfloat16, and this run computes in {str(dtype).removeprefix('torch.')}"
+            raise SettingError("model.quantization: fp8", found, "Set trainer.precision to bf16-mixed.")
+        if (capability := torch.cuda.get_device_capability(device)) < _FP8_CAPABILITY:
+            found = "this GPU (sm_{}{}) does not support fp8; Ada (sm_89) and Hopper do".format(*capability)
+            raise MachineError("model.quantization: fp8", found, "Leave it out, or use nf4 to save memory.")
+        return fp8_linear
+    return None
+
+
+def checkpointed_layers(checkpointing: Checkpointing, layers: int) -> int:
+    """The number of layers with activation checkpointing.
+
+    Raises:
+        SettingError: it is negative, or larger than `layers`.
+    """
+    number = {"full": layers, "none": 0}.get(str(checkpointing), checkpointing)
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= layers:
+        found = f"{checkpointing} layers, and this base has {layers}"
+        raise SettingError("model.checkpointing", found, f"Set full, none, or a number up to {layers}.")
+    return number
+
+
+def check_combination(quantization: Quantization | None, lora: LoraConfig, *, sharded: bool, compiled: bool) -> None:
+    """Refuse settings that do not work together.
+
+    Raises:
+        SettingError: a sharded base is quantized or compiled, or DoRA is used with fp8.
+    """
+    if sharded and (quantization or compiled):
+        where, found = ("model.quantization", quantization) if quantization else ("model.compile", "true")
+        fix = "Set one of the two; nf4 on one GPU needs less memory than a base sharded over four."
+        raise SettingError(where, f"{found} together with model.shard_base", fix)
+    if quantization == "fp8" and lora.use_dora:
+        found = "DoRA needs the norms of the base's weights, and PEFT cannot read them in fp8"
+        raise SettingError("model.lora.use_dora", found, "Leave it out, or use quantization: nf4 or none.")
+
+
+def nf4_linear(linear: nn.Linear, weight: Tensor, dtype: torch.dtype) -> nn.Linear:
+    """Quantize a linear layer with its weight, (N, K), to nf4. The layer computes in `dtype`."""
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit  # its import searches for CUDA libraries
+
+    quantized = Linear4bit(  # type: ignore[no-untyped-call]
+        linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
+    )
+    frozen = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=quantized)
+    quantized.register_parameter("weight", frozen.to(weight.device))  # type: ignore[misc]
+    quantized.register_parameter("bias", linear.bias)
+    return quantized
+
+
+def fp8_linear(linear: nn.Linear, weight: Tensor) -> nn.Linear:
+    """Quantize a linear layer with its weight, (N, K), to fp8.
+
+    Raises:
+        SettingError: N or K is not a multiple of 16, as fp8 products need.
+    """
+    if any(size % 16 for size in weight.shape):
+        found = f"a layer of shape {tuple(weight.shape)}, and fp8 products need multiples of 16"
+        raise SettingError("model.quantization: fp8", found, "Leave it out for this base.")
+    return Fp8Linear(weight, linear.bias)
 
 
 class Fp8Linear(nn.Linear):
-    """A linear layer whose frozen weight is multiplied in e4m3, forward and for the input's gradient.
+    """A linear layer with a frozen weight in e4m3, for the forward pass and for the gradient of the input.
 
-    Both products want the weight with their own contracted channels side by side, each with its own scales, so there
-    are two copies: together they take what one does in half precision. Activations and gradients are scaled token by
-    token when they come. Sums are float32 in the matrix units; outputs are bfloat16.
+    fp8 products need both factors contiguous along the contracted channels, so there are two copies of the weight, each
+    with its own scales; together they take as much memory as one in half precision. Activations and gradients are
+    quantized per token. Sums are float32; outputs are bfloat16.
 
-    The copies are kept as bytes: PEFT would take the dtype of a floating-point weight for the adapter's own.
+    The copies are stored as uint8: PEFT would cast the adapter to the dtype of a floating-point weight.
 
     Args:
         weight: (N, K), on its device, in any floating-point dtype.
-        bias: (N,), or None; in bfloat16.
+        bias: (N,), bfloat16, or None.
     """
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
@@ -41,23 +152,23 @@ class Fp8Linear(nn.Linear):
         self.register_parameter("bias", bias)
         forward, forward_scales = quantize_rows(weight)
         backward, backward_scales = quantize_rows(weight.T.contiguous())
-        # parameters, all of them: DDP would send buffers around at every step
+        # parameters, because DDP broadcasts buffers at each step
         self.weight, self.weight_transposed, self.scales, self.scales_transposed = (
-            nn.Parameter(kept, requires_grad=False)
-            for kept in (forward.view(torch.uint8), backward.view(torch.uint8), forward_scales.T, backward_scales.T)
+            nn.Parameter(tensor, requires_grad=False)
+            for tensor in (forward.view(torch.uint8), backward.view(torch.uint8), forward_scales.T, backward_scales.T)
         )
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., K) in any dtype to (..., N) in bfloat16."""
         copies = self.weight, self.scales, self.weight_transposed, self.scales_transposed
-        output: Tensor = _Product.apply(input.flatten(0, -2), *copies)  # type: ignore[no-untyped-call]
+        output: Tensor = _Fp8Matmul.apply(input.flatten(0, -2), *copies)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             output = output + self.bias.to(output.dtype)
         return output.view(*input.shape[:-1], -1)
 
 
-class _Product(torch.autograd.Function):
-    """(M, K) times the transposed weight, (M, N). The weight is frozen, so that nothing but it is kept."""
+class _Fp8Matmul(torch.autograd.Function):
+    """(M, K) times the transposed weight, (M, N). The weight has no gradient, so the input is not saved."""
 
     @staticmethod
     def forward(
@@ -74,25 +185,25 @@ class _Product(torch.autograd.Function):
 
 
 def quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale each row so that its largest value is the largest of e4m3, and round.
+    """Scale each row to the range of e4m3, and round.
 
     Args:
         matrix: (rows, columns), floating point.
 
     Returns:
-        (rows, columns) in e4m3; (rows, 1) float32, what to multiply them by.
+        (rows, columns), e4m3; and the scales to multiply it by, (rows, 1), float32.
     """
-    scales = matrix.abs().amax(dim=1, keepdim=True).float().clamp(min=_LEAST) / E4M3_MAX
+    scales = matrix.abs().amax(dim=1, keepdim=True).float().clamp(min=_SMALLEST_MAXIMUM) / E4M3_MAX
     return (matrix.float() / scales).to(E4M3), scales
 
 
 def _multiply(tokens: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-    """(M, K) by the rows of an e4m3 (N, K), kept as bytes, with scales (1, N): (M, N), bfloat16."""
+    """(M, K) times the transposed e4m3 (N, K), stored as uint8, with scales (1, N): (M, N), bfloat16."""
     product: Tensor = _scaled_product(*quantize_rows(tokens), weight, scales)
     return product
 
 
-# an operator of its own, because torch 2.11 cannot look into scaled_mm when it compiles a layer
+# a custom operator, because torch 2.11 cannot trace scaled_mm when it compiles a layer
 @library.custom_op("kyon_pl::scaled_product", mutates_args=())
 def _scaled_product(rows: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     product: Tensor = F.scaled_mm(
@@ -112,124 +223,3 @@ def _scaled_product(rows: Tensor, row_scales: Tensor, weight: Tensor, scales: Te
 def _(rows: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     output: Tensor = rows.new_empty(rows.shape[0], weight.shape[0], dtype=torch.bfloat16)
     return output
-
-
-Quantization = Literal["nf4", "fp8"]
-Checkpointing = Literal["full", "none"] | int
-
-_FROZEN_DTYPE = {
-    "16-mixed": torch.float16,
-    "bf16-mixed": torch.bfloat16,
-    "32-true": torch.float32,
-}
-_FIRST_WITH_FP8 = (8, 9)
-
-
-def frozen_dtype(precision: str) -> torch.dtype:
-    """The dtype of the frozen weights under a Lightning precision; whatever is trained is float32 under all of them.
-
-    Frozen weights never receive an update, so float32 copies of them would only cost memory and a cast a step.
-
-    Args:
-        precision: `trainer.precision` as Lightning spells it.
-
-    Raises:
-        SettingError: a precision in which trained weights would not be float32 (`16-true`, `bf16-true`) or that this
-            model was not made for.
-    """
-    if precision not in _FROZEN_DTYPE:
-        raise SettingError(
-            where="trainer.precision",
-            found=f"'{precision}' would not keep the trained weights in float32, and rounds their small updates away",
-            fix="Use 16-mixed, bf16-mixed (Ampere or newer) or 32-true; under the mixed ones the frozen weights are in "
-            "half precision anyway",
-        )
-    return _FROZEN_DTYPE[precision]
-
-
-def quantizer(quantization: Quantization | None, dtype: torch.dtype, device: torch.device) -> Quantize | None:
-    """What turns the linear layers of the decoder into those of a smaller or faster format, one by one as they load.
-
-    Embedding, norms and head stay in the compute precision.
-
-    - `nf4`: 4-bit NormalFloat in blocks of 64 with quantized scales, by bitsandbytes, computed with in `dtype`
-      (Dettmers et al., "QLoRA", 2023, section 3): 3.7 GiB in place of 11.6 GiB for 6B, embedding and head included.
-    - `fp8`: see `Fp8Linear`.
-
-    Args:
-        quantization: the format; None for none.
-        dtype: of the compute precision.
-        device: where the weights will be.
-
-    Raises:
-        SettingError: a precision that the format cannot be used with.
-        MachineError: no GPU; bitsandbytes is not installed; or the GPU cannot multiply in 8 bits.
-    """
-    if quantization and device.type != "cuda":
-        found = f"it is for NVIDIA GPUs, and this is {device.type}"
-        raise MachineError(f"model.quantization: {quantization}", found, "Leave it out here.")
-    if quantization == "nf4":
-        need_package("bitsandbytes", "qlora", where="model.quantization: nf4", does="keeps weights in 4 bits")
-        return partial(nf4_linear, dtype=dtype)
-    if quantization == "fp8":
-        if dtype != torch.bfloat16:
-            found = f"its products come out in bfloat16 and this run computes in {str(dtype).removeprefix('torch.')}"
-            raise SettingError("model.quantization: fp8", found, "Set trainer.precision to bf16-mixed.")
-        if (capability := torch.cuda.get_device_capability(device)) < _FIRST_WITH_FP8:
-            found = "this GPU (sm_{}{}) cannot multiply in 8 bits; Ada (sm_89) and Hopper can".format(*capability)
-            raise MachineError("model.quantization: fp8", found, "Leave it out, or use nf4 where memory is short.")
-        return fp8_linear
-    return None
-
-
-def checkpointed_layers(checkpointing: Checkpointing, layers: int) -> int:
-    """How many of a model's layers keep only their input for the backward pass.
-
-    Raises:
-        SettingError: more than there are, or fewer than none.
-    """
-    number = {"full": layers, "none": 0}.get(str(checkpointing), checkpointing)
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= layers:
-        found = f"{checkpointing} layers, of the {layers} that this base has"
-        raise SettingError("model.checkpointing", found, f"Set full, none, or a number up to {layers}.")
-    return number
-
-
-def check_combination(quantization: Quantization | None, lora: LoraConfig, *, sharded: bool, compiled: bool) -> None:
-    """Refuse what does not go together.
-
-    Raises:
-        SettingError: a quantized or compiled base that is to be shared out over ranks; DoRA around fp8 weights.
-    """
-    if sharded and (quantization or compiled):
-        where, found = ("model.quantization", quantization) if quantization else ("model.compile", "true")
-        fix = "Set one of the two; nf4 on one GPU needs less memory than a share of the base on each of four."
-        raise SettingError(where, f"{found} together with model.shard_base", fix)
-    if quantization == "fp8" and lora.use_dora:
-        found = "DoRA needs the norms of the base's weights, and PEFT cannot read them in fp8"
-        raise SettingError("model.lora.use_dora", found, "Leave it out, or use quantization: nf4 or none.")
-
-
-def fp8_linear(linear: nn.Linear, weight: Tensor) -> nn.Linear:
-    """The fp8 layer for a linear layer and its weight, (N, K).
-
-    Raises:
-        SettingError: N or K is no multiple of 16, in which the matrix units take them.
-    """
-    if any(size % 16 for size in weight.shape):
-        found = f"a layer of {tuple(weight.shape)} channels, and the matrix units take multiples of 16"
-        raise SettingError("model.quantization: fp8", found, "Leave it out for this base.")
-    return Fp8Linear(weight, linear.bias)
-
-
-def nf4_linear(linear: nn.Linear, weight: Tensor, dtype: torch.dtype) -> nn.Linear:
-    """The nf4 layer for a linear layer and its weight, (N, K); it computes in `dtype`."""
-    from bitsandbytes.nn.modules import Linear4bit, Params4bit  # it looks for CUDA libraries when it is imported
-
-    quantized = Linear4bit(  # type: ignore[no-untyped-call]
-        linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
-    )
-    kept = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=quantized)
-    quantized.register_parameter("weight", kept.to(weight.device))  # type: ignore[misc]
-    quantized.register_parameter("bias", linear.bias)
-    return quantized

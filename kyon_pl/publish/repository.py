@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from kyon_pl.errors import KyonError, MissingFileError, SettingError
 from kyon_pl.hub.download import check_hub_settings
-from kyon_pl.hub.errors import HUB_ERRORS, Kind, place_of, reason_of, told_by
+from kyon_pl.hub.errors import HUB_ERRORS, Kind, hub_cause, reason_of, repository_at
 
 _LOGIN = "Set HF_TOKEN, or run `hf auth login`, with a token that may write (huggingface.co/settings/tokens)"
 _UNCHANGED = "the repository is as it was"
@@ -45,7 +45,7 @@ def explain_push(error: Exception, repo_id: str, kind: Kind = "model", option: s
         return SettingError(f"push to {repo_id}", "there is no token on this machine", _LOGIN)
     if isinstance(error, HFValidationError):
         return SettingError(option, f"{repo_id!r} is no name of a repository", "Write NAME, or USER/NAME")
-    where, answer = f"push to {place_of(repo_id, kind, None)}", told_by(error)
+    where, answer = f"push to {repository_at(repo_id, kind, None)}", hub_cause(error)
     if isinstance(answer, HfHubHTTPError):
         return _explain_answer(answer, where, option)
     if isinstance(answer, OfflineModeIsEnabled):

@@ -1,8 +1,8 @@
-"""How a checkpoint reaches the disk: whole or not at all, with the adapter as a PEFT folder beside it.
+"""Atomic writing and safe reading of checkpoints, each with its adapter as a PEFT folder beside it.
 
-A checkpoint is the file `NAME.ckpt`, the folder `NAME`, and in it the marker `COMPLETE`, which records the optimizer
-step, and size and SHA-256 of the file and of the adapter. All of it is written beside its place and synced; then the
-folder gets its name, and last the file. So there is never a `NAME.ckpt` that a kill left half written.
+A checkpoint is the file `NAME.ckpt` and the folder `NAME`. The folder holds the marker `COMPLETE`, with the optimizer
+step and with size and SHA-256 of file and adapter. Both are written under temporary names and synced; then the folder
+is renamed, and the file last. So a kill never leaves an incomplete `NAME.ckpt`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kyon_pl.disk import sync
 from kyon_pl.errors import CheckpointError, MachineError
 from kyon_pl.logs import from_here
 from kyon_pl.runs.fingerprint import FINGERPRINT
-from kyon_pl.runs.integrity import ADAPTER, CONTENTS, MARKER, check_contents, contents_of, size_and_sha256
+from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, checksums, size_and_sha256
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +34,14 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class AdapterCheckpointIO(TorchCheckpointIO):
-    """Writes `NAME.ckpt` and, beside it, the folder `NAME` with the PEFT adapter, the tokenizer's files and
-    `config.yaml`.
+    """Writes `NAME.ckpt` and the folder `NAME` with the PEFT adapter, the tokenizer's files and `config.yaml`.
 
-    Lightning's own writing goes through a temporary folder that may lie on another file system, and a kill during
-    that copy leaves an empty file; here all is written beside its place, synced and renamed.
+    Lightning itself writes to a temporary folder, possibly on another file system, and a kill during the copy leaves an
+    incomplete file. Here everything is written in the same folder, synced and renamed.
 
     Args:
         write_adapter: writes the adapter in a checkpoint's `state_dict` into a folder.
-        config: the resolved configuration as YAML text; it goes into the checkpoint and into the folder.
+        config: the resolved configuration as YAML; stored in the checkpoint and in the folder.
     """
 
     def __init__(self, write_adapter: Callable[[Mapping[str, torch.Tensor], Path], None], config: str) -> None:
@@ -57,45 +56,45 @@ class AdapterCheckpointIO(TorchCheckpointIO):
 
         Args:
             checkpoint: model and trainer state.
-            path: of the file.
-            storage_options: none is known to this writer.
+            path: path of the file.
+            storage_options: not supported.
 
         Raises:
-            TypeError: `storage_options` were given.
-            MachineError: the disk is full, or nothing may be written there. Older checkpoints are still whole.
+            TypeError: `storage_options` is not None.
+            MachineError: the disk is full or not writable. Older checkpoints stay complete.
         """
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} takes no storage_options")
         file = Path(path)
-        beside, folder_beside = _beside(file), _beside(file.with_suffix(""))
-        whole = {**checkpoint, "config": self.config}
-        whole[CONTENTS] = contents_of(whole)
+        temporary, temporary_folder = _temporary(file), _temporary(file.with_suffix(""))
+        complete = {**checkpoint, "config": self.config}
+        complete[CHECKSUMS] = checksums(complete)
         try:
-            self._write(whole, file, beside, folder_beside)
+            self._write(complete, file, temporary, temporary_folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             remove_unfinished(file.parent)
             raise explain_disk_error(error, file) from error
         log.info("checkpoint: %s", from_here(file))
 
-    def _write(self, checkpoint: dict[str, Any], file: Path, beside: Path, folder_beside: Path) -> None:
+    def _write(self, checkpoint: dict[str, Any], file: Path, temporary: Path, temporary_folder: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         folder = file.with_suffix("")
         remove_unfinished(file.parent)
-        self.write_adapter(checkpoint["state_dict"], folder_beside)
-        (folder_beside / "config.yaml").write_text(self.config, encoding="utf-8")
-        torch.save(checkpoint, beside)
+        self.write_adapter(checkpoint["state_dict"], temporary_folder)
+        (temporary_folder / "config.yaml").write_text(self.config, encoding="utf-8")
+        torch.save(checkpoint, temporary)
         marker = {
             "step": checkpoint["global_step"],
             "resumable": "optimizer_states" in checkpoint and not checkpoint.get(STOPPING),
-            "checkpoint": size_and_sha256(beside),
-            "adapter": size_and_sha256(folder_beside / ADAPTER),
+            "checkpoint": size_and_sha256(temporary),
+            "adapter": size_and_sha256(temporary_folder / ADAPTER),
         }
-        (folder_beside / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-        for written in (beside, *folder_beside.iterdir(), folder_beside):
+        (temporary_folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+        for written in (temporary, *temporary_folder.iterdir(), temporary_folder):
             sync(written)
-        self.remove_checkpoint(file)  # an older one of this name
-        folder_beside.rename(folder)
-        beside.rename(file)
+        self.remove_checkpoint(file)  # an older checkpoint of the same name
+        temporary_folder.rename(folder)
+        temporary.rename(file)
         sync(file.parent)
 
     def load_checkpoint(
@@ -107,9 +106,9 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint; see `read_checkpoint`.
 
         Args:
-            path: of the file.
-            map_location: where tensors go; the CPU if None.
-            weights_only: whatever a caller says, no pickled object is read.
+            path: path of the file.
+            map_location: device of the tensors; the CPU if None.
+            weights_only: ignored; pickled objects are never read.
 
         Raises:
             CheckpointError: as `read_checkpoint`.
@@ -117,20 +116,24 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint: first its name, without which there is none; last what tells of a removal cut short."""
+        """Remove file and folder. The file is renamed first, so that an interrupted removal can be completed later."""
         file = Path(path)
         if file.exists():
-            file.rename(_leaving(file))
+            file.rename(_removed(file))
         shutil.rmtree(file.with_suffix(""), ignore_errors=True)
-        _leaving(file).unlink(missing_ok=True)
+        _removed(file).unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, or elsewhere: tensors and plain values, never a pickled object.
+    """Read a checkpoint of tensors and plain values; pickled objects are refused.
+
+    Args:
+        path: path of the file.
+        map_location: device of the tensors; the CPU if None.
 
     Raises:
-        CheckpointError: the file is cut short, holds something else than tensors and plain values, or is not what was
-            saved; what is missing, unexpected or altered is named.
+        CheckpointError: the file is truncated, holds other objects, or is not what was saved; the message names the
+            state that is missing, unexpected or altered.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
@@ -138,71 +141,70 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
         raise CheckpointError(
             where=f"checkpoint {path}",
             found=f"it cannot be read ({why_unreadable(error)})",
-            fix="Use an older checkpoint of the run; this one may be cut short",
+            fix="Use an older checkpoint of the run; this one may be truncated",
         ) from error
     if not isinstance(checkpoint, dict):
-        found = f"it holds a {type(checkpoint).__name__} in place of a run's state"
-        raise CheckpointError(f"checkpoint {path}", found, "Use a checkpoint that kyon-pl fit has made")
-    for part in ("state_dict", CONTENTS, FINGERPRINT):
-        if not isinstance(checkpoint.get(part, {}), dict):
-            raise CheckpointError(f"checkpoint {path}: {part}", "it is no dictionary", "Use another checkpoint")
-    check_contents(checkpoint)
+        found = f"it holds a {type(checkpoint).__name__} instead of a dictionary"
+        raise CheckpointError(f"checkpoint {path}", found, "Use a checkpoint of kyon-pl fit")
+    for key in ("state_dict", CHECKSUMS, FINGERPRINT):
+        if not isinstance(checkpoint.get(key, {}), dict):
+            raise CheckpointError(f"checkpoint {path}: {key}", "it is not a dictionary", "Use another checkpoint")
+    check_checksums(checkpoint)
     return checkpoint
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed or failed save has left beside its place, and what a killed removal has not removed."""
-    for path in folder.glob(_beside(Path("*")).name):
+    """Remove temporary files of an interrupted save, and complete an interrupted removal."""
+    for path in folder.glob(_temporary(Path("*")).name):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in folder.glob(_leaving(Path("*.ckpt")).name):
+    for path in folder.glob(_removed(Path("*.ckpt")).name):
         adapter = path.with_name(path.name.removeprefix(".").removesuffix(".ckpt.removing"))
         shutil.rmtree(adapter, ignore_errors=True)
         path.unlink()
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file so that no kill and no power loss leaves a part of it."""
-    beside = _beside(file)
-    beside.write_text(text, encoding="utf-8")
-    sync(beside)
-    beside.replace(file)
+def write_atomically(file: Path, text: str) -> None:
+    """Write a text file completely or not at all, even if the process is killed or power fails."""
+    temporary = _temporary(file)
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(file)
     sync(file.parent)
 
 
-def _beside(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.writing")
 
 
-def _leaving(path: Path) -> Path:
+def _removed(path: Path) -> Path:
     return path.with_name(f".{path.name}.removing")
 
 
 def explain_disk_error(error: Exception, file: Path) -> MachineError:
-    """The error of ours for one that came of writing a file; not every writer passes on what the system said."""
+    """Convert an error of writing a file to a MachineError. Not every writer passes on the system's error number."""
     folder = _existing(file.absolute().parent)
     free_bytes = shutil.disk_usage(folder).free
-    number, said = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
-    last = "the same command then goes on from the last checkpoint, which is still whole"
+    number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+    resume = "the same command then resumes from the last checkpoint, which is complete"
     if number in (errno.ENOSPC, errno.EDQUOT) or (number is None and free_bytes < 1 << 20):
         found = f"the disk is full ({free_bytes / 2**20:,.1f} MiB are free)"
-        return MachineError(str(file), found, f"Make room there; {last}")
-    found = f"it cannot be written ({said or str(error).splitlines()[0]})"
-    return MachineError(str(file), found, f"Check the disk and the rights of {folder}; {last}")
+        return MachineError(str(file), found, f"Make room there; {resume}")
+    found = f"it cannot be written ({reason or str(error).splitlines()[0]})"
+    return MachineError(str(file), found, f"Check the disk and the permissions of {folder}; {resume}")
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder, and refuse one where nothing may be written; TensorBoard's writer would fail later, in a thread of
-    its own.
+    """Create a folder and check that it is writable; otherwise TensorBoard's writer would fail later, in its thread.
 
     Raises:
-        MachineError: it cannot be made, or not be written to.
+        MachineError: the folder cannot be created, or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_disk_error(error, folder / "checkpoints") from error
     if not os.access(folder, os.W_OK):
-        raise explain_disk_error(PermissionError(errno.EACCES, "nothing may be written there"), folder / "checkpoints")
+        raise explain_disk_error(PermissionError(errno.EACCES, "no permission to write"), folder / "checkpoints")
 
 
 def _existing(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The curves of runs: read from TensorBoard's event files, and drawn as pictures."""
+"""Curves of runs, read from TensorBoard's event files and drawn as PNG files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import
 from kyon_pl.imports import need_package
 
 Curves = Mapping[str, list[tuple[int, float]]]
-"""Name, such as `val/loss`, to (optimizer step, value) in the order of steps."""
+"""Maps tags, such as `val/loss`, to (optimizer step, value), ordered by step."""
 
-# picture -> its panels, each with the curves in it; of a curve that is there in no run nothing is drawn
+# picture -> panels -> tags; tags without values in any run are omitted
 PICTURES: dict[str, dict[str, Sequence[str]]] = {
-    "loss": {"loss a token": ("train/loss", "val/loss"), "perplexity": ("val/perplexity",)},
+    "loss": {"loss per token": ("train/loss", "val/loss"), "perplexity": ("val/perplexity",)},
     "replies": {
         name: (f"val/replies/{name}", f"val/base_replies/{name}")
         for name in (
@@ -38,13 +38,13 @@ _COLUMNS = 3
 
 
 def event_files(folder: Path) -> list[Path]:
-    """TensorBoard's files of a run folder in the order in which they were begun.
+    """TensorBoard's event files of a run folder, in the order of their creation.
 
-    Their names hold the second, the machine, the process and a number in it. TensorBoard itself has them in the order
-    of texts, in which the tenth of a process comes before the second.
+    Names contain time in seconds, host, process id and a counter. TensorBoard orders them as strings, which puts the
+    tenth file of a process before the second.
 
     Args:
-        folder: where they lie.
+        folder: folder with the event files.
     """
     return sorted(folder.glob("events.out.tfevents.*"), key=_numbers_as_numbers)
 
@@ -54,13 +54,12 @@ def _numbers_as_numbers(file: Path) -> list[str | int]:
 
 
 def read_curves(folder: Path) -> Curves:
-    """All scalars in the event files of a run folder; none if there is no such file.
+    """Read all scalars from the event files of a run folder.
 
-    What was drawn before a resume from the step of that resume on counts no more; of a step that is drawn twice the
-    later value counts.
+    A resumed run replaces the points from its first step on; of two values of a step, the later one counts.
 
     Args:
-        folder: where the event files lie.
+        folder: folder with the event files; without any, the result is empty.
     """
     curves: dict[str, dict[int, float]] = {}
     for event in (event for file in event_files(folder) for event in LegacyEventFileLoader(str(file)).Load()):
@@ -73,7 +72,7 @@ def read_curves(folder: Path) -> Curves:
 
 
 def check_matplotlib() -> None:
-    """Refuse to draw where that cannot be done, before the work begins.
+    """Check that pictures can be drawn, before the work begins.
 
     Raises:
         MachineError: matplotlib is not installed.
@@ -82,11 +81,11 @@ def check_matplotlib() -> None:
 
 
 def draw(runs: Mapping[str, Curves], folder: Path) -> list[Path]:
-    """Write the pictures that there is something to draw in.
+    """Draw the pictures that have at least one curve.
 
     Args:
-        runs: the curves of each run by its name; a colour each.
-        folder: where to.
+        runs: curves by the name of the run; each run has its own colour.
+        folder: existing folder for the PNG files.
 
     Returns:
         The files.
@@ -105,7 +104,7 @@ def draw(runs: Mapping[str, Curves], folder: Path) -> list[Path]:
 
 
 def _draw(file: Path, panels: Mapping[str, Sequence[str]], runs: Mapping[str, Curves]) -> None:
-    from matplotlib.figure import Figure  # not pyplot: no window, no state
+    from matplotlib.figure import Figure  # pyplot would open windows and keep state
 
     rows, columns = -(-len(panels) // _COLUMNS), min(len(panels), _COLUMNS)
     figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
@@ -125,7 +124,7 @@ def _draw(file: Path, panels: Mapping[str, Sequence[str]], runs: Mapping[str, Cu
 
 
 def _draw_curve(axes: object, tag: str, points: list[tuple[int, float]], colour: str, label: str) -> None:
-    """The base's value is a line all across; what is trained on is thinner than what is held out."""
+    """Draw values of the base as a horizontal line, and the training loss thinner than validation metrics."""
     if not points:
         return
     if "base_replies" in tag:

@@ -1,4 +1,4 @@
-"""What a run folder tells of an adapter: its settings, its data, and the curves that it has drawn."""
+"""Settings, data sources and curves of the run that an adapter comes from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import yaml
 
 from kyon_pl.errors import CheckpointError
-from kyon_pl.runs.adapters import CHECKPOINTS
 from kyon_pl.runs.curves import Curves, read_curves
-from kyon_pl.runs.integrity import MARKER, read_marker
+from kyon_pl.runs.integrity import CHECKPOINTS, MARKER, read_marker
 
-# what a reader of a model card asks for; the rest of the YAML is Lightning's or says where things lie on one machine
+# settings for the model card; the others belong to Lightning or name paths of one machine
 _SHOWN = (
     "seed_everything",
     "trainer.precision",
@@ -43,13 +42,13 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of the run that an adapter comes from; all of it is empty for an adapter without one.
+    """Facts about the run that an adapter comes from; empty for an adapter without a run.
 
     Attributes:
-        step: optimizer steps behind the adapter; None if it is not recorded.
-        settings: dotted name to value.
-        sources: data sources of training, as the settings name them.
-        curves: tag, such as `val/loss`, to (step, value) in order of steps.
+        step: optimizer step of the adapter; None if it is not recorded.
+        settings: values by dotted name.
+        sources: training data sources as in the settings.
+        curves: see `Curves`.
     """
 
     step: int | None = None
@@ -58,7 +57,7 @@ class RunFacts:
     curves: Curves = field(default_factory=dict)
 
     def at_step(self) -> dict[str, float]:
-        """The validation's values at the adapter's step, or at the last validation before it."""
+        """The validation metrics at the adapter's step, or at the last validation before it."""
         found = {}
         for tag, points in self.curves.items():
             until = [value for step, value in points if self.step is None or step <= self.step]
@@ -68,13 +67,13 @@ class RunFacts:
 
 
 def read_run_facts(folder: Path) -> RunFacts:
-    """The facts of an adapter's run: from the folder itself, and from the run folder if it still lies in one.
+    """Read the facts from an adapter's folder, and from the run folder if the adapter is in one.
 
     Args:
-        folder: of the adapter.
+        folder: folder of the adapter.
 
     Raises:
-        CheckpointError: `config.yaml` there is not YAML.
+        CheckpointError: `config.yaml` is not YAML.
     """
     run = folder.parent.parent if folder.parent.name == CHECKPOINTS else None
     files = [place / "config.yaml" for place in (folder, run) if place and (place / "config.yaml").is_file()]
@@ -102,6 +101,6 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = str(error).splitlines()[0]
-        raise CheckpointError(str(file), f"not YAML: {said}", "Copy it again from the run folder") from error
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(str(file), f"not YAML: {reason}", "Copy it again from the run folder") from error
     return config if isinstance(config, dict) else {}

@@ -1,4 +1,4 @@
-"""What the result of a run depends on, as a flat dictionary of texts that two runs can be compared by, key by key."""
+"""Fingerprints: everything that the result of a run depends on, as a flat dictionary to compare runs by."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MICRO_BATCHES = "micro-batches an optimizer step"
 SHOWN_KEYS = 5
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 
-# settings of where a run takes place and what is seen of it; how many micro-batches a step has is compared instead
-# of the devices that were asked for, and what the tokenizer made of the rows instead of the tokenizer
+# settings of where a run takes place and what it logs. Instead of the number of devices, the micro-batches per
+# optimizer step are compared; instead of the tokenizer, the encoded rows
 _WITHOUT_EFFECT = re.compile(
     r"config|ckpt_path|weights_only|auto_resume|allow_changed_settings|replies\..*|held_out(\..*)?"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|logger|log_every_n_steps|enable_.*|default_root_dir|profiler|plugins"
@@ -30,7 +30,7 @@ _WITHOUT_EFFECT = re.compile(
 
 
 def fingerprint_of_settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that the result depends on, each as JSON.
+    """The settings that the result depends on, each as JSON, by dotted name.
 
     Args:
         settings: the resolved configuration, nested.
@@ -40,10 +40,10 @@ def fingerprint_of_settings(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fingerprint_of_base(folder: Path) -> dict[str, str]:
-    """Config, tokenizer and weights by their hash.
+    """Hashes of a base's configuration, tokenizer and weights.
 
     Args:
-        folder: of a base; a snapshot of the Hub's cache tells its commit by its name.
+        folder: folder of the base. For a snapshot of the Hub's cache, the commit is included.
     """
     weights = sorted({*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")})
     files = (folder / "config.json", folder / "tokenizer.model", *weights)
@@ -54,12 +54,12 @@ def fingerprint_of_base(folder: Path) -> dict[str, str]:
 
 
 def fingerprint_of_adapter(folder: Path) -> dict[str, str]:
-    """The files of an adapter by their hash."""
+    """Hashes of an adapter's files."""
     return {f"adapter: {name}": hash_of(folder / name) for name in ADAPTER_FILES if (folder / name).is_file()}
 
 
 def hash_of(file: Path) -> str:
-    """Size and SHA-256 of a file, shortened; of a large one samples all over it are hashed, since a base has 12 GB."""
+    """Size and shortened SHA-256 of a file; of a large file (a base has 12 GB), evenly spread samples are hashed."""
     size = file.stat().st_size
     starts = range(0, size, max(SAMPLE_BYTES, size // SAMPLES))
     digest = hashlib.sha256()
@@ -71,66 +71,67 @@ def hash_of(file: Path) -> str:
 
 
 def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What differs, key by key, as `KEY was OLD and is NEW`."""
+    """The keys that differ, as `KEY: OLD → NEW`."""
     return [
-        f"{key} was {saved.get(key, 'not there')} and is {now.get(key, 'not there')}"
+        f"{key}: {saved.get(key, 'unset')} → {now.get(key, 'unset')}"
         for key in sorted(saved.keys() | now.keys())
         if saved.get(key) != now.get(key)
     ]
 
 
 def check_fingerprint(checkpoint: Mapping[str, Any], now: Mapping[str, str]) -> None:
-    """Refuse a checkpoint of a run that would have come to another result.
+    """Check that a checkpoint was made with the settings, base and data of this run.
 
     Args:
-        checkpoint: as it was loaded.
+        checkpoint: the loaded checkpoint.
         now: the fingerprint of this run, or a part of it.
 
     Raises:
-        CheckpointError: it has no fingerprint, or another one.
+        CheckpointError: the checkpoint has no fingerprint, or a different one.
     """
     if FINGERPRINT not in checkpoint:
-        fix = "Use a checkpoint that this version of kyon-pl fit has made"
+        fix = "Use a checkpoint made by this version of kyon-pl fit"
         raise CheckpointError(f"checkpoint state {FINGERPRINT}", "it is missing in the checkpoint", fix)
     if changed := differences(checkpoint[FINGERPRINT], now):
         raise CheckpointError(
             where="--ckpt_path",
             found=f"the checkpoint was made with other settings: {shorten(changed)}",
-            fix="Set them back; or add --allow_changed_settings true to go on with these; or leave --ckpt_path out for "
-            "a new run",
+            fix="Restore them; or add --allow_changed_settings true to continue with the new ones; or leave out "
+            "--ckpt_path to start a new run",
         )
 
 
 def shorten(lines: list[str]) -> str:
-    """The first few of some lines, and how many more there are."""
+    """Join the first few lines, and append the number of the others."""
     more = [f"and {len(lines) - SHOWN_KEYS} more"] if len(lines) > SHOWN_KEYS else []
     return "; ".join([*lines[:SHOWN_KEYS], *more])
 
 
+def keep_accumulation(saved: Mapping[str, str], now: Mapping[str, str], adapt: bool = True) -> dict[str, str]:
+    """This run's fingerprint, with the accumulation of a saved run if the result does not depend on the difference.
+
+    The result depends on the number of micro-batches per optimizer step over all devices. So the accumulation may
+    differ while devices times accumulation is equal. If only the number of devices differs, the accumulation can be
+    adapted to it.
+
+    Args:
+        saved: fingerprint of the saved run.
+        now: fingerprint of this run.
+        adapt: whether the accumulation will be adapted to the number of devices.
+    """
+    if MICRO_BATCHES not in saved:
+        return dict(now)
+    same_step, same_accumulation = (saved[key] == now.get(key) for key in (MICRO_BATCHES, ACCUMULATE))
+    accumulation = {key: saved[key] for key in (ACCUMULATE, MICRO_BATCHES)}
+    return {**now, **accumulation} if same_step or (adapt and same_accumulation) else dict(now)
+
+
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if key == "trainer.callbacks":
-        # checkpoints come and go without changing what is trained; early stopping, for one, does not
+        # checkpoint callbacks do not change the result; others, such as early stopping, do
         yield key, [callback for callback in value or [] if not str(callback["class_path"]).endswith("Checkpoint")]
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _flat(inner, f"{key}.{name}".lstrip("."))
     else:
         yield key, value
-
-
-def in_terms_of(saved: Mapping[str, str], now: Mapping[str, str], adapt: bool = True) -> dict[str, str]:
-    """This run's fingerprint, with the accumulation of a saved run where that makes no difference.
-
-    The result depends on how many micro-batches an optimizer step has over all devices. So accumulation may differ
-    where devices times accumulation does not; and where only the number of devices is another, accumulation gives way.
-
-    Args:
-        saved: the fingerprint of the saved run.
-        now: of this one.
-        adapt: let accumulation give way.
-    """
-    if MICRO_BATCHES not in saved:
-        return dict(now)
-    same_step, same_accumulation = (saved[key] == now.get(key) for key in (MICRO_BATCHES, ACCUMULATE))
-    kept = {key: saved[key] for key in (ACCUMULATE, MICRO_BATCHES)}
-    return {**now, **kept} if same_step or (adapt and same_accumulation) else dict(now)

@@ -1,9 +1,10 @@
-"""Whether a checkpoint is whole: the completion marker beside it, and the checksums of its contents."""
+"""Whether a checkpoint is complete and unaltered: the marker file beside it, and the checksums in it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,40 +13,62 @@ from typing import Any
 import torch
 
 from kyon_pl.errors import CheckpointError
+from kyon_pl.logs import from_here
 
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"  # folder of a run
 MARKER = "COMPLETE"
 ADAPTER = "adapter_model.safetensors"
+CHECKSUMS = "contents"  # key in a checkpoint
+RESUMABLE_STATE = ("state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers", CHECKSUMS)
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
-    """What the marker in an adapter's folder records: step, resumable, checkpoint, adapter.
+    """Read the marker in an adapter's folder: `step`, `resumable`, `checkpoint` and `adapter`.
 
     Raises:
         FileNotFoundError: there is no marker.
         ValueError: it is not JSON.
-        KeyError: something is missing in it.
-        TypeError: it is JSON of another kind.
+        KeyError: a key is missing.
+        TypeError: a value is of another type.
     """
     recorded = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    parts = {key: dict(recorded[key]) for key in ("checkpoint", "adapter")}
-    return {"step": int(recorded["step"]), "resumable": bool(recorded["resumable"])} | parts
+    files = {key: dict(recorded[key]) for key in ("checkpoint", "adapter")}
+    return {"step": int(recorded["step"]), "resumable": bool(recorded["resumable"])} | files
 
 
 def fault_of_adapter(folder: Path) -> str | None:
-    """Why the adapter in the folder `NAME` is not what was saved there, in words; None if it is."""
+    """The reason why the adapter in the folder `NAME` is not what was saved; None if it is."""
     try:
         recorded = read_marker(folder)
     except FileNotFoundError:
-        return f"{folder / MARKER} is missing: it was not written to its end"
+        return f"{folder / MARKER} is missing: saving was interrupted"
     except (ValueError, KeyError, TypeError):
         return f"{folder / MARKER} cannot be read"
-    return _difference(folder / ADAPTER, recorded["adapter"])
+    return _compare_file(folder / ADAPTER, recorded["adapter"])
 
 
 def fault_of_checkpoint(file: Path) -> str | None:
-    """Why `NAME.ckpt` and the adapter beside it are not both what was saved, in words; None if they are."""
+    """The reason why `NAME.ckpt` or the adapter in the folder `NAME` is not what was saved; None if both are."""
     folder = file.with_suffix("")
-    return fault_of_adapter(folder) or _difference(file, read_marker(folder)["checkpoint"])
+    return fault_of_adapter(folder) or _compare_file(file, read_marker(folder)["checkpoint"])
+
+
+def newest_checkpoint(folder: Path, *, resumable: bool) -> Path | None:
+    """The complete checkpoint with the highest optimizer step; incomplete ones are skipped with a warning.
+
+    Args:
+        folder: folder with the checkpoints.
+        resumable: consider only checkpoints that training can be resumed from.
+    """
+    complete = []
+    for file in sorted(folder.glob("*.ckpt")):
+        if fault := fault_of_checkpoint(file):
+            log.warning("checkpoint %s is skipped: %s", from_here(file), fault)
+        elif (marker := read_marker(file.with_suffix("")))["resumable"] or not resumable:
+            complete.append((marker["step"], file))
+    return max(complete)[1] if complete else None
 
 
 def size_and_sha256(file: Path) -> dict[str, Any]:
@@ -57,42 +80,31 @@ def size_and_sha256(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _difference(file: Path, recorded: dict[str, Any]) -> str | None:
-    if not file.is_file():
-        return f"{file} is missing"
-    same = size_and_sha256(file) == recorded
-    return None if same else f"{file} is not what was written ({file.stat().st_size:,} bytes)"
+def checksums(checkpoint: Mapping[str, Any]) -> dict[str, int]:
+    """The CRC-32 of every value in a checkpoint, by its dotted name."""
+    state = {key: value for key, value in checkpoint.items() if key != CHECKSUMS}
+    return {name.removeprefix("."): _crc32(value) for name, value in flatten(state, "")}
 
 
-CONTENTS = "contents"
-NEEDED = ("state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers", CONTENTS)
-
-
-def contents_of(checkpoint: Mapping[str, Any]) -> dict[str, int]:
-    """The CRC-32 of every value of a checkpoint, by its dotted name."""
-    listed = {key: value for key, value in checkpoint.items() if key != CONTENTS}
-    return {name.removeprefix("."): _crc32(value) for name, value in leaves(listed, "")}
-
-
-def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """The values in a nested one that are not nested themselves, with their dotted names; an empty one is a value."""
+def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested mappings and sequences with their dotted names; empty containers are leaves."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from leaves(inner, f"{name}.{key}")
+            yield from flatten(inner, f"{name}.{key}")
     elif isinstance(value, list | tuple) and value:
-        for number, inner in enumerate(value):
-            yield from leaves(inner, f"{name}.{number}")
+        for index, inner in enumerate(value):
+            yield from flatten(inner, f"{name}.{index}")
     else:
         yield name, value
 
 
-def check_contents(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that is not what was saved; one without a list of its contents is taken as it is.
+def check_checksums(checkpoint: Mapping[str, Any]) -> None:
+    """Compare a checkpoint with its checksums; a checkpoint without checksums is accepted.
 
     Raises:
         CheckpointError: it names the state that is missing, unexpected or altered.
     """
-    saved, now = checkpoint.get(CONTENTS), contents_of(checkpoint)
+    saved, now = checkpoint.get(CHECKSUMS), checksums(checkpoint)
     if saved is None:
         return
     for found, names in {
@@ -104,55 +116,59 @@ def check_contents(checkpoint: Mapping[str, Any]) -> None:
             raise _error(min(names), found + (f", as are {len(names) - 1} more values" if len(names) > 1 else ""))
 
 
-def check_state_to_train_on(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to train on from a checkpoint that lacks state, or whose parts are not of one step.
+def check_resumable_state(checkpoint: Mapping[str, Any]) -> None:
+    """Check that a checkpoint holds all state that training needs, and that all of it is of one optimizer step.
 
     Raises:
         CheckpointError: it names the state.
     """
-    for name in NEEDED:
+    for name in RESUMABLE_STATE:
         if name not in checkpoint:
             raise _error(name, "it is missing in the checkpoint")
-    _check_positions(checkpoint)
+    step = checkpoint["global_step"]
+    for key in ("lr_schedulers", "loops"):
+        for name, value in flatten(checkpoint[key], key):
+            if name.endswith((".last_epoch", ".optimizer_step")) and value != step:
+                raise _error(name, f"it is at step {value}, but global_step at {step}")
 
 
-def check_trained_weights(state: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare a checkpoint's trained weights with the model's, name by name.
+def check_trained_weights(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes of a checkpoint's trained weights with those of the model.
 
     Args:
-        state: the checkpoint's.
-        wanted: the shapes of the model's.
+        state: the weights in the checkpoint.
+        shapes: shapes of the model's trained weights.
 
     Raises:
-        CheckpointError: a weight that one of them has and the other has not, or that has another shape.
+        CheckpointError: a weight is missing, unexpected or of another shape.
     """
     saved = {name: tuple(value.shape) for name, value in state.items()}
-    if saved == wanted:
+    if saved == shapes:
         return
-    name = min(set(saved.items()) ^ set(wanted.items()))[0]
+    name = min(set(saved.items()) ^ set(shapes.items()))[0]
     raise CheckpointError(
         where=f"checkpoint weight {name}",
-        found=f"shape {saved.get(name, 'unknown')} in the checkpoint, {wanted.get(name, 'unknown')} in this model",
+        found=f"shape {saved.get(name, 'unknown')} in the checkpoint, {shapes.get(name, 'unknown')} in this model",
         fix="Use the model.lora settings and the base that the checkpoint was made with, from its config.yaml",
     )
 
 
-def _check_positions(checkpoint: Mapping[str, Any]) -> None:
-    """Everything that counts optimizer steps must have counted the same."""
-    step = checkpoint["global_step"]
-    for name, value in (*leaves(checkpoint["lr_schedulers"], "lr_schedulers"), *leaves(checkpoint["loops"], "loops")):
-        if name.endswith((".last_epoch", ".optimizer_step")) and value != step:
-            raise _error(name, f"it stands at {value}, and global_step at {step}")
+def _compare_file(file: Path, recorded: dict[str, Any]) -> str | None:
+    if not file.is_file():
+        return f"{file} is missing"
+    same = size_and_sha256(file) == recorded
+    return None if same else f"{file} is not what was written ({file.stat().st_size:,} bytes)"
 
 
 def _error(name: str, found: str) -> CheckpointError:
-    return CheckpointError(f"checkpoint state {name}", found, "Use another checkpoint of the run; this one was changed")
+    fix = "Use another checkpoint of the run; this one was altered"
+    return CheckpointError(f"checkpoint state {name}", found, fix)
 
 
 def _crc32(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu().contiguous()
-        described = zlib.crc32(f"{plain.dtype} {tuple(plain.shape)}".encode())
-        content = plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b""
-        return zlib.crc32(content, described)
+        header = zlib.crc32(f"{plain.dtype} {tuple(plain.shape)}".encode())
+        data = plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+        return zlib.crc32(data, header)
     return zlib.crc32(repr(value).encode())

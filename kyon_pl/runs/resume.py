@@ -13,24 +13,25 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from kyon_pl.errors import CheckpointError, MissingFileError
-from kyon_pl.runs.checkpoint_io import read_checkpoint, write_whole
-from kyon_pl.runs.fingerprint import FINGERPRINT, differences, in_terms_of, shorten
-from kyon_pl.runs.integrity import fault_of_checkpoint, read_marker
+from kyon_pl.runs.checkpoint_io import read_checkpoint, write_atomically
+from kyon_pl.runs.fingerprint import FINGERPRINT, differences, keep_accumulation, shorten
+from kyon_pl.runs.integrity import CHECKPOINTS, newest_checkpoint
 
 log = logging.getLogger(__name__)
 
 RECORD = "run.json"
-CHECKPOINTS = "checkpoints"
+SHOWN_FILES = 5
+Fingerprint = Callable[[], dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run on the disk.
+    """A run on disk.
 
     Attributes:
         folder: the run folder.
-        fingerprint: of its settings, base and data; empty if nothing is recorded.
-        finished_at_step: the optimizer step at which it ended; None if it has not.
+        fingerprint: of settings, base and data; empty if the folder has no record.
+        finished_at_step: optimizer step at which the run finished; None if it has not.
     """
 
     folder: Path
@@ -38,22 +39,39 @@ class Run:
     finished_at_step: int | None
 
     def newest_checkpoint(self) -> Path | None:
-        """See `newest_checkpoint`."""
-        return newest_checkpoint(self.folder / CHECKPOINTS)
+        """The newest checkpoint that the run can be resumed from; None if there is none."""
+        return newest_checkpoint(self.folder / CHECKPOINTS, resumable=True)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a fit starts.
+
+    Attributes:
+        folder: folder of the run that is continued; None for a new run.
+        checkpoint: the checkpoint to resume from; None for the first step.
+        finished: whether the run has finished, so that there is nothing to do.
+        fingerprint: of the run or checkpoint that is continued; empty for a new run.
+    """
+
+    folder: Path | None = None
+    checkpoint: Path | None = None
+    finished: bool = False
+    fingerprint: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def write_record(folder: Path, fingerprint: Mapping[str, str], finished_at_step: int | None) -> None:
-    """Write a run's `run.json`."""
+    """Write the `run.json` of a run."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"finished_at_step": finished_at_step, "fingerprint": dict(fingerprint)}
-    write_whole(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_run(folder: Path) -> Run:
-    """A run from its folder.
+    """Read a run from its folder.
 
     Raises:
-        CheckpointError: there is a record, and it is not one of ours.
+        CheckpointError: `run.json` cannot be read.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -61,7 +79,7 @@ def read_run(folder: Path) -> Run:
     except FileNotFoundError:
         return Run(folder, {}, None)
     except (ValueError, KeyError, TypeError) as error:
-        fix = "Remove it, and name a checkpoint of the run with --ckpt_path to go on"
+        fix = "Remove the file, and resume the run with --ckpt_path and the file of a checkpoint"
         raise CheckpointError(str(folder / RECORD), "it is not the record of a run", fix) from error
 
 
@@ -72,71 +90,48 @@ def runs_in(folder: Path) -> list[Run]:
     return [read_run(path) for _, path in sorted(numbered, reverse=True)]
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most optimizer steps behind it that is whole; those that are not are passed over aloud.
+def folder_of_runs(trainer: Trainer) -> Path | None:
+    """The folder that holds the run folders of a trainer; None if its runs have no folders of their own."""
+    if len(trainer.loggers) != 1 or not isinstance(logger := trainer.loggers[0], TensorBoardLogger) or logger.sub_dir:
+        return None
+    return Path(logger.root_dir).absolute()
+
+
+def find_checkpoint(path: str, trainer: Trainer) -> Path:
+    """The file for `--ckpt_path`.
 
     Args:
-        folder: of the checkpoints.
-    """
-    whole = []
-    for file in sorted(folder.glob("*.ckpt")):
-        if fault := fault_of_checkpoint(file):
-            log.info("checkpoint %s is skipped: %s", file, fault)
-        elif (marker := read_marker(file.with_suffix("")))["resumable"]:
-            whole.append((marker["step"], file))
-    return max(whole)[1] if whole else None
-
-
-def last_checkpoint(runs: list[Run], folder: Path) -> Path:
-    """What `--ckpt_path last` means: the newest whole checkpoint of the newest run that has one.
-
-    Args:
-        runs: the newest first.
-        folder: where they were looked for.
-
-    Raises:
-        MissingFileError: there is none.
-    """
-    for run in runs:
-        if newest := run.newest_checkpoint():
-            return newest
-    raise MissingFileError(
-        where="--ckpt_path last",
-        found=f"no run in {folder} has a whole checkpoint",
-        fix="Leave --ckpt_path out for a new run, or name the file of a checkpoint",
-    )
-
-
-BESIDE_SHOWN = 5  # checkpoints, where one that is asked for is not there
-Fingerprint = Callable[[], dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a fit starts.
-
-    Attributes:
-        folder: of the run that goes on; None for a new one.
-        checkpoint: None for the beginning.
-        finished: the run has ended already, and there is nothing to do.
-        fingerprint: of the run that goes on, or of that of the checkpoint; empty for the beginning of a new run.
-    """
-
-    folder: Path | None = None
-    checkpoint: Path | None = None
-    finished: bool = False
-    fingerprint: dict[str, str] = field(default_factory=dict, compare=False)
-
-
-def start_from(path: str, trainer: Trainer) -> Start:
-    """Where `--ckpt_path` leads: the newest checkpoint of a run goes on in its folder, an older one in a new folder.
-
-    Args:
-        path: of a checkpoint, or `last`.
-        trainer: whose runs are meant.
+        path: a file, or `last`: the newest complete checkpoint of the newest run that has one.
+        trainer: trainer whose runs are searched.
 
     Raises:
         MissingFileError: there is no such checkpoint.
+    """
+    if path == "last":
+        folder = folder_of_runs(trainer) or Path(trainer.default_root_dir) / "lightning_logs"
+        return _last_checkpoint(folder)
+    if not Path(path).is_file():
+        files = (file for file in Path(path).parent.glob("*.ckpt") if file.is_file())
+        names = [file.name for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+        others = f"; the folder has {', '.join(names[-SHOWN_FILES:])}" if names else ""
+        raise MissingFileError(
+            where="--ckpt_path",
+            found=f"there is no file '{path}'{others}",
+            fix=f"Checkpoints are in lightning_logs/version_N/{CHECKPOINTS}; 'last' is the newest of the newest run",
+        )
+    return Path(path)
+
+
+def start_from_checkpoint(path: str, trainer: Trainer) -> Start:
+    """The start for `--ckpt_path`: a run's newest checkpoint continues that run, an older one starts a new run.
+
+    Args:
+        path: as `find_checkpoint` takes it.
+        trainer: trainer whose runs are searched.
+
+    Raises:
+        MissingFileError: there is no such checkpoint.
+        CheckpointError: the checkpoint cannot be read.
     """
     checkpoint = find_checkpoint(path, trainer)
     saved = read_checkpoint(checkpoint).get(FINGERPRINT, {})
@@ -146,63 +141,51 @@ def start_from(path: str, trainer: Trainer) -> Start:
     return Start(folder, checkpoint, fingerprint=saved)
 
 
-def find_checkpoint(path: str, trainer: Trainer) -> Path:
-    """The file that `--ckpt_path` means.
-
-    Raises:
-        MissingFileError: there is no such checkpoint.
-    """
-    if path == "last":
-        folder = folder_of_runs(trainer) or Path(trainer.default_root_dir) / "lightning_logs"
-        return last_checkpoint(runs_in(folder), folder)
-    if not Path(path).is_file():
-        files = (file for file in Path(path).parent.glob("*.ckpt") if file.is_file())
-        beside = [file.name for file in sorted(files, key=lambda file: file.stat().st_mtime)]
-        there = f"; there are {', '.join(beside[-BESIDE_SHOWN:])}" if beside else ""
-        raise MissingFileError(
-            where="--ckpt_path",
-            found=f"there is no file '{path}'{there}",
-            fix=f"Checkpoints lie in lightning_logs/version_N/{CHECKPOINTS}; 'last' is the newest of the newest run",
-        )
-    return Path(path)
-
-
-def start_by_itself(trainer: Trainer, settings: dict[str, str], fingerprint: Fingerprint) -> Start:
-    """What `auto_resume` does: go on with the newest run that was started with the same settings, base and data.
+def find_resumable_run(trainer: Trainer, settings: dict[str, str], fingerprint: Fingerprint) -> Start:
+    """The start for `auto_resume`: continue the newest run with the same settings, base and data, or start a new run.
 
     Args:
-        trainer: whose runs are meant.
+        trainer: trainer whose runs are searched.
         settings: the part of the fingerprint that needs no files.
-        fingerprint: tells all of it; it reads base and data, and is asked only if there is a run with these settings.
+        fingerprint: returns the whole fingerprint. It reads base and data, so it is called only if a run has the same
+            settings.
+
+    Raises:
+        CheckpointError: the record of a run cannot be read.
     """
     folder = folder_of_runs(trainer)
     if folder is None:
-        log.info("auto_resume: off, since a run can only go on in the folder of one TensorBoardLogger")
+        log.info("auto_resume: off, because runs can only be resumed with exactly one TensorBoardLogger")
         return Start()
     runs = [run for run in runs_in(folder) if run.fingerprint]
-    alike = [run for run in runs if not differences(part(run, settings), as_in(run, settings))]
-    now = fingerprint() if alike else settings
-    for run in alike:
-        if run.fingerprint == as_in(run, now):
+    same_settings = [run for run in runs if not differences(_settings_of(run, settings), _comparable(settings, run))]
+    now = fingerprint() if same_settings else settings
+    for run in same_settings:
+        if run.fingerprint == _comparable(now, run):
             return Start(run.folder, run.newest_checkpoint(), run.finished_at_step is not None, run.fingerprint)
     if runs:
-        compared = runs[0].fingerprint if alike else part(runs[0], settings)
-        log.info("a new run, since %s was another: %s", runs[0].folder.name, shorten(differences(compared, now)))
+        newest = runs[0].fingerprint if same_settings else _settings_of(runs[0], settings)
+        changed = shorten(differences(newest, now))
+        log.info("starting a new run: settings differ from %s (%s)", runs[0].folder.name, changed)
     return Start()
 
 
-def part(run: Run, settings: dict[str, str]) -> dict[str, str]:
-    """What corresponds in a run's fingerprint to that of the settings alone."""
+def _settings_of(run: Run, settings: dict[str, str]) -> dict[str, str]:
+    """The part of a run's fingerprint that corresponds to the settings alone."""
     return {key: text for key, text in run.fingerprint.items() if ": " not in key or key in settings}
 
 
-def as_in(run: Run, now: dict[str, str]) -> dict[str, str]:
-    """A fingerprint in terms of a run's; nothing is adapted to one that has ended, and has no need of it."""
-    return in_terms_of(run.fingerprint, now, adapt=run.finished_at_step is None)
+def _comparable(fingerprint: dict[str, str], run: Run) -> dict[str, str]:
+    """A fingerprint with the accumulation of a run, which is not adapted to a finished run."""
+    return keep_accumulation(run.fingerprint, fingerprint, adapt=run.finished_at_step is None)
 
 
-def folder_of_runs(trainer: Trainer) -> Path | None:
-    """The folder with this trainer's run folders; None if its runs have no folders of their own."""
-    if len(trainer.loggers) != 1 or not isinstance(logger := trainer.loggers[0], TensorBoardLogger) or logger.sub_dir:
-        return None
-    return Path(logger.root_dir).absolute()
+def _last_checkpoint(folder: Path) -> Path:
+    for run in runs_in(folder):
+        if newest := run.newest_checkpoint():
+            return newest
+    raise MissingFileError(
+        where="--ckpt_path last",
+        found=f"no run in {folder} has a complete checkpoint",
+        fix="Leave --ckpt_path out to start a new run, or name the file of a checkpoint",
+    )

@@ -1,12 +1,14 @@
 # mypy: allow-untyped-calls
-"""The frozen base of a run: loaded by name, its layers checkpointed, compiled or sharded."""
+"""The frozen base model of a run: its settings, how it is loaded, and how its layers are prepared for training."""
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -16,36 +18,53 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
-from kyon_pl.chatglm2.checkpoint import Quantize, load_base, random_base
+from kyon_pl.chatglm2.attention import choose_attention
+from kyon_pl.chatglm2.checkpoint import load_base, random_base
 from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.demo import fetch_base, fetch_base_config
 from kyon_pl.errors import CheckpointError
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
+from kyon_pl.lora import Checkpointing, Quantization, check_combination, checkpointed_layers, frozen_dtype, quantizer
 from kyon_pl.runs.fingerprint import fingerprint_of_base
+from kyon_pl.training.adapter import InitialAdapter
+
+log = logging.getLogger(__name__)
+
+AttentionChoice = Literal["auto", "varlen", "sdpa", "eager"]
 
 
 @dataclass(frozen=True)
-class NamedBase:
-    """A base as settings name it; see `ChatGLM2LoRA`.
+class FrozenBase:
+    """A base model by name, and the settings of its frozen weights; see `ChatGLM2LoRA`.
 
     Attributes:
-        name: Hub id or folder, or `demo`, or `random`.
-        revision: on the Hub.
-        random_config: the shape of a random one; None: that of 6B.
+        name: Hub id or folder; `demo`; or `random`.
+        revision: branch, tag or commit on the Hub.
+        random_config: `config.json` of a random base; None: the shape of 6B.
+        sharded: shard the frozen weights over ranks.
+        quantization: format of the decoder layers' weights; None: the compute precision.
+        checkpointing: which layers are checkpointed.
+        compiled: compile the decoder layers.
+        attention: attention implementation.
     """
 
     name: str
     revision: str | None
     random_config: str | None
+    sharded: bool
+    quantization: Quantization | None
+    checkpointing: Checkpointing
+    compiled: bool
+    attention: AttentionChoice
 
     @cached_property
     def config(self) -> ChatGLM2Config:
-        """Its shape; from the Hub this fetches its config.json, one kilobyte.
+        """The model's configuration. From the Hub, only `config.json` is downloaded.
 
         Raises:
-            MissingFileError: no such base.
-            SettingError: a configuration that is not implemented.
+            MissingFileError: there is no such base.
+            SettingError: the configuration is not implemented.
         """
         if self.name == "random":
             return read_config(Path(self.random_config)) if self.random_config else ChatGLM2Config()
@@ -53,21 +72,47 @@ class NamedBase:
 
     @cached_property
     def folder(self) -> Path | None:
-        """Of its files, which are downloaded if need be; None: it is random.
+        """The folder with the model's files, downloaded if necessary; None for a random base.
 
         Raises:
-            MissingFileError: no such base.
+            MissingFileError: there is no such base.
         """
         if self.name == "random":
             return None
         return fetch_base(self.name, self.revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
 
-    def tokenizer(self) -> ChatGLMTokenizer | None:
-        """Its tokenizer, or None where it has none.
+    @property
+    def checkpointed_layers(self) -> int:
+        """The number of layers that are checkpointed.
 
         Raises:
-            MissingFileError: no such base.
-            CheckpointError: the tokenizer cannot be read, or has ids that the base has no embedding for.
+            SettingError: `checkpointing` does not fit the number of layers.
+        """
+        return checkpointed_layers(self.checkpointing, self.config.num_layers)
+
+    def check(self, adapter: InitialAdapter, precision: str, device: torch.device) -> None:
+        """Check that the settings fit each other and the device, before any weights are loaded.
+
+        Args:
+            adapter: its settings are compared with the quantization.
+            precision: `trainer.precision`.
+            device: device of this rank.
+
+        Raises:
+            SettingError: the precision is not supported, or settings contradict each other.
+            MachineError: the device does not support the quantization format.
+        """
+        lora = adapter.config if self.quantization else adapter.lora  # `config` may download the adapter
+        check_combination(self.quantization, lora, sharded=self.sharded, compiled=self.compiled)
+        _ = self.checkpointed_layers
+        quantizer(self.quantization, frozen_dtype(precision), device)
+
+    def tokenizer(self) -> ChatGLMTokenizer | None:
+        """The base's tokenizer; None if it has none.
+
+        Raises:
+            MissingFileError: there is no such base.
+            CheckpointError: the tokenizer cannot be read, or has more ids than the base has embeddings.
         """
         if self.folder is None or not (self.folder / "tokenizer.model").is_file():
             return None
@@ -75,39 +120,54 @@ class NamedBase:
         if tokenizer.vocab_size > self.config.padded_vocab_size:
             raise CheckpointError(
                 where=str(self.folder / "tokenizer.model"),
-                found=f"{tokenizer.vocab_size:,} ids, and by config.json the base has "
+                found=f"the tokenizer has {tokenizer.vocab_size:,} ids, but config.json gives the base "
                 f"{self.config.padded_vocab_size:,}",
-                fix="Use tokenizer, config.json and weights of one and the same base",
+                fix="Use tokenizer, config.json and weights of the same base",
             )
         return tokenizer
 
-    def load(
-        self, *, dtype: torch.dtype, device: torch.device, attn_implementation: str, quantize: Quantize | None
-    ) -> ChatGLM2ForCausalLM:
-        """The model, in evaluation mode; see `load_base` and `random_base`.
+    def load(self, dtype: torch.dtype, device: torch.device, *, ranks: int) -> ChatGLM2ForCausalLM:
+        """Load the model, frozen and without an adapter, in evaluation mode.
+
+        Args:
+            dtype: compute precision.
+            device: device of this rank.
+            ranks: number of ranks that share the weights. With more than one, the model is loaded on the CPU, and
+                `shard_base` moves it to the device.
 
         Raises:
-            MissingFileError: no such base, or not all of it.
-            CheckpointError: weights that do not fit the model, or cannot be read.
+            MissingFileError: there is no such base, or files of it are missing.
+            CheckpointError: the weights cannot be read, or do not fit the model.
         """
+        attention, reason = choose_attention(self.attention, device, dtype)
+        log.info("attention: %s (%s)", attention, reason)
+        where = f"{device}, sharded over {ranks} ranks" if ranks > 1 else str(device)
+        log.info("base: %s in %s on %s", self.name, self.quantization or str(dtype).removeprefix("torch."), where)
         make = partial(random_base, self.config) if self.folder is None else partial(load_base, self.folder)
-        return make(dtype=dtype, device=device, attn_implementation=attn_implementation, quantize=quantize)
+        base = make(
+            dtype=dtype,
+            device=torch.device("cpu") if ranks > 1 else device,
+            attn_implementation=attention,
+            quantize=quantizer(self.quantization, dtype, device),
+        )
+        base.is_loaded_in_4bit = self.quantization == "nf4"  # type: ignore[assignment]  # PEFT reads this flag
+        return base
 
     def fingerprint(self) -> dict[str, str]:
-        """What tells it from others."""
+        """Hashes of the base's files, or the configuration of a random base, to compare runs by."""
         if self.folder is None:
-            shape = self.config.to_dict() | {"transformers_version": None}  # another one makes no other base
+            shape = self.config.to_dict() | {"transformers_version": None}  # does not change the weights
             return {f"base: {key}": json.dumps(value, default=str) for key, value in shape.items()}
         return fingerprint_of_base(self.folder)
 
 
 def checkpoint_layers(base: ChatGLM2ForCausalLM, checkpointed: int) -> None:
-    """Have the first layers keep only their input for the backward pass; in training mode they do.
+    """Enable activation checkpointing in the first layers; it is active in training mode only.
 
     Args:
-        base: with LoRA attached: PEFT would otherwise make the embedding's output ask for a gradient, which only the
-            reentrant kind needs.
-        checkpointed: how many.
+        base: the model with LoRA attached already; otherwise PEFT would make the embedding's output require a
+            gradient, which only reentrant checkpointing needs.
+        checkpointed: number of layers.
     """
     if checkpointed:
         base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -116,42 +176,49 @@ def checkpoint_layers(base: ChatGLM2ForCausalLM, checkpointed: int) -> None:
 
 
 def compile_layers(base: ChatGLM2ForCausalLM) -> None:
-    """Compile each layer, all of them as one graph: the input of the first would be frozen otherwise, and another."""
+    """Compile each decoder layer.
+
+    The embedding's output is made to require a gradient. Otherwise the first layer's input would differ from that of
+    the other layers, and the first layer would need a graph of its own.
+    """
     base.enable_input_require_grads()
     for layer in base.transformer.encoder.layers:
         layer.compile()
 
 
 def shard_base(base: ChatGLM2ForCausalLM, device: torch.device) -> None:
-    """Leave each rank its share of every frozen weight, part by part: embedding, layers, head, and the last norm.
+    """Shard the frozen weights over all ranks with FSDP2: the embedding, each layer, the head and the last norm.
 
-    The ranks gather a part when it is to compute, forward and backward, and drop it behind that. Weights are gathered
-    as they are, so that all numbers are those of a whole base, bit by bit; every rank has to make every forward pass.
+    Each module is gathered for its forward and its backward pass, and released afterwards. Weights are gathered in
+    their own dtype, so results equal those of an unsharded base bit by bit. All ranks must make every forward pass.
 
-    The adapter is no part of it. It is megabytes, DDP has it whole on every rank, and so gradients, clipping, guards
-    and checkpoints are DDP's. What is left has one dtype and no gradient: FSDP2 gathers it, and reduces nothing.
+    The adapter is not sharded: it takes megabytes, and DDP keeps it whole on every rank, so that gradients, clipping,
+    guards and checkpoints are those of DDP. The remaining weights have one dtype and no gradients, so FSDP2 only
+    gathers.
 
     Args:
-        base: with LoRA attached, on the CPU; a part goes to the device, is cut there, and only the share stays. In the
-            dtype of its files it is these files, mapped, and there once a machine; converted, each rank has a copy.
-        device: of this rank; the process group is there.
+        base: the model with LoRA attached, on the CPU. One module at a time is moved to the device and sharded there.
+            Weights in the dtype of their files are memory-mapped and shared by the ranks of a machine; converted
+            weights are copied by each rank.
+        device: device of this rank; the process group must be initialized.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     trained = {parameter for parameter in base.parameters() if parameter.requires_grad}
-    # the inner model comes last, and is the root, which FSDP2 wants to be called first: PEFT calls `base.forward`
-    # and not `base`, and so passes by its hooks
+    # FSDP2 requires that its root is called first. The root is the inner model, and not `base`, because PEFT calls
+    # `base.forward` directly and so skips the hooks of `base`
     layers = base.transformer.encoder.layers
-    for part in (base.get_input_embeddings(), *layers, base.get_output_embeddings(), base.transformer):
-        fully_shard(part, mesh=mesh, ignored_params=trained)
+    for module in (base.get_input_embeddings(), *layers, base.get_output_embeddings(), base.transformer):
+        fully_shard(module, mesh=mesh, ignored_params=trained)
 
 
-def keep_from_ddp(module: torch.nn.Module) -> None:
-    """Have DDP pass over the shares, or it would send the first rank's to all others at its start.
+def exclude_shards_from_ddp(module: torch.nn.Module) -> None:
+    """Make DDP ignore sharded parameters, which it would otherwise broadcast from rank 0 at its start.
 
-    This is torch's way to tell it, for all its underscore; Lightning looks there too, in validate, test and predict.
+    This is torch's way to exclude parameters, despite the leading underscore. Lightning reads the same list in
+    validate, test and predict.
 
     Args:
-        module: what the strategy wraps, the base in it.
+        module: the module that the strategy wraps.
     """
-    shares = [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shares)
+    shards = [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shards)

@@ -1,6 +1,4 @@
-"""A run that goes on with another number of devices: its optimizer steps are made of the same micro-batches, and each
-device takes more or fewer of them.
-"""
+"""Resuming a run on another number of devices, with the same micro-batches per optimizer step."""
 
 from __future__ import annotations
 
@@ -16,58 +14,59 @@ from kyon_pl.runs.fingerprint import ACCUMULATE, MICRO_BATCHES
 
 log = logging.getLogger(__name__)
 
-# settings that count micro-batches of one device
-_COUNTED = ("val_check_interval", "limit_train_batches", "limit_val_batches")
+# settings that are given in micro-batches per device
+_IN_MICRO_BATCHES = ("val_check_interval", "limit_train_batches", "limit_val_batches")
 
 
-def share_steps(trainer: Trainer, fingerprint: Mapping[str, str]) -> None:
-    """Set accumulation, and what is counted in micro-batches of a device, so that optimizer steps stay what they are.
+def keep_optimizer_steps(trainer: Trainer, fingerprint: Mapping[str, str]) -> None:
+    """Set the accumulation so that an optimizer step keeps its micro-batches, and rescale settings that count these.
 
     Args:
-        trainer: of this run, with the numbers of its own settings.
-        fingerprint: of the run that it goes on with, whose accumulation these numbers were made for.
+        trainer: the trainer of this run; changed in place.
+        fingerprint: the fingerprint of the run that is resumed.
 
     Raises:
-        SettingError: the micro-batches of a step cannot be shared evenly by these devices.
+        SettingError: the devices cannot share the micro-batches of a step evenly.
     """
-    micro_batches, made_for = int(fingerprint[MICRO_BATCHES]), int(fingerprint[ACCUMULATE])
-    devices, asked = trainer.world_size, trainer.accumulate_grad_batches
+    micro_batches, saved_accumulation = int(fingerprint[MICRO_BATCHES]), int(fingerprint[ACCUMULATE])
+    devices, accumulation = trainer.world_size, trainer.accumulate_grad_batches
     if micro_batches % devices:
-        fitting = ", ".join(str(count) for count in range(1, micro_batches + 1) if micro_batches % count == 0)
+        divisors = ", ".join(str(count) for count in range(1, micro_batches + 1) if micro_batches % count == 0)
         raise SettingError(
             where="trainer.devices",
-            found=f"the run to go on with has {micro_batches} micro-batches an optimizer step, which {devices} devices "
+            found=f"the resumed run has {micro_batches} micro-batches per optimizer step, which {devices} devices "
             "cannot share evenly",
-            fix=f"Use one of these numbers of devices: {fitting}; or start a new run: --auto_resume false, without "
+            fix=f"Use one of these numbers of devices: {divisors}; or start a new run: --auto_resume false, without "
             "--ckpt_path",
         )
     trainer.accumulate_grad_batches = micro_batches // devices
-    if trainer.accumulate_grad_batches != asked:
+    if trainer.accumulate_grad_batches != accumulation:
         log.info(
             "accumulation: %d instead of %d, so that on %d devices an optimizer step keeps its %d micro-batches",
             trainer.accumulate_grad_batches,
-            asked,
+            accumulation,
             devices,
             micro_batches,
         )
-    for name in _COUNTED:
-        setattr(trainer, name, _rescaled(name, getattr(trainer, name), made_for, trainer.accumulate_grad_batches))
+    for name in _IN_MICRO_BATCHES:
+        value = _rescale(name, getattr(trainer, name), saved_accumulation, trainer.accumulate_grad_batches)
+        setattr(trainer, name, value)
 
 
-def _rescaled(name: str, value: int | float | None, before: int, now: int) -> int | float | None:
+def _rescale(name: str, value: int | float | None, before: int, now: int) -> int | float | None:
     if type(value) is not int:
         return value
     if value * now % before:
-        found = f"{value} micro-batches of a device are no whole number with accumulation {now} instead of {before}"
+        found = f"{value} micro-batches per device do not divide by {before} when accumulation changes to {now}"
         raise SettingError(f"trainer.{name}", found, f"Use as many devices as before, or a multiple of {before} here.")
     return value * now // before
 
 
-def place_loops(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Have the loops in a checkpoint count in micro-batches of this run's devices.
+def rescale_loop_progress(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Convert the micro-batch counts of the loops in a checkpoint to this run's number of devices.
 
     Args:
-        trainer: of this run; its data know how long an epoch is.
+        trainer: the trainer of this run, with its data module.
         checkpoint: changed in place.
     """
     workload, step = trainer.datamodule, checkpoint["global_step"]  # type: ignore[attr-defined]

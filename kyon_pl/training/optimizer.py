@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedule of a run."""
+"""The optimizer of a run, its learning-rate schedule, and the number of optimizer steps."""
 
 from __future__ import annotations
 
@@ -6,63 +6,105 @@ import math
 from collections.abc import Callable
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from kyon_pl.batch import Workload
 from kyon_pl.errors import SettingError
 
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
-"""Makes a schedule from the optimizer and the number of optimizer steps of the whole run. torch's own schedules
-whose second argument is that number (CosineAnnealingLR, for one) fit as they are."""
+"""Makes a schedule from the optimizer and the number of optimizer steps of the run. Schedules of torch whose second
+argument is that number, such as CosineAnnealingLR, can be used directly."""
+
+_SETTING = "model.optimizer.init_args"
 
 
 class LinearDecay(LambdaLR):
-    """Rises linearly over the warm-up steps, then falls linearly and reaches 0 after the last step.
+    """Increases the learning rate linearly over the warm-up steps, then decreases it linearly to 0.
 
-    Without warm-up this is the original's schedule: step s of S runs at (S - s) / S of the full rate.
+    Without warm-up this is the schedule of the original: step s of S runs at (S - s) / S of the full rate.
 
     Args:
-        optimizer: whose learning rate it is.
-        total_steps: optimizer steps of the whole run; step `total_steps` would run at rate 0.
-        warmup_steps: optimizer steps before the full rate is reached; step s of them runs at (s + 1) / (warmup_steps
-            + 1) of it, so that no step is spent at rate 0.
+        optimizer: optimizer whose learning rate is scheduled.
+        total_steps: optimizer steps of the whole run; the rate is 0 after the last one.
+        warmup_steps: optimizer steps before the full rate is reached. Step s of these runs at (s + 1) / (warmup_steps
+            + 1) of the full rate, so that no step has rate 0.
 
     Raises:
-        SettingError: a negative number of warm-up steps.
+        SettingError: `warmup_steps` is negative.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> None:
         if warmup_steps < 0:
-            raise SettingError("model.schedule.warmup_steps", f"{warmup_steps} is negative", "Give 0 or more steps")
+            raise SettingError("model.schedule.warmup_steps", f"{warmup_steps} is negative", "Set 0 or more.")
 
-        def share(step: int) -> float:
+        def factor(step: int) -> float:
             if step < warmup_steps:
                 return (step + 1) / (warmup_steps + 1)
             return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
-        super().__init__(optimizer, share)
-
-
-SETTING = "model.optimizer.init_args"
+        super().__init__(optimizer, factor)
 
 
 def build_optimizer(make: OptimizerCallable, parameters: list[torch.nn.Parameter]) -> Optimizer:
-    """Make it, and refuse numbers that it cannot work with, those that are not finite included, which torch takes.
+    """Make the optimizer and check its settings; torch itself accepts numbers that are not finite.
 
     Args:
-        make: from parameters to an optimizer.
-        parameters: what is trained.
+        make: makes an optimizer from parameters.
+        parameters: the trained parameters.
 
     Raises:
-        SettingError: such a number.
+        SettingError: a setting is out of range or not finite.
     """
     try:
         optimizer = make(parameters)
-    except ValueError as error:  # torch's optimizers refuse what is below zero
-        raise SettingError(SETTING, str(error), "Correct this number.") from error
+    except ValueError as error:  # torch refuses negative numbers
+        raise SettingError(_SETTING, str(error), "Correct this number.") from error
     for key, value in optimizer.defaults.items():
         numbers = value if isinstance(value, tuple | list) else (value,)
         if not all(math.isfinite(number) for number in numbers if isinstance(number, int | float)):
-            raise SettingError(f"{SETTING}.{key}", f"{value} is not finite", "Set a finite number.")
+            raise SettingError(f"{_SETTING}.{key}", f"{value} is not finite", "Set a finite number.")
     return optimizer
+
+
+def gradient_norm(optimizer: Optimizer) -> torch.Tensor:
+    """The L2 norm over all gradients, a scalar; not finite if one of them is not."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def check_clipping(optimizer: Optimizer, trainer: Trainer) -> None:
+    """Check that gradients can be clipped; Lightning cannot clip with a fused optimizer under 16-mixed.
+
+    Raises:
+        SettingError: they cannot.
+    """
+    if trainer.precision == "16-mixed" and trainer.gradient_clip_val and optimizer.defaults.get("fused"):
+        raise SettingError(
+            where=f"{_SETTING}.fused",
+            found="a fused optimizer unscales 16-mixed gradients itself, so they cannot be clipped before",
+            fix="Remove `fused`, or set trainer.precision to bf16-mixed, or trainer.gradient_clip_val to null",
+        )
+
+
+def total_steps(trainer: Trainer) -> int:
+    """The number of optimizer steps of the whole run.
+
+    It is computed from the data module's plan. Lightning's own estimate would start the loader's workers before the
+    position of a resumed run is known; it is used only for other data modules.
+
+    Raises:
+        SettingError: neither `max_epochs` nor `max_steps` ends the run.
+    """
+    workload = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(workload, Workload):
+        return int(trainer.estimated_stepping_batches)
+    epochs = trainer.max_epochs or -1
+    by_epochs = workload.steps_per_epoch * epochs if epochs > 0 else math.inf
+    by_steps = trainer.max_steps if trainer.max_steps > 0 else math.inf
+    if math.isinf(by_epochs) and math.isinf(by_steps):
+        fix = "Set one of them: the learning-rate schedule needs the length of the run."
+        raise SettingError("trainer.max_epochs", "the run has no end: trainer.max_steps is not set either", fix)
+    return int(min(by_epochs, by_steps))

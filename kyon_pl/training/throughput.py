@@ -1,4 +1,4 @@
-"""Floating-point operations: what training takes, and how many a device makes a second."""
+"""Floating-point operations of training, and the rate at which a device performs them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.lora import Checkpointing, checkpointed_layers
 
-# share of the measured matrix-product rate that a LoRA step reaches; measured values lie between 0.3 and 0.65
+# share of the measured matrix-product rate that a LoRA step reaches; measured values are between 0.3 and 0.65
 USUAL_SHARE = 0.4
 
 
 def flop_per_token(config: ChatGLM2Config, row_tokens: float, *, recomputed: float) -> float:
-    """Floating-point operations of training LoRA on a token.
+    """Floating-point operations of LoRA training, per token.
 
-    Forward and the inputs' gradients are 2 each for every weight that is multiplied with, 4 * N; the frozen weights'
-    own gradients are not needed. Attention has no weights: forward 2 * Q * T a layer (two products, half of the pairs),
-    and 3 times that with its backward. A layer that is checkpointed computes its forward once more.
+    The forward pass and the gradients of the inputs take 2 operations per weight each: 4 * N. Frozen weights need no
+    gradients. Attention takes 2 * Q * T per layer forward (two products over half of the pairs), and 3 times that with
+    its backward pass. A checkpointed layer computes its forward pass twice.
 
     Args:
-        config: the shape of the base; the embedding is not multiplied with.
-        row_tokens: T, the tokens that see each other.
-        recomputed: share of the layers that are checkpointed.
+        config: configuration of the base. N excludes the embedding, which is not multiplied.
+        row_tokens: T, number of tokens that attend to each other.
+        recomputed: share of the layers that are checkpointed, 0 to 1.
     """
     weights = config.parameter_count - config.padded_vocab_size * config.hidden_size
     attention = 2 * config.num_layers * config.num_attention_heads * config.kv_channels * row_tokens
@@ -31,19 +31,19 @@ def flop_per_token(config: ChatGLM2Config, row_tokens: float, *, recomputed: flo
 
 
 def recomputed_share(checkpointing: Checkpointing, config: ChatGLM2Config) -> float:
-    """The share of a base's layers that are checkpointed.
+    """The share of a base's layers that are checkpointed, 0 to 1.
 
     Raises:
-        SettingError: more than there are, or fewer than none.
+        SettingError: the number of layers is negative or exceeds that of the base.
     """
     return checkpointed_layers(checkpointing, config.num_layers) / config.num_layers
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product on this device, measured in a fraction of a second."""
+    """Measure the FLOP/s of a square matrix product on this device; takes a fraction of a second."""
     size = 4096 if device.type == "cuda" else 512
-    own = torch.Generator(device).manual_seed(0)  # the run's random numbers are not to depend on this
-    a = torch.randn(size, size, device=device, dtype=dtype, generator=own)
+    generator = torch.Generator(device).manual_seed(0)  # keeps the run's random state unchanged
+    a = torch.randn(size, size, device=device, dtype=dtype, generator=generator)
     for _ in range(2):
         a @ a
     if device.type == "cuda":
@@ -58,12 +58,12 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def rate_in_words(flop_per_s: float) -> str:
-    """`512 TFLOP/s`, or `80 GFLOP/s`."""
+    """Format a rate: `512 TFLOP/s` or `80 GFLOP/s`."""
     return f"{flop_per_s / 1e12:,.0f} TFLOP/s" if flop_per_s > 1e13 else f"{flop_per_s / 1e9:,.0f} GFLOP/s"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: `45 s`, `12 min`, `3 h 20 min`."""
+    """Format seconds: `45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

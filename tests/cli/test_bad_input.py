@@ -293,8 +293,8 @@ FILES: dict[str, tuple[Prepare, list[str]]] = {
 }
 BASES: dict[str, tuple[Prepare, list[str]]] = {
     "no tokenizer": (base(lambda folder: (folder / "tokenizer.model").unlink()), ["base", "no tokenizer.model"]),
-    "empty tokenizer": (base_file("tokenizer.model", b""), ["base/tokenizer.model", "no SentencePiece model"]),
-    "corrupt tokenizer": (cut("tokenizer.model", 9999), ["base/tokenizer.model", "no SentencePiece model"]),
+    "empty tokenizer": (base_file("tokenizer.model", b""), ["base/tokenizer.model", "not a SentencePiece model"]),
+    "corrupt tokenizer": (cut("tokenizer.model", 9999), ["base/tokenizer.model", "not a SentencePiece model"]),
     "broken tokenizer_config": (base_file("tokenizer_config.json", b"{"), ["tokenizer_config.json, line 1", "JSON"]),
     "tokenizer of another base": (
         base(small_vocabulary),
@@ -349,7 +349,7 @@ BASES: dict[str, tuple[Prepare, list[str]]] = {
         ["base/config.json: quantization_config", "gptq"],
     ),
     "config of another shape": (config(hidden_size=128), ["(2048, 160) instead of (2048, 128)"]),
-    "config with a negative count": (config(num_layers=-1), ["base/config.json: num_layers", "-1 is no count"]),
+    "config with a negative count": (config(num_layers=-1), ["base/config.json: num_layers", "not a positive integer"]),
     "config with a word for a number": (config(num_layers="four"), ["base/config.json: num_layers", "'four'"]),
     "config without heads": (config(multi_query_group_num=0), ["base/config.json: multi_query_group_num", "0"]),
     "config with a NaN": (config(layernorm_epsilon=float("nan")), ["base/config.json: layernorm_epsilon", "nan"]),
@@ -359,9 +359,9 @@ BASES: dict[str, tuple[Prepare, list[str]]] = {
     "adapter of another kind": (adapter('{"peft_type": "FOO"}'), ["adapter", "FOO"]),
     "empty adapter": (adapter(LORA), ["adapter", "cannot be read"]),
     "checkpoint that is a folder": (checkpoint(Path.mkdir), ["--ckpt_path", "no file 'x.ckpt'"]),
-    "misspelt checkpoint": (misspelt_checkpoint, ["--ckpt_path", "no file 'step=4.ckpt'; there are step=5.ckpt."]),
+    "misspelt checkpoint": (misspelt_checkpoint, ["--ckpt_path", "no file 'step=4.ckpt'; the folder has step=5.ckpt."]),
     "empty checkpoint": (checkpoint(Path.touch), ["checkpoint x.ckpt", "cannot be read"]),
-    "truncated checkpoint": (checkpoint(cut_checkpoint), ["checkpoint x.ckpt", "cannot be read", "cut short"]),
+    "truncated checkpoint": (checkpoint(cut_checkpoint), ["checkpoint x.ckpt", "cannot be read", "truncated"]),
     "checkpoint that runs code": (checkpoint(lambda path: torch.save({"a": Trap()}, path)), ["x.ckpt", *OTHER_KIND]),
     "checkpoint of a list": (checkpoint(lambda path: torch.save([1], path)), ["checkpoint x.ckpt", "a list"]),
     "checkpoint with a wrong part": (

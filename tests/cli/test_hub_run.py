@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from hub_server import HubServer, hub_environment
+from limits import HANG_S
 from published_layout import tiny_config, write_published_layout
 from token_search import files_with, holds
 
@@ -38,7 +39,7 @@ def kyon_pl(*words: str, folder: Path, env: dict[str, str]) -> subprocess.Comple
         "cpu",
     ]
     return subprocess.run(
-        command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
+        command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=HANG_S
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import HANG_S
 from peft import LoraConfig, PeftModel
 
 from kyon_pl import ChatGLM2ForCausalLM, ChatGLMTokenizer
@@ -68,7 +69,7 @@ def test_glm_without_kyon_pl_goes_on_in_the_same_way(live: PeftModel, adapter: P
     main(["merge", "--adapter", str(adapter), "--format", "glm", "--dtype", "float32", "--output", str(folder)])
     given = json.dumps({"prompts": PROMPTS, "messages": MESSAGES})
     command = [sys.executable, "-c", WITHOUT_KYON, str(folder)]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
 
@@ -92,7 +93,7 @@ def test_killed_in_the_middle_leaves_nothing_that_could_be_used(adapter: Path, t
     # what the command calls: without the command line's imports it starts in half the time
     code = f"from pathlib import Path; from kyon_pl.export.merge import merge; merge(Path('{output}'), '{adapter}')"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + HANG_S
     while not side.is_dir() and process.poll() is None and time.monotonic() < deadline_s:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

@@ -7,10 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from limits import HANG_S
 
 from kyon_pl.cli import main
 from kyon_pl.cli.messages import known_settings
@@ -82,22 +84,45 @@ def test_commands_are_found() -> None:
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 
-def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the README's order: what one writes, the next one reads."""
+@pytest.fixture(scope="module")
+def run_up_to(folder: Path) -> Callable[[int], None]:
+    """Runs the README's commands up to one, in their order: what one writes, the next one reads."""
+    commands = iter(enumerate(COMMANDS))
+    done: set[int] = set()
+
+    def run(last: int) -> None:
+        while last not in done:
+            number, command = next(commands)
+            run_command(command, folder)
+            done.add(number)
+
+    return run
+
+
+@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=[command[:60] for command in COMMANDS])
+def test_command_runs(
+    number: int, folder: Path, run_up_to: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
-    for command in COMMANDS:
-        words = shlex.split(substituted(command))
-        if words[0] == "kyon-pl":
-            main(words[1:])
-            name_last_checkpoint(folder)
-        elif words[0] == "source":  # the environment that the tests run in is active
-            continue
-        elif words[0] in ("mkdir", "echo"):  # the reader's own files
-            subprocess.run(command, shell=True, check=True)
-        else:
-            program = Path(sys.executable).parent / words[0]  # an absolute path stays as it is
-            run = subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=120)
-            assert run.returncode == 0, f"{command}\n{run.stdout[-1000:]}{run.stderr[-2000:]}"
+    try:
+        run_up_to(number)
+    except StopIteration:
+        pytest.fail("a command before this one failed")
+
+
+def run_command(command: str, folder: Path) -> None:
+    words = shlex.split(substituted(command))
+    if words[0] == "kyon-pl":
+        main(words[1:])
+        name_last_checkpoint(folder)
+    elif words[0] == "source":  # the environment that the tests run in is active
+        return
+    elif words[0] in ("mkdir", "echo"):  # the reader's own files
+        subprocess.run(command, shell=True, check=True)
+    else:
+        program = Path(sys.executable).parent / words[0]  # an absolute path stays as it is
+        run = subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=HANG_S)
+        assert run.returncode == 0, f"{command}\n{run.stdout[-1000:]}{run.stderr[-2000:]}"
 
 
 def name_last_checkpoint(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from limits import HANG_S
 from openai import OpenAI
 from openai.types.chat import ChatCompletionUserMessageParam
 from transformers import AutoTokenizer
@@ -50,7 +51,7 @@ def client(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Op
         yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
     finally:
         server.terminate()
-        server.wait(timeout=60)
+        server.wait(timeout=HANG_S)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer, hub_environment
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from limits import HANG_S
 from published_layout import tiny_config, write_published_layout
 
 from kyon_pl import ChatGLM2ForCausalLM, ChatGLMTokenizer
@@ -49,7 +50,7 @@ def test_two_nodes(tmp_path: Path) -> None:
             for env, file in zip(homes, (path.open("w") for path in said), strict=True)
         ]
         try:
-            statuses = [node.wait(timeout=240) for node in nodes]
+            statuses = [node.wait(timeout=HANG_S) for node in nodes]
         finally:
             for node in nodes:
                 node.terminate()
@@ -64,5 +65,5 @@ def test_two_nodes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
     run = tmp_path / "lightning_logs/version_0"
     assert len(list(run.glob("events.out.*"))) == 1
-    assert f"ranks: {RANKS}, alike" in (run / "run.log").read_text()
+    assert f"ranks: {RANKS} with equal settings" in (run / "run.log").read_text()
     assert len(list(run.glob("checkpoints/step=*/COMPLETE"))) == 1

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.utils import Status
+from limits import HANG_S
 from web_host import HOSTILE, free_port, make_host, parrot, write_role, write_small_adapter
 
 from kyon_pl.chat.sessions import Host, Limits, Wishes
@@ -67,7 +68,7 @@ def texts(chat: list[dict[str, Any]]) -> list[str]:
 def test_a_conversation(address: str) -> None:
     visitor = client(address)
     job = visitor.submit(QUESTION, *settings(), api_name="/ask")
-    _, chat, base, _ = job.result(timeout=60)
+    _, chat, base, _ = job.result(timeout=HANG_S)
     boxes = [update[0] for update in job.outputs()]
     assert boxes[0] == ""
     assert {*map(str, boxes[1:])} == {str(gr.skip())}, "what is typed meanwhile is wiped"
@@ -216,7 +217,7 @@ def ask_at_once(visitors: list[Client], question: str) -> list[int]:
             time.sleep(0.01)
         jobs.append(job)
     for job in jobs:
-        assert len(texts(job.result(timeout=240)[1])) % 2 == 0
+        assert len(texts(job.result(timeout=HANG_S)[1])) % 2 == 0
     return done
 
 
@@ -239,7 +240,7 @@ def test_a_full_queue_says_so(adapters: list[Path], host: Host) -> None:
     try:
         visitors = [client(page.local_url) for _ in range(4)]
         jobs = [visitor.submit(QUESTION, *long, api_name="/ask") for visitor in visitors]
-        failed = [job.exception(timeout=120) for job in jobs]
+        failed = [job.exception(timeout=HANG_S) for job in jobs]
     finally:
         page.close()
     assert 1 <= len([error for error in failed if error and "queue" in str(error).lower()]) < 4
@@ -252,7 +253,6 @@ def resident_mib(pid: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_memory_stays_flat(adapters: list[Path], tmp_path: Path) -> None:
     """Ten times twenty turns; the server is a process of its own."""
     port = free_port()
@@ -271,6 +271,6 @@ def test_memory_stays_flat(adapters: list[Path], tmp_path: Path) -> None:
             mib.append(resident_mib(server.pid))
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=HANG_S)
     print(f"resident MiB after each 20 turns: {[round(number) for number in mib]}; {os.cpu_count()} cores")
     assert mib[-1] / mib[0] <= 1.05, mib

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from limits import HANG_S
 from playwright.sync_api import Browser, Page, ProxySettings, Route, expect, sync_playwright
 from web_host import (
     HOSTILE,
@@ -78,7 +79,7 @@ def opened(browser: Browser, address: str, recorder: Recorder, language: str = "
     page = browser.new_context(locale=language, viewport={"width": width, "height": 900}, proxy=proxy).new_page()
     page.goto(address)
     for part in ("#message textarea", "#tuned"):
-        expect(page.locator(part)).to_be_visible(timeout=60_000)
+        expect(page.locator(part)).to_be_visible(timeout=HANG_S * 1000)
     return page
 
 
@@ -101,7 +102,7 @@ def replied(page: Page, act: Callable[[], object], where: str = "tuned") -> str:
         f"#{where}",
     )
     act()
-    page.wait_for_function("() => window.changed && performance.now() - window.changed > 1000", timeout=60_000)
+    page.wait_for_function("() => window.changed && performance.now() - window.changed > 1000", timeout=HANG_S * 1000)
     return page.locator(f"#{where} .bot.message").last.inner_text()
 
 
@@ -189,7 +190,7 @@ def test_stop_ends_a_reply_and_what_is_typed_meanwhile_stays(endless: Page, coun
     expect(box).to_have_value("")
     box.fill("And in snow?")
     number = int(reply.inner_text().split()[-2])
-    expect(reply).to_contain_text(f" {number + 3} ", timeout=30_000)  # these pieces came after it was typed
+    expect(reply).to_contain_text(f" {number + 3} ", timeout=HANG_S * 1000)  # these pieces came after it was typed
     expect(box).to_have_value("And in snow?")
     endless.click("#stop")
     assert counter[1].was_stopped.wait(30)
@@ -210,7 +211,7 @@ def test_nothing_comes_after_clear(endless: Page) -> None:
 
     endless.route("**/cancel", late)
     endless.click("#clear")
-    expect(endless.locator("#tuned .bot.message")).to_have_count(0, timeout=30_000)
+    expect(endless.locator("#tuned .bot.message")).to_have_count(0, timeout=HANG_S * 1000)
     endless.wait_for_timeout(1000)
     assert endless.locator("#tuned .bot.message").count() == 0
     endless.click("#export")

@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4", "--trainer.enable_progress_bar", "false"]
@@ -23,7 +24,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "lightning_logs")
     shutil.copytree(ROOT, source, symlinks=True, ignore=ignored)
-    subprocess.run([sys.executable, "-m", "build", "--outdir", folder, source], check=True, timeout=280)
+    subprocess.run([sys.executable, "-m", "build", "--outdir", folder, source], check=True, timeout=HANG_S)
     return folder
 
 
@@ -58,7 +59,7 @@ def test_the_demo_runs_without_the_repository(kyon_pl: Path, tmp_path: Path, mon
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
     def run(*words: str) -> str:
-        done = subprocess.run([kyon_pl, *words], capture_output=True, text=True, timeout=280)
+        done = subprocess.run([kyon_pl, *words], capture_output=True, text=True, timeout=HANG_S)
         assert done.returncode == 0, f"{words}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
         return done.stdout
 

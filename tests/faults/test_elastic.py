@@ -75,6 +75,6 @@ def test_a_number_of_processes_that_cannot_share_a_step(servers: ForkServers, fi
     words = ("--ckpt_path", "last", "--allow_changed_settings", "true", "--trainer.devices", "3")
     statuses, said = servers.fit(folder, Way(3), "", *LONG, *words)
     assert statuses == [2, 2, 2], said[-3000:]
-    assert "kyon-pl fit: trainer.devices: the run to go on with has 4 micro-batches an optimizer step" in said
+    assert "kyon-pl fit: trainer.devices: the resumed run has 4 micro-batches per optimizer step" in said
     assert "Use one of these numbers of devices: 1, 2, 4;" in said
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

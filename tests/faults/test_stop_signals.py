@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from compare import run_differences
+from limits import HANG_S
 from runs import HERE, ForkServers, Undisturbed, Way, only_run, write_inputs
 
 TWO = Way(2, "32-true", "padded")
@@ -104,10 +105,10 @@ def test_sigterm_to_the_command_that_started_the_ranks(undisturbed: Undisturbed,
             assert run.poll() is None, (folder / "log.txt").read_text()[-3000:]
             time.sleep(0.01)
         run.terminate()
-        assert run.wait(timeout=60) == 143, (folder / "log.txt").read_text()[-3000:]
+        assert run.wait(timeout=HANG_S) == 143, (folder / "log.txt").read_text()[-3000:]
         assert all_end(run.pid, within_s=20), "a rank or a loader worker is still there"
         assert 2 <= newest_step(folder) < 3 * STEPS
-        again = subprocess.run(command, cwd=folder, env=settings, stdout=log, stderr=log, timeout=120)
+        again = subprocess.run(command, cwd=folder, env=settings, stdout=log, stderr=log, timeout=HANG_S)
     finally:
         run.kill()
     assert again.returncode == 0, (folder / "log.txt").read_text()[-3000:]

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from kyon_pl.chatglm2.checkpoint import random_base
-from kyon_pl.chatglm2.generation import RecordedStep, stream_reply
+from kyon_pl.chatglm2.generation import CudaGraphStep, stream_reply
 from kyon_pl.chatglm2.glm import glm_config
 from kyon_pl.lora import attach_lora, reference_lora
 
@@ -39,7 +39,7 @@ def test_replayed_logits_are_those_of_a_whole_pass(kind: str) -> None:
     ids = torch.tensor([PROMPT], device=DEVICE)
     with torch.inference_mode():
         read = speaker(input_ids=ids, use_cache=True)
-        step = RecordedStep(speaker, read.past_key_values, NEW_TOKENS)
+        step = CudaGraphStep(speaker, read.past_key_values, NEW_TOKENS)
         for place in range(NEW_TOKENS):
             token = torch.tensor([[3 + 3 * place]], device=DEVICE)
             ids = torch.cat([ids, token], dim=1)

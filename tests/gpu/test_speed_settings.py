@@ -56,7 +56,7 @@ def gradients(folder: Path, precision: str, **settings: Any) -> dict[str, Tensor
     """Of every lora_B, over all batches; a compiled model may compile nothing after the first."""
     (folder / "config.json").write_text(json.dumps(SHAPE))
     module = ChatGLM2LoRA(base="random", random_config=str(folder / "config.json"), **settings)
-    module.lora.lora_dropout = 0.0
+    module.initial_adapter.lora.lora_dropout = 0.0
     strategy = SimpleNamespace(root_device=torch.device("cuda"))
     module._trainer = SimpleNamespace(strategy=strategy, precision=precision, datamodule=None, world_size=1)  # type: ignore[assignment]
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ import one_step
 import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from limits import HANG_S
 from one_step import ONE_PROCESS, TWO_PROCESSES, train, write_inputs
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def two_ranks(folder: Path) -> Iterator[None]:
     ]
     try:
         yield
-        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0], "\n".join(path.read_text() for path in said)
+        assert [rank.wait(timeout=HANG_S) for rank in ranks] == [0, 0], "\n".join(path.read_text() for path in said)
     finally:
         for rank in ranks:
             rank.kill()

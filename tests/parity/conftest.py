@@ -1,4 +1,4 @@
-"""Where the golden files are."""
+"""The folder of the golden files."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ import pytest
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The golden folder: `tests/golden`, or one with the same file names and another shape and vocabulary."""
+    """`tests/golden`, or `KYON_GOLDEN_DIR`: the same file names with another shape and vocabulary."""
     return Path(os.environ.get("KYON_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))

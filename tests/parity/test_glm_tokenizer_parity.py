@@ -1,4 +1,4 @@
-"""`tokenizer.json` of the real ChatGLM2-6B tokenizer: the published ids and text, no difference known."""
+"""`tokenizer.json` of the real ChatGLM2-6B tokenizer gives the published ids and text."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_golden_strings(made: PreTrainedTokenizerFast, golden: Path) -> None:
 def test_random_strings(made: PreTrainedTokenizerFast) -> None:
     rng = random.Random(2023)
     texts = [random_text(rng) for _ in range(20_000)]
-    # overlapping runs, where two ways to make the same piece stand side by side and only the order of merges decides
+    # repeated characters, where the order of merges decides between two ways to build a piece
     texts += ["".join(rng.choice(RUNS) * rng.randint(1, 40) for _ in range(rng.randint(1, 4))) for _ in range(5_000)]
     reference = SentencePieceProcessor(model_file=str(Path(PUBLISHED or "") / "tokenizer.model"))
     expected = reference.encode(texts)

@@ -1,4 +1,4 @@
-"""Logits, loss, every gradient and greedy tokens equal those of the published code; and the comparison can fail."""
+"""Logits, loss, gradients and greedy tokens equal the published code's, and the comparison detects mistakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, layers, modeling
 from kyon_pl.chatglm2.attention import rotary_angles
-from kyon_pl.chatglm2.files import KNOWN_EXTRA
+from kyon_pl.chatglm2.files import INV_FREQ
 
 TOLERANCE = 1e-5
 GREEDY_PROMPT_TOKENS = 12
@@ -27,7 +27,7 @@ def recorded(golden: Path) -> Tensors:
 
 @pytest.fixture
 def build(golden: Path, recorded: Tensors) -> Callable[..., ChatGLM2ForCausalLM]:
-    """Makes the golden model, its weights changed by a function if one is given."""
+    """Builds the golden model, with its weights changed by an optional function."""
 
     def build(attention: str = "sdpa", change: Callable[[Tensors], None] | None = None) -> ChatGLM2ForCausalLM:
         config = ChatGLM2Config.from_json_file(golden / "chatglm2_tiny/config.json")
@@ -36,7 +36,7 @@ def build(golden: Path, recorded: Tensors) -> Callable[..., ChatGLM2ForCausalLM]
         weights = {
             name.removeprefix("weight."): value.clone()
             for name, value in recorded.items()
-            if name.startswith("weight.") and not name.endswith(KNOWN_EXTRA)
+            if name.startswith("weight.") and not name.endswith(INV_FREQ)
         }
         if change is not None:
             change(weights)
@@ -70,7 +70,7 @@ def assert_equal(model: ChatGLM2ForCausalLM, recorded: Tensors) -> None:
 def test_equals_the_published_code(
     build: Callable[..., ChatGLM2ForCausalLM], recorded: Tensors, attention: str
 ) -> None:
-    """`varlen` stands back here, because this is a CPU and float32: it must give what sdpa gives."""
+    """`varlen` falls back to sdpa, on a CPU and in float32."""
     assert_equal(build(attention), recorded)
 
 
@@ -103,13 +103,13 @@ def swap_gate_and_up(weights: Tensors) -> None:
             weights[name] = torch.cat(weights[name].chunk(2)[::-1])
 
 
-def shift_the_split_by_one_row(weights: Tensors) -> None:
+def shift_split_by_one_row(weights: Tensors) -> None:
     for name in weights:
         if ".query_key_value." in name:
             weights[name] = weights[name].roll(1, dims=0)
 
 
-@pytest.mark.parametrize("change", [swap_gate_and_up, shift_the_split_by_one_row])
+@pytest.mark.parametrize("change", [swap_gate_and_up, shift_split_by_one_row])
 def test_comparison_fails_with_another_layout(
     build: Callable[..., ChatGLM2ForCausalLM], recorded: Tensors, change: Callable[[Tensors], None]
 ) -> None:
@@ -118,7 +118,7 @@ def test_comparison_fails_with_another_layout(
 
 
 def rotate_halves(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> tuple[Tensor, Tensor]:
-    """Pairs channel i with channel i + half, as Llama does, where ChatGLM2 pairs neighbours."""
+    """Pairs channel i with channel i + half, as Llama does; ChatGLM2 pairs neighbours."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
 
     def rotate(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import HANG_S
 from sentencepiece import SentencePieceProcessor
 
 from kyon_pl.chatglm2 import ChatGLMTokenizer
@@ -134,7 +135,7 @@ def test_auto_classes_are_native_in_a_fresh_process(folder: Path, tmp_path: Path
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

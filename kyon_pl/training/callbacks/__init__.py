@@ -1,4 +1,4 @@
-"""What happens beside the training step."""
+"""Lightning callbacks: guards, checkpoints, logging, signals and replies."""
 
 from kyon_pl.training.callbacks.adapter_guard import AdapterGuard
 from kyon_pl.training.callbacks.finite_guard import FiniteGuard

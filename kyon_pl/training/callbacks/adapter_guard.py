@@ -1,4 +1,4 @@
-"""Stops a run whose adapter learns nothing."""
+"""A callback that stops a run whose adapter does not learn."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kyon_pl.errors import TrainingError
 
-# optimizer steps after which every lora_B has moved from zero; 16-mixed may have skipped most of them
+# optimizer steps after which every lora_B must have changed; 16-mixed may have skipped most of them
 STEPS_TO_MOVE = 20
 
 
 class AdapterGuard(Callback):
-    """Checks that the first step's gradient reaches every `lora_B`, and some steps later that all have moved.
+    """Checks that the first gradient reaches every `lora_B`, and after some steps that every `lora_B` has changed.
 
-    At the first step every `lora_B` is zero, and so is the gradient of every `lora_A`; that of `lora_B` cannot be,
-    unless the layer is cut off from the loss, which no error tells. The device is waited for once a check, that is
-    twice a run.
+    At the first step every `lora_B` is zero, so the gradient of every `lora_A` is zero. The gradient of a `lora_B` is
+    zero only if its layer is cut off from the loss, which raises no error. The two checks synchronize with the device
+    once each.
     """
 
     def __init__(self) -> None:
@@ -25,10 +25,10 @@ class AdapterGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Check what is due.
+        """Check the gradients at the first step, and the weights after `STEPS_TO_MOVE` steps.
 
         Raises:
-            TrainingError: a `lora_B` without gradient, or one that is still zero.
+            TrainingError: a `lora_B` has no gradient, or is still zero.
         """
         if not self.checked_gradients:
             self.checked_gradients = True
@@ -37,10 +37,10 @@ class AdapterGuard(Callback):
             self._check_weights(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the weights of a shorter run too, unless a gradient scaler may have skipped all its steps.
+        """Check the weights of a shorter run, unless a gradient scaler may have skipped all of its steps.
 
         Raises:
-            TrainingError: a `lora_B` that is still zero.
+            TrainingError: a `lora_B` is still zero.
         """
         if trainer.global_step and not self.checked_weights and trainer.scaler is None:
             self._check_weights(trainer, pl_module)
@@ -51,10 +51,10 @@ class AdapterGuard(Callback):
 
 
 def check_gradients(module: torch.nn.Module) -> None:
-    """Refuse a `lora_B` that got no gradient, or one of zeros.
+    """Check that every `lora_B` has a gradient that is not zero.
 
     Raises:
-        TrainingError: there is one.
+        TrainingError: one has not.
     """
     weights = lora_b(module)
     names = all_zero({name: weight.grad for name, weight in weights.items()})
@@ -68,14 +68,14 @@ def check_gradients(module: torch.nn.Module) -> None:
 
 
 def check_weights(module: torch.nn.Module, steps: int) -> None:
-    """Refuse a `lora_B` that is as it began.
+    """Check that every `lora_B` has changed from zero.
 
     Args:
-        module: holds the adapter.
-        steps: how many optimizer steps there were.
+        module: module with the adapter.
+        steps: number of optimizer steps so far.
 
     Raises:
-        TrainingError: there is one of zeros.
+        TrainingError: one has not.
     """
     weights = lora_b(module)
     names = all_zero({name: weight.detach() for name, weight in weights.items()})
@@ -84,13 +84,13 @@ def check_weights(module: torch.nn.Module, steps: int) -> None:
             where=names[0],
             found=f"still zero after {steps} optimizer steps ({len(names)} of {len(weights)} adapted layers): this "
             "adapter changes nothing",
-            fix="Set model.optimizer.init_args.lr above 0, and model.schedule to one that does not start with a long "
-            "stretch of zero",
+            fix="Set model.optimizer.init_args.lr above 0, and a model.schedule that does not start with many steps "
+            "of rate 0",
         )
 
 
 def lora_b(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The trained parameters that are zero in a fresh adapter, by name."""
+    """The trained parameters that are zero in a new adapter, by name."""
     return {
         name: parameter
         for name, parameter in module.named_parameters()
@@ -99,8 +99,8 @@ def lora_b(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def all_zero(tensors: dict[str, torch.Tensor | None]) -> list[str]:
-    """The names of tensors that are missing or hold nothing but zeros; it waits for the device once."""
+    """The names of tensors that are None or all zero; synchronizes with the device once."""
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     counts = torch.stack([tensor.count_nonzero() for tensor in present.values()]).tolist() if present else []
-    filled = {name for name, count in zip(present, counts, strict=True) if count}
-    return [name for name in tensors if name not in filled]
+    nonzero = {name for name, count in zip(present, counts, strict=True) if count}
+    return [name for name in tensors if name not in nonzero]

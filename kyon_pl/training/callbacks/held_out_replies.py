@@ -1,4 +1,4 @@
-"""Replies to held-out questions while a model learns: their metrics, and what it says in words."""
+"""A callback that replies to held-out questions during training, and logs the replies and their metrics."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.held_out import REPLIES, exchange, question
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
 from kyon_pl.logs import from_here
-from kyon_pl.runs.checkpoint_io import write_whole
-from kyon_pl.training.module import ChatGLM2LoRA, GeneratedReply
+from kyon_pl.runs.checkpoint_io import write_atomically
+from kyon_pl.training.module import ChatGLM2LoRA
+from kyon_pl.training.replies import GeneratedReply, generate_texts
 
 log = logging.getLogger(__name__)
 
-SHOWN_STEPS = 30  # of a history, the newest: TensorBoard gets the whole table each time
-TOLD = ("chrf", "stop_rate", "opens_with_name")
-TOLD_ROWS = 3  # at the end, with what the base says
+SHOWN_STEPS = 30  # newest steps in TensorBoard, which gets the whole table each time
+SUMMARY_METRICS = ("chrf", "stop_rate", "opens_with_name")
+SUMMARY_ROWS = 3  # rows that are logged at the end of training
 
 
 @dataclass
@@ -35,15 +36,15 @@ class ReplySettings:
     """Which held-out questions are replied to, and when.
 
     Attributes:
-        fit_rows: validation rows of different questions, evenly spread, that each validation of fit replies to.
-        validate_rows: rows that validate and test reply to, evenly spread; null: all.
-        every_n_validations: reply in fit at every so many validations.
-        compare_base: let the base without its adapter reply too: in fit once, before the first step.
-        max_new_tokens: the longest reply, in tokens.
-        rows_per_batch: prompts a batch on one device.
+        fit_rows: number of validation rows, of different questions and evenly spread, to reply to in fit.
+        validate_rows: number of rows, evenly spread, to reply to in validate and test; null: all.
+        every_n_validations: reply in fit at every n-th validation.
+        compare_base: also reply with the base without its adapter; in fit once, before the first step.
+        max_new_tokens: maximum length of a reply, in tokens.
+        rows_per_batch: prompts per batch on one device.
 
     Raises:
-        SettingError: a number that is too low.
+        SettingError: a number is lower than 1.
     """
 
     fit_rows: int = 8
@@ -60,15 +61,18 @@ class ReplySettings:
 
 
 class HeldOutReplies(Callback):
-    """Replies greedily to held-out questions and logs what the replies are worth, and the replies themselves.
+    """Replies greedily to held-out questions, and logs the replies and their metrics.
 
-    - `val/replies/chrf` and the other names of `kyon_pl.evaluation.metrics`, at each due validation of fit; with
-      `validate` and `test` as `val/…` and `test/…`. `val/base_replies/…` are those of the base without its adapter.
-    - `replies/1` and so on, as text: a question, its reference, the base's reply, and below them step by step the
-      replies of the model. It is the same in `held_out_replies.jsonl` in the run folder.
+    - `val/replies/chrf` and the other metrics of `kyon_pl.evaluation.metrics`, in fit at every n-th validation, and in
+      `validate` and `test` (as `test/…`). `val/base_replies/…` are the metrics of the base without its adapter.
+    - `replies/1` and so on, as text: a question, its reference, the base's reply, and the model's replies step by
+      step. `held_out_replies.jsonl` in the run folder holds the same.
 
-    Nothing of it changes what is trained. The history goes into checkpoints, so that a resumed run goes on with it.
-    A base without a tokenizer cannot reply.
+    Training is not affected. The history of replies is saved in checkpoints and continued by a resumed run. A base
+    without a tokenizer gets no replies.
+
+    Args:
+        settings: which questions are replied to, and when.
     """
 
     def __init__(self, settings: ReplySettings) -> None:
@@ -77,60 +81,58 @@ class HeldOutReplies(Callback):
         self.rows: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, and where in it the next validation falls."""
+        """The history of replies and the number of validations."""
         return {"validations": self.validations, "rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a history."""
+        """Restore history and number of validations."""
         self.validations, self.rows = state_dict["validations"], state_dict["rows"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the base reply, and the model as it starts; a resumed run has that in its history."""
+        """Reply before the first step, with and without the adapter; a resumed run has done so."""
         if self.rows:
             return
         self.validations = 0
-        self.rows, values = self._judge(trainer, pl_module, "validation")
+        self.rows, values = self._reply_and_score(trainer, pl_module, "validation")
         if self.rows:
-            self._say(values, f"before step {trainer.global_step + 1}")
-            self._log_values(trainer, values)
-            self._show(trainer)
+            self._log_summary(values, f"before step {trainer.global_step + 1}")
+            self._log_metrics(trainer, values)
+            self._save_history(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what a few questions are answered with now."""
-        spread = self.rows[:: max(1, len(self.rows) // TOLD_ROWS)][:TOLD_ROWS]
-        for row in spread:
+        """Log the final replies to a few questions."""
+        for row in self.rows[:: max(1, len(self.rows) // SUMMARY_ROWS)][:SUMMARY_ROWS]:
             log.info("asked   %s", question(row))
             if row["base"] is not None:
                 log.info("  base  %s", " ".join(row["base"].split()))
             log.info("  tuned %s", " ".join(row["replies"][-1]["reply"].split()))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reply; before callbacks that stop or save by a metric look at it."""
+        """Reply, before callbacks that monitor a metric read it."""
         if trainer.state.fn == "validate":
             self._evaluate(trainer, pl_module, "validation")
         elif trainer.state.fn == "fit" and not trainer.sanity_checking and self.rows:
             self.validations += 1
             if self.validations % self.settings.every_n_validations == 0:
-                self._follow(trainer, pl_module)
+                self._continue_history(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reply."""
+        """Reply to test rows."""
         self._evaluate(trainer, pl_module, "test")
 
-    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One more step of the history."""
-        rows, values = self._judge(trainer, pl_module, "validation", with_base=False)
+    def _continue_history(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rows, values = self._reply_and_score(trainer, pl_module, "validation", with_base=False)
         for row, new in zip(self.rows, rows, strict=True):
             row["replies"] += new["replies"]
-        self._say(values, f"after step {trainer.global_step}")
-        self._log_values(trainer, values)
-        for name, value in values.items():  # for callbacks that choose by a metric
+        self._log_summary(values, f"after step {trainer.global_step}")
+        self._log_metrics(trainer, values)
+        for name, value in values.items():  # for callbacks that monitor a metric
             pl_module.log(name, value, logger=False, sync_dist=True)  # the same on all ranks
-        self._show(trainer)
+        self._save_history(trainer)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, use: Literal["validation", "test"]) -> None:
-        """With `validate` and `test`: once, and Lightning logs and prints."""
-        rows, values = self._judge(trainer, pl_module, use)
+        """Reply in `validate` or `test`, where Lightning logs and prints the metrics."""
+        rows, values = self._reply_and_score(trainer, pl_module, use)
         for name, value in values.items():
             pl_module.log(name, value, sync_dist=True)  # the same on all ranks
         folder = trainer.log_dir  # all ranks: it is broadcast
@@ -138,10 +140,10 @@ class HeldOutReplies(Callback):
             self._write(Path(folder), rows)
             log.info("%d replies written to %s", len(rows), from_here(Path(folder) / REPLIES))
 
-    def _judge(
+    def _reply_and_score(
         self, trainer: Trainer, pl_module: LightningModule, use: Literal["validation", "test"], with_base: bool = True
     ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """Replies of all ranks with their prompts, and the metrics by the names that they are logged under."""
+        """The replies of all ranks with their prompts, and the metrics by the names under which they are logged."""
         source = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, ChatGLM2LoRA)
         if pl_module.tokenizer is None or not isinstance(source, RowSource):
@@ -151,11 +153,11 @@ class HeldOutReplies(Callback):
         batch = source.held_out_prompts(use, most, one_a_question=in_fit)
         name = "val" if use == "validation" else "test"
         tuned = self._reply(trainer, pl_module, batch)
-        values = self._values(f"{name}/replies", trainer, batch, tuned)
+        values = self._score(f"{name}/replies", trainer, batch, tuned)
         base: Sequence[GeneratedReply | None] = [None] * len(tuned)
         if with_base and self.settings.compare_base:
             base = replies = self._reply(trainer, pl_module, batch, adapter=False)
-            values |= self._values(f"{name}/base_replies", trainer, batch, replies)
+            values |= self._score(f"{name}/base_replies", trainer, batch, replies)
         step = trainer.global_step if in_fit else None
         rows = [
             {
@@ -167,13 +169,14 @@ class HeldOutReplies(Callback):
             }
             for place, (reply, bare) in enumerate(zip(tuned, base, strict=True))
         ]
-        return sorted(gathered(rows), key=lambda row: int(row["row"])), values
+        return sorted(gather(rows), key=lambda row: int(row["row"])), values
 
     def _reply(
         self, trainer: Trainer, module: ChatGLM2LoRA, batch: PromptBatch, adapter: bool = True
     ) -> list[GeneratedReply]:
-        """This rank's replies, with or without the adapter; in the precision that steps have."""
+        """This rank's replies, with or without the adapter, in the precision of training steps."""
         assert module.model is not None
+        assert module.tokenizer is not None
         bar = trainer.progress_bar_callback
         shown = trainer.is_global_zero and bar is not None and bar.is_enabled  # type: ignore[attr-defined]
         without = nullcontext() if adapter else module.model.disable_adapter()
@@ -187,40 +190,44 @@ class HeldOutReplies(Callback):
                 disable=not shown,
             ) as progress,
         ):
-            return module.reply(
+            return generate_texts(
+                module.model,
+                module.tokenizer,
                 batch,
                 max_new_tokens=self.settings.max_new_tokens,
                 rows_per_batch=self.settings.rows_per_batch,
+                sharded=module.sharded,
                 on_batch=progress.update,
             )
 
-    def _values(
+    def _score(
         self, prefix: str, trainer: Trainer, batch: PromptBatch, replies: list[GeneratedReply]
     ) -> dict[str, float]:
-        """The metrics over all ranks; every rank has to come here."""
+        """The metrics over all ranks; every rank must call this."""
         metrics = ReplyMetrics(trainer.strategy.root_device)
         metrics.update(
             [
                 JudgedReply(reply.text, reference, memories, reply.stopped)
                 for reply, reference, memories in zip(replies, batch.references, batch.memories, strict=True)
-                if reference  # a row of ids has none
+                if reference  # rows of ids have none
             ]
         )
         return {f"{prefix}/{name}": value for name, value in metrics.compute().items()}
 
-    def _say(self, values: dict[str, float], when: str) -> None:
-        """A few of the values, the base's in brackets."""
-        told = []
-        for name in TOLD:
+    def _log_summary(self, values: dict[str, float], when: str) -> None:
+        """Log a few metrics, with those of the base in brackets."""
+        parts = []
+        for name in SUMMARY_METRICS:
             base = f" (base {values[key]:.2f})" if (key := f"val/base_replies/{name}") in values else ""
-            told += [f"{name} {values[key]:.2f}{base}"] if (key := f"val/replies/{name}") in values else []
-        log.info("replies to %d held-out questions %s: %s", len(self.rows), when, ", ".join(told))
+            parts += [f"{name} {values[key]:.2f}{base}"] if (key := f"val/replies/{name}") in values else []
+        log.info("replies to %d held-out questions %s: %s", len(self.rows), when, ", ".join(parts))
 
-    def _log_values(self, trainer: Trainer, values: dict[str, float]) -> None:
+    def _log_metrics(self, trainer: Trainer, values: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
-    def _show(self, trainer: Trainer) -> None:
+    def _save_history(self, trainer: Trainer) -> None:
+        """Write the history as JSONL and to TensorBoard."""
         folder = trainer.log_dir  # all ranks: it is broadcast
         if not trainer.is_global_zero:
             return
@@ -229,17 +236,17 @@ class HeldOutReplies(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for place, row in enumerate(self.rows, start=1):
-                    steps = [(f"step {said['step']}", said) for said in row["replies"][-SHOWN_STEPS:]]
+                    steps = [(f"step {reply['step']}", reply) for reply in row["replies"][-SHOWN_STEPS:]]
                     logger.experiment.add_text(f"replies/{place}", exchange(row, steps), trainer.global_step)
 
     def _write(self, folder: Path, rows: list[dict[str, Any]]) -> None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / REPLIES, "".join(lines))
+        write_atomically(folder / REPLIES, "".join(lines))
 
 
-def gathered(rows: list[Any]) -> list[Any]:
-    """Those of all ranks, on every rank."""
+def gather(rows: list[Any]) -> list[Any]:
+    """The rows of all ranks, on every rank."""
     if not torch.distributed.is_initialized():
         return rows
     ranks: list[Any] = [None] * torch.distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""Out of memory: in the first minute rather than in the third hour, and in words."""
+"""A callback that finds out before the first step whether memory suffices, and explains out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kyon_pl.batch import Batch, BatchSource
 from kyon_pl.errors import KyonError, MachineError
 from kyon_pl.training.module import ChatGLM2LoRA
+from kyon_pl.training.optimizer import total_steps
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-# more than a CUDA context of this process's own
-OTHERS_BYTES = 2 * GIB
-# out-of-memory that torch raises as a plain RuntimeError: of its CPU allocator, of CUDA below it, of cuBLAS
-TEXTS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# more than this process's own CUDA context takes
+OTHER_PROCESSES_BYTES = 2 * GIB
+# out-of-memory errors that torch raises as RuntimeError: from the CPU allocator, CUDA and cuBLAS
+MESSAGES = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class MemoryGuard(Callback):
-    """Tries the batches that need the most memory before the first step, and explains an out-of-memory error.
+    """Tries the batches that need the most memory before the first step, and explains out-of-memory errors.
 
-    The trial is a forward and a backward pass that changes nothing: no gradient is kept, no weight moves, and the
-    random numbers of the run are those without it.
+    The trial is a forward and a backward pass without side effects: it keeps no gradients, changes no weights and
+    leaves the random state as it was.
     """
 
     def __init__(self) -> None:
-        self.at = "the base is loaded"
+        self.moment = "the base is loaded"
         self.weights_bytes = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,56 +40,58 @@ class MemoryGuard(Callback):
         if not isinstance(source, BatchSource) or not isinstance(pl_module, ChatGLM2LoRA):
             return
         self.weights_bytes = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-        epochs = math.ceil(pl_module.total_steps / source.steps_per_epoch) if source.steps_per_epoch else 0
+        epochs = math.ceil(total_steps(trainer) / source.steps_per_epoch) if source.steps_per_epoch else 0
         batches = source.largest_batches(epochs) if epochs else []
         for batch in batches:
-            self.at = f"the longest batches are tried, {size(batch)}"
+            self.moment = f"trying the largest batches, {describe_size(batch)}"
             try_batch(trainer, pl_module, batch)
         if batches and device.type == "cuda":
-            peak, whole = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-            log.info("longest batch: %s; %.1f of %.1f GiB at its peak", size(batches[0]), peak / GIB, whole / GIB)
+            peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+            size = describe_size(batches[0])
+            log.info("largest batch: %s; peak memory %.1f of %.1f GiB", size, peak / GIB, total / GIB)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Remember what comes, in numbers: a batch kept here would keep its memory."""
-        self.at = f"optimizer step {trainer.global_step + 1}, {size(batch)}"
+        """Store the size of the batch; storing the batch would keep its memory."""
+        self.moment = f"optimizer step {trainer.global_step + 1}, {describe_size(batch)}"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give an out-of-memory error its explanation as `__cause__`, and let go of what its frames hold."""
+        """Set the explanation of an out-of-memory error as its `__cause__`, and release what its frames hold."""
         if is_out_of_memory(exception):
             traceback.clear_frames(exception.__traceback__)
             exception.__cause__ = self.explain(trainer, pl_module)
 
     def explain(self, trainer: Trainer, module: LightningModule) -> MachineError:
-        """Where memory ran out, what holds it, and what to lower to what."""
-        where = self.at if trainer.training else f"{trainer.state.stage}"
-        found, fix = f"the memory of {trainer.strategy.root_device} is not enough", lighter(trainer, module)
-        if trainer.strategy.root_device.type == "cuda":
-            free, whole = torch.cuda.mem_get_info(trainer.strategy.root_device)
-            found += f" ({whole / GIB:.1f} GiB, of which the weights take {self.weights_bytes / GIB:.1f})"
-            others = whole - free - torch.cuda.memory_reserved(trainer.strategy.root_device)
-            if others > OTHERS_BYTES:
-                found += f", and other processes hold {others / GIB:.1f} GiB of it (nvidia-smi names them)"
-        return MachineError(where, found, fix)
+        """The error that says where memory ran out, what holds it, and which setting to lower."""
+        device = trainer.strategy.root_device
+        where = self.moment if trainer.training else f"{trainer.state.stage}"
+        found = f"the memory of {device} is not enough"
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            found += f" ({total / GIB:.1f} GiB, of which the weights take {self.weights_bytes / GIB:.1f})"
+            others = total - free - torch.cuda.memory_reserved(device)
+            if others > OTHER_PROCESSES_BYTES:
+                found += f", and other processes hold {others / GIB:.1f} GiB of it (see nvidia-smi)"
+        return MachineError(where, found, settings_to_lower(trainer, module))
 
 
-def lighter(trainer: Trainer, module: LightningModule) -> str:
-    """What to set to need less memory, in words."""
+def settings_to_lower(trainer: Trainer, module: LightningModule) -> str:
+    """A sentence with the settings that reduce memory."""
     source = trainer.datamodule  # type: ignore[attr-defined]
     if not trainer.training:
-        return "Set data.validation_rows_per_batch to half of what it is"
-    if isinstance(module, ChatGLM2LoRA) and module.checkpointing != "full":
-        return "Set model.checkpointing to full: a third more work, a fraction of the memory"
+        return "Halve data.validation_rows_per_batch"
+    if isinstance(module, ChatGLM2LoRA) and module.frozen_base.checkpointing != "full":
+        return "Set model.checkpointing to full: a third more compute, a fraction of the memory"
     if isinstance(source, BatchSource):
         return f"Lower {source.smaller_batch_settings(trainer.accumulate_grad_batches)}"
     return "Use smaller batches, or a larger GPU"
 
 
 def try_batch(trainer: Trainer, module: ChatGLM2LoRA, batch: Batch) -> None:
-    """One forward and backward pass over a batch that leaves no trace."""
+    """Make one forward and backward pass without side effects."""
     device = trainer.strategy.root_device
     batch = trainer.strategy.batch_to_device(batch, device)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    # autograd.grad does not touch `.grad`, and so does not wake DDP either
+    # autograd.grad does not write `.grad`, so DDP's hooks do not run either
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         with trainer.precision_plugin.train_step_context():
             loss = module.loss(batch, max(1, batch.trained_tokens))
@@ -96,15 +99,15 @@ def try_batch(trainer: Trainer, module: ChatGLM2LoRA, batch: Batch) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, in one of the ways in which torch and Python do."""
+    """Whether an error of torch or Python means that memory ran out."""
     if isinstance(error, KyonError):
         return False
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS))
+    typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return typed or (isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES))
 
 
-def size(batch: Batch) -> str:
-    """What a batch asks memory for, in words."""
-    rows, slots = batch.input_ids.shape
-    shape = f"{slots:,} tokens" if rows == 1 else f"{rows} rows of up to {slots:,} tokens"
+def describe_size(batch: Batch) -> str:
+    """The size of a batch, such as `a batch of 2,048 tokens, 900 of them trained`."""
+    rows, tokens = batch.input_ids.shape
+    shape = f"{tokens:,} tokens" if rows == 1 else f"{rows} rows of up to {tokens:,} tokens"
     return f"a batch of {shape}, {batch.trained_tokens:,} of them trained"

@@ -1,4 +1,4 @@
-"""Ranks that have to agree, and the random numbers that each of them draws."""
+"""Callbacks for several ranks: random numbers that do not depend on the rank, and checks that the ranks agree."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.runs.fingerprint import shorten
 
+log = logging.getLogger(__name__)
+
+# ranks notice a lost rank within moments of each other
+BARRIER_TIMEOUT = timedelta(seconds=10)
+EXIT_WAIT_S = 3
+
 
 class Randomness(Callback):
-    """Seeds torch anew for every micro-batch, so that a resumed run needs no saved random state, and no device matters.
+    """Seeds torch for every micro-batch, so that resumed runs need no saved random state.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed the generators of CPU and devices from seed, epoch and the micro-batch's number in the plan over all
-        ranks; no device is waited for.
+        """Seed the generators of CPU and devices, without synchronizing.
+
+        The seed depends on the run's seed, the epoch and the micro-batch's number over all ranks.
         """
-        planned = batch_idx * trainer.world_size + trainer.global_rank
-        torch.manual_seed(seed_of(self.seed, trainer.current_epoch, planned))
+        micro_batch = batch_idx * trainer.world_size + trainer.global_rank
+        torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, micro_batch))
 
 
-def seed_of(*place: int) -> int:
-    """A seed of 64 bits out of whole numbers from 0 up, each of which changes all of it."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
-
-
-log = logging.getLogger(__name__)
-
-# the ranks that notice a lost one do so within moments of each other
-PATIENCE = timedelta(seconds=10)
-ENDING_S = 3
+def derive_seed(*numbers: int) -> int:
+    """A 64-bit seed derived from non-negative integers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class Ranks(Callback):
-    """Refuses ranks of other versions, settings, bases, data or adapters; names a rank that others wait for in vain.
+    """Checks that all ranks have the same versions, settings, base, data and adapter, and names a lost rank.
 
     Args:
-        identity: what must be the same on all ranks; called once base and data are there.
-        timeout: that the strategy's process group has: how long a rank waits for another.
+        identity: returns what must be equal on all ranks; called after base and data are on disk.
+        timeout: timeout of the strategy's process group.
     """
 
     def __init__(self, identity: Callable[[], dict[str, str]], timeout: timedelta) -> None:
@@ -67,31 +67,31 @@ class Ranks(Callback):
         self.processes: list[tuple[str, int]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare the ranks, and say how long they wait for each other.
+        """Compare the ranks, and log the timeout.
 
         Raises:
-            SettingError: one is unlike the first; rank and key are named.
+            SettingError: a rank differs from rank 0; the message names the rank and the key.
         """
         if stage != "fit" or trainer.world_size == 1:
             return
         self.group = dist.new_group(backend="gloo", timeout=self.timeout)
         self.processes = self._gather(trainer, (socket.gethostname(), os.getpid()))
-        check_alike(self._gather(trainer, self.identity()))
-        text = "ranks: %d, alike; one that keeps the others waiting for %s stops the run (timeout of trainer.strategy)"
-        log.info(text, trainer.world_size, self.timeout)
+        check_equal_ranks(self._gather(trainer, self.identity()))
+        message = "ranks: %d with equal settings; a rank that does not answer for %s stops the run (trainer.strategy)"
+        log.info(message, trainer.world_size, self.timeout)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the weights that will be trained, which a strategy need not send from the first rank to the others.
+        """Compare the trained weights, since not every strategy broadcasts them from rank 0.
 
         Raises:
             SettingError: as `setup`.
         """
         if self.group is not None:
-            check_alike(self._gather(trainer, {"trained weights": checksum(pl_module)}))
+            check_equal_ranks(self._gather(trainer, {"trained weights": checksum(pl_module)}))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give an exchange that failed its explanation as `__cause__`."""
-        if self.group is not None and is_failed_exchange(exception):
+        """Set the explanation of a failed communication as its `__cause__`."""
+        if self.group is not None and is_communication_error(exception):
             exception.__cause__ = self._explain()
 
     def _gather(self, trainer: Trainer, own: Any) -> list[Any]:
@@ -100,47 +100,50 @@ class Ranks(Callback):
         return gathered
 
     def _explain(self) -> MachineError:
-        fix = "See that rank's own last lines, if it has any; the same command goes on from the last checkpoint"
-        if ended := self._ended():
-            found = "its process has ended: it was killed from outside, or stopped by an error that it tells itself"
-            return MachineError(named(ended), found, fix)
-        found = f"no answer, and the others have waited for up to {self.timeout} (timeout of trainer.strategy)"
-        return MachineError(named(self._silent()), found, fix)
+        fix = "See the last lines of that rank's log; the same command resumes from the last checkpoint"
+        if ended := self._ended_ranks():
+            found = "its process has ended: it was killed, or it stopped with an error of its own"
+            return MachineError(list_ranks(ended), found, fix)
+        found = f"no answer after up to {self.timeout} (timeout of trainer.strategy)"
+        return MachineError(list_ranks(self._silent_ranks()), found, fix)
 
-    def _ended(self) -> list[int]:
-        """The ranks of this machine that are no more; one that stops by an error takes some seconds to."""
-        own = {rank: pid for rank, (host, pid) in enumerate(self.processes) if host == socket.gethostname()}
-        until_s = time.monotonic() + ENDING_S
-        while not (ended := [rank for rank, pid in own.items() if gone(pid)]) and time.monotonic() < until_s:
+    def _ended_ranks(self) -> list[int]:
+        """The ranks of this machine whose process has ended; a rank that stops with an error takes some seconds."""
+        local = {rank: pid for rank, (host, pid) in enumerate(self.processes) if host == socket.gethostname()}
+        until_s = time.monotonic() + EXIT_WAIT_S
+        while not (ended := [rank for rank, pid in local.items() if has_ended(pid)]) and time.monotonic() < until_s:
             time.sleep(0.1)
         return ended
 
-    def _silent(self) -> list[int]:
-        """The ranks that do not answer; ranks other than the first learn only whether the first does."""
+    def _silent_ranks(self) -> list[int]:
+        """The ranks that do not answer. Only rank 0 learns about all ranks; the others learn about rank 0."""
         try:
-            dist.monitored_barrier(self.group, PATIENCE, wait_all_ranks=True)
+            dist.monitored_barrier(self.group, BARRIER_TIMEOUT, wait_all_ranks=True)
         except RuntimeError as error:
             failed = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
             return [int(rank) for rank in failed[1].split(",")] if failed else []
         return []
 
 
-def check_alike(identities: list[Mapping[str, str]]) -> None:
-    """Refuse a rank that is unlike the first.
+def check_equal_ranks(identities: list[Mapping[str, str]]) -> None:
+    """Check that all ranks equal rank 0.
+
+    Args:
+        identities: one dictionary per rank.
 
     Raises:
-        SettingError: there is one.
+        SettingError: a rank differs.
     """
     first = identities[0]
     for rank, other in enumerate(identities):
-        unlike = [
-            f"{key} is {other.get(key, 'not there')}, and {first.get(key, 'not there')} on rank 0"
+        different = [
+            f"{key} is {other.get(key, 'unset')}, but {first.get(key, 'unset')} on rank 0"
             for key in sorted(first.keys() | other.keys())
             if first.get(key) != other.get(key)
         ]
-        if unlike:
+        if different:
             fix = "Start all ranks with the same command, and the same versions of this package and its libraries"
-            raise SettingError(f"rank {rank}", shorten(unlike), fix)
+            raise SettingError(f"rank {rank}", shorten(different), fix)
 
 
 def checksum(module: torch.nn.Module) -> str:
@@ -152,23 +155,23 @@ def checksum(module: torch.nn.Module) -> str:
     return f"CRC {crc:08x}"
 
 
-def is_failed_exchange(exception: BaseException) -> bool:
-    """Whether an error is one of gloo or NCCL; gloo's are plain RuntimeErrors with a place in its source."""
+def is_communication_error(exception: BaseException) -> bool:
+    """Whether an error comes from gloo or NCCL; gloo raises RuntimeErrors that name its source files."""
     return isinstance(exception, dist.DistError) or (isinstance(exception, RuntimeError) and "gloo" in str(exception))
 
 
-def gone(pid: int) -> bool:
-    """Whether a process of this machine has ended, also one that its parent has not asked for."""
+def has_ended(pid: int) -> bool:
+    """Whether a process of this machine has ended; zombies count as ended on Linux."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    stat = Path(f"/proc/{pid}/stat")  # elsewhere than on Linux such a one counts as running
+    stat = Path(f"/proc/{pid}/stat")
     return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
-def named(ranks: list[int]) -> str:
-    """Ranks in words."""
+def list_ranks(ranks: list[int]) -> str:
+    """`rank 2`, or `ranks 1, 2`."""
     if not ranks:
-        return "rank 0, or one that it names"
+        return "rank 0, or a rank that it names"
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

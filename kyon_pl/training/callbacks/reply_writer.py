@@ -1,4 +1,4 @@
-"""The replies of `kyon-pl predict`, as JSONL."""
+"""A callback that writes the replies of `kyon-pl predict` as JSONL."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class ReplyWriter(BasePredictionWriter):
-    """Writes one line a prompt, batch by batch, so that an interrupted run keeps what it has generated.
+    """Writes one line per prompt after each batch, so that an interrupted run keeps its replies.
 
     Args:
-        path: the JSONL file; unset, `replies.jsonl` in the run folder. With several processes each writes its own,
-            the rank in its name.
+        path: the JSONL file; unset, `replies.jsonl` in the run folder. With several processes each writes its own
+            file, with its rank in the name.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -30,7 +30,7 @@ class ReplyWriter(BasePredictionWriter):
         self.rows = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the place and start an empty file there."""
+        """Create an empty file."""
         run_folder = Path(trainer.log_dir or trainer.default_root_dir)
         file = Path(self.path) if self.path else run_folder / "replies.jsonl"
         self.file = file if trainer.world_size == 1 else file.with_suffix(f".rank{trainer.global_rank}.jsonl")
@@ -47,11 +47,11 @@ class ReplyWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Append one batch of replies."""
+        """Append the replies of one batch."""
         with self.file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(reply, ensure_ascii=False) + "\n" for reply in prediction)
         self.rows += len(prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what was written, and where."""
+        """Log the number of replies and the file."""
         log.info("%d replies written to %s", self.rows, from_here(self.file))

@@ -1,4 +1,4 @@
-"""What a run writes for its reader: run.log, an estimate of its time, its first rows and its final metrics."""
+"""Callbacks that report a run to its user: run.log, a time estimate, the first rows and the final metrics."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from kyon_pl.evaluation.held_out import block
 from kyon_pl.logs import write_run_log
 from kyon_pl.lora import frozen_dtype
 from kyon_pl.training.module import ChatGLM2LoRA
+from kyon_pl.training.optimizer import total_steps
 from kyon_pl.training.throughput import (
     USUAL_SHARE,
     duration,
@@ -29,22 +30,23 @@ from kyon_pl.training.throughput import (
 
 log = logging.getLogger(__name__)
 
+CALLBACKS = "trainer.callbacks"  # a list, which a table of hyperparameters cannot show
+
 
 class RunEstimate(Callback):
-    """Logs the optimizer steps of the run and about how long they will take on this device."""
+    """Logs the number of optimizer steps and an estimate of the training time on this device."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say it; the data are there by now and the base is not."""
+        """Log the estimate, after the data and before the base is loaded."""
         workload = trainer.datamodule  # type: ignore[attr-defined]
         if stage != "fit" or not trainer.is_global_zero or not isinstance(workload, Workload):
             return
         assert isinstance(pl_module, ChatGLM2LoRA)
-        steps = pl_module.total_steps
+        base, steps = pl_module.frozen_base, total_steps(trainer)
         tokens = workload.tokens_per_epoch * steps / workload.steps_per_epoch / trainer.world_size
-        config = pl_module.base_config
-        recomputed = recomputed_share(pl_module.checkpointing, config)
-        # attention is left out: with rows of 500 tokens it is one per cent of 6B's
-        flop = tokens * flop_per_token(config, row_tokens=0, recomputed=recomputed)
+        recomputed = recomputed_share(base.checkpointing, base.config)
+        # attention is omitted: with rows of 500 tokens it takes one percent of 6B's operations
+        flop = tokens * flop_per_token(base.config, row_tokens=0, recomputed=recomputed)
         flop_per_s = matrix_rate(trainer.strategy.root_device, frozen_dtype(str(trainer.precision)))
         each = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
         log.info(
@@ -59,51 +61,51 @@ class RunEstimate(Callback):
 
 
 class RunLog(Callback):
-    """Opens `run.log` as soon as there is a run folder, and tells of the start, validations, the end and a failure."""
+    """Opens `run.log` in the run folder, and logs start, validations, end and failure of the training."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open the file; what was said before is put into it."""
+        """Open the file; it starts with the lines that were logged before."""
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_run_log(Path(str(trainer.log_dir or trainer.default_root_dir)), trainer.global_rank)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where training begins."""
+        """Log the first optimizer step."""
         self.started_s, self.first_step = time.perf_counter(), trainer.global_step
         log.info("training from optimizer step %d on", self.first_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what came out, in training; `validate` prints a table."""
+        """Log the metrics of a validation in fit; `validate` prints a table."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         values = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        # those of replies have more slashes and a line of their own
-        told = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key.count("/") == 1)
-        log.info("validation after step %d: %s", trainer.global_step, told)
+        # metrics of replies, val/replies/…, are logged by HeldOutReplies
+        metrics = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key.count("/") == 1)
+        log.info("validation after step %d: %s", trainer.global_step, metrics)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that training is over, before its result is saved."""
+        """Log the number of steps and the time, before the result is saved."""
         steps, seconds = trainer.global_step - self.first_step, time.perf_counter() - self.started_s
         log.info("trained to step %d: %d steps in %s", trainer.global_step, steps, duration(seconds))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say what stopped the run. An error that a user can mend is said once, by the command line."""
+        """Log an unexpected error; the command line logs a KyonError itself."""
         if not isinstance(exception, KyonError | SystemExit):
             first_line = (str(exception).splitlines() or [""])[0]
             log.error("stopped at step %d: %s: %s", trainer.global_step, type(exception).__name__, first_line)
 
 
 class ShownRows(Callback):
-    """Logs the first rows as the model sees them, at step 0: trained text in ⟦…⟧, special tokens in ‹…›.
+    """Logs the first training rows to TensorBoard at step 0: trained text in ⟦…⟧, special tokens in ‹…›.
 
     Args:
-        rows: how many.
+        rows: number of rows.
     """
 
     def __init__(self, rows: int = 3) -> None:
         self.rows = rows
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log them, once a run."""
+        """Log the rows, once per run."""
         source = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_step == 0 and trainer.is_global_zero and isinstance(source, RowSource):
             for logger in trainer.loggers:
@@ -111,14 +113,11 @@ class ShownRows(Callback):
                     logger.experiment.add_text("what is trained", block(source.shown_rows(self.rows)), 0)
 
 
-CALLBACKS = "trainer.callbacks"  # a list, which no table has a cell for
-
-
 class FinalMetrics(Callback):
-    """Logs, at the end of training, the settings and the metrics of the last validation, as `final/val/...`.
+    """Logs the settings and the metrics of the last validation, as `final/val/...`, at the end of fit.
 
     Args:
-        settings: each as JSON, by its dotted name; asked for at the end.
+        settings: returns the settings, each as JSON by its dotted name; called at the end.
     """
 
     def __init__(self, settings: Callable[[], Mapping[str, str]]) -> None:
@@ -126,32 +125,33 @@ class FinalMetrics(Callback):
         self.metrics: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The metrics: a run that is gone on with behind its last validation does not validate again."""
+        """The metrics; a run that is resumed after its last validation does not validate again."""
         return {"metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them from a checkpoint."""
+        """Restore the metrics."""
         self.metrics = state_dict["metrics"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what came out; checkpoints are saved after this."""
+        """Store the metrics of the validation, before checkpoints are saved."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             values = trainer.callback_metrics.items()
             self.metrics |= {f"final/{name}": value.item() for name, value in values if name.startswith("val/")}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log; no name is one of a curve, which would get a point twice.
+        """Log settings and metrics to TensorBoard.
 
-        Not before all is saved: a run that is killed on its way there ends a second time.
+        This happens after everything is saved, because a run that is killed before ends a second time. The names differ
+        from those of the curves, which would otherwise get a second point.
         """
-        settings = told(self.settings())
+        settings = shown_settings(self.settings())
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and self.metrics:
                 logger.log_hyperparams(settings, self.metrics, step=trainer.global_step)
 
 
-def told(settings: Mapping[str, str]) -> dict[str, Any]:
-    """Those of model, data and trainer that say something, as numbers and words, under the names that one types."""
+def shown_settings(settings: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of model, data and trainer that are set, as numbers and texts, by their command-line names."""
     own = {key: json.loads(text) for key, text in settings.items() if key.startswith(("model.", "data.", "trainer."))}
     return {
         key.replace(".init_args", ""): value

@@ -1,4 +1,4 @@
-"""What a run folder and its checkpoints say of the run, and what is asked of them when it goes on."""
+"""A callback that records a run in its folder and its checkpoints, and checks the record when the run is resumed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from kyon_pl.runs.fingerprint import FINGERPRINT, check_fingerprint
 from kyon_pl.runs.integrity import fault_of_checkpoint
 from kyon_pl.runs.resume import RECORD, write_record
 from kyon_pl.training.callbacks.step_checkpoint import validates_after
-from kyon_pl.training.elastic import place_loops
+from kyon_pl.training.elastic import rescale_loop_progress
 
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class RunRecord(Callback):
-    """Keeps `run.json`, puts fingerprint and contents into checkpoints, and checks both when one is loaded.
+    """Writes `run.json`, adds the fingerprint to checkpoints, and checks it when a checkpoint is loaded.
 
-    It also makes checkpoints independent of where the run folder lies, has the curves on the disk before a checkpoint
-    is, and cuts off what an interrupted run has drawn behind its last one.
+    It also stores paths in checkpoints relative to the run folder, flushes the curves before a checkpoint is written,
+    and removes the part of the curves that an interrupted run drew after its last checkpoint.
 
     Args:
-        fingerprint: tells what the result of this run depends on; called once base and data are there.
-        allow_changes: load a checkpoint whose fingerprint is another.
+        fingerprint: returns everything that the result of this run depends on; called after base and data are on disk.
+        allow_changes: accept a checkpoint with another fingerprint.
     """
 
     def __init__(self, fingerprint: Callable[[], dict[str, str]], allow_changes: bool = False) -> None:
@@ -41,7 +41,7 @@ class RunRecord(Callback):
         self.current_scores: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the record of a run that begins."""
+        """Write the record of a new run."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.fingerprint = self.make_fingerprint()
@@ -50,9 +50,9 @@ class RunRecord(Callback):
             write_record(self.folder, self.fingerprint, finished_at_step=None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the record of a run that goes on, now that its checkpoint is not refused.
+        """Write the record of a resumed run, after its checkpoint is accepted.
 
-        One without a checkpoint goes on from its beginning: all of its curves are taken back, before they begin anew.
+        A run without a checkpoint restarts, so all of its curves are removed.
         """
         if trainer.is_global_zero and self.fingerprint:
             write_record(self.folder, self.fingerprint, finished_at_step=None)
@@ -60,13 +60,13 @@ class RunRecord(Callback):
             cut_curves(trainer, from_step=0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Cut the curves off behind this step.
+        """Remove the part of the curves after this step.
 
         Raises:
-            SettingError: a validation inside an accumulation window, where no checkpoint can be gone on from.
+            SettingError: a validation falls inside an accumulation window, where checkpoints cannot be resumed.
         """
         check_validation_interval(trainer)
-        # Lightning spares the checkpoint that it resumes from when it removes old ones; it is one like any other
+        # otherwise Lightning would keep the checkpoint that it resumes from when it removes old ones
         trainer.ckpt_path = None
         for callback in model_checkpoints(trainer):
             callback.current_score = self.current_scores.get(callback.state_key, callback.current_score)
@@ -74,27 +74,27 @@ class RunRecord(Callback):
             cut_curves(trainer, from_step=trainer.global_step + 1)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what is asked of a checkpoint when it is loaded."""
+        """Add the fingerprint and what resuming needs."""
         for logger in trainer.loggers:
             logger.save()
         step_back_before_epoch_end(trainer, checkpoint["loops"]["fit_loop"])
         for callback in model_checkpoints(trainer):
             make_relative(checkpoint["callbacks"][callback.state_key])
         checkpoint[FINGERPRINT] = self.fingerprint
-        # of a validation that stops the run early: whoever goes on from there would train on, as Lightning has no
-        # memory of it, and so a killed run goes on from an earlier one and comes to the same end
+        # Lightning does not restore an early stop, and would train on. So a checkpoint of the validation that stops
+        # the run is not resumable, and a killed run is resumed from an earlier one
         checkpoint[STOPPING] = trainer.validating and trainer.should_stop
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of something else.
+        """Check that the checkpoint belongs to this run, and adapt its paths and loops.
 
         Raises:
-            CheckpointError: it names the state that is missing, unexpected or altered, or the settings that differ.
+            CheckpointError: it names the settings that differ.
         """
         if trainer.state.fn == "fit" and not self.allow_changes:
             check_fingerprint(checkpoint, self.fingerprint)
         if trainer.state.fn == "fit":
-            place_loops(trainer, checkpoint)
+            rescale_loop_progress(trainer, checkpoint)
         for callback in model_checkpoints(trainer):
             state = checkpoint["callbacks"].get(callback.state_key)
             if state is None:
@@ -103,24 +103,24 @@ class RunRecord(Callback):
             if all(Path(file).is_file() for file in state["best_k_models"]):
                 self.current_scores[callback.state_key] = state["current_score"]
                 if trainer.state.fn == "fit" and trainer.is_global_zero:
-                    for file in outdated(callback, state):
+                    for file in outdated_checkpoints(callback, state):
                         trainer.strategy.remove_checkpoint(file)
-            else:  # the run goes on in another folder, or from an older checkpoint
+            else:  # the run continues in another folder, or from an older checkpoint
                 del checkpoint["callbacks"][callback.state_key]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Record the end of the run; Lightning calls this at a good end only, when all is saved."""
+        """Record the end of the run; Lightning calls this only after success, when everything is saved."""
         if self.fingerprint and trainer.is_global_zero:
             write_record(self.folder, self.fingerprint, trainer.global_step)
 
 
 def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
-    """Lightning's own of this run."""
+    """The ModelCheckpoint callbacks of this run."""
     return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
 
 
 def make_relative(state: dict[str, Any]) -> None:
-    """Take the folder out of all paths in the state of a ModelCheckpoint."""
+    """Make all paths in the state of a ModelCheckpoint relative to its folder."""
     folder = str(state["dirpath"])
 
     def relative(path: str) -> str:
@@ -132,22 +132,24 @@ def make_relative(state: dict[str, Any]) -> None:
 
 
 def make_absolute(state: dict[str, Any], folder: str) -> None:
-    """The reverse of `make_relative`, in the folder where the checkpoints are now."""
+    """Make all paths in the state of a ModelCheckpoint absolute, in the folder where the checkpoints are now."""
 
     def absolute(path: str) -> str:
-        return os.path.join(folder, path) if path else path  # noqa: PTH118 (Lightning compares these as texts)
+        return os.path.join(folder, path) if path else path  # noqa: PTH118 (Lightning compares strings)
 
     state.update({key: absolute(state[key]) for key in _PATHS})
     state["best_k_models"] = {absolute(path): score for path, score in state["best_k_models"].items()}
     state["dirpath"] = folder
 
 
-def outdated(callback: ModelCheckpoint, state: dict[str, Any]) -> list[Path]:
-    """What a ModelCheckpoint had saved and would have removed next when the run was killed.
+def outdated_checkpoints(callback: ModelCheckpoint, state: dict[str, Any]) -> list[Path]:
+    """Files that a ModelCheckpoint had saved but not yet removed when the run was killed.
+
+    A file whose own state does not list it as one of this callback was put there by the user, and is kept.
 
     Args:
-        callback: that saved it. A file that does not name itself among this callback's own was put there by a person.
-        state: of the callback, in the checkpoint that the run goes on from; with absolute paths.
+        callback: the callback that saved them.
+        state: state of the callback in the checkpoint that is resumed, with absolute paths.
     """
     folder = Path(str(callback.dirpath))
     kept = {*state["best_k_models"], *(state[key] for key in _PATHS)}
@@ -161,15 +163,15 @@ def outdated(callback: ModelCheckpoint, state: dict[str, Any]) -> list[Path]:
 
 
 def step_back_before_epoch_end(trainer: Trainer, fit_loop: dict[str, Any]) -> None:
-    """Make a checkpoint of an epoch's end one from right after that epoch's last validation.
+    """Move a checkpoint of an epoch's end back to the end of that epoch's last validation.
 
-    Lightning saves in the hooks of an epoch's end, and a run that goes on from there does not call them again, even
-    those that had not been called yet. From the validation's end on it calls all of them. Without a validation there
-    Lightning would draw a batch first, and the checkpoint stays as it is.
+    Lightning saves in the hooks of an epoch's end, and a resumed run does not call these hooks again, even those that
+    had not run yet. Resumed from the end of the validation, it calls all of them. Without a validation at the epoch's
+    end Lightning would draw a batch first, so the checkpoint is left unchanged.
 
     Args:
-        trainer: in the middle of it.
-        fit_loop: the loop's state in the checkpoint.
+        trainer: the running trainer.
+        fit_loop: state of the loop in the checkpoint; changed in place.
     """
     epochs = fit_loop["epoch_progress"]
     if epochs["current"]["processed"] > epochs["current"]["completed"] and validates_after(
@@ -181,7 +183,7 @@ def step_back_before_epoch_end(trainer: Trainer, fit_loop: dict[str, Any]) -> No
 
 
 def cut_curves(trainer: Trainer, from_step: int) -> None:
-    """Tell TensorBoard that what was drawn from this step on counts no more."""
+    """Make TensorBoard drop all points from this step on."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             start = Event(step=from_step, session_log=SessionLog(status=SessionLog.START))
@@ -189,10 +191,10 @@ def cut_curves(trainer: Trainer, from_step: int) -> None:
 
 
 def check_validation_interval(trainer: Trainer) -> None:
-    """Refuse a validation inside an accumulation window.
+    """Check that no validation falls inside an accumulation window.
 
     Raises:
-        SettingError: there would be one.
+        SettingError: one does.
     """
     every_n_batches, accumulated = trainer.val_check_batch, trainer.accumulate_grad_batches
     if not trainer.enable_validation or every_n_batches in (None, float("inf"), trainer.num_training_batches):
@@ -200,7 +202,6 @@ def check_validation_interval(trainer: Trainer) -> None:
     if int(every_n_batches) % accumulated:
         raise SettingError(
             where="trainer.val_check_interval",
-            found=f"a validation after every {every_n_batches} micro-batches would fall into the middle of a step of "
-            f"{accumulated}",
-            fix=f"Give it as a whole number that is a multiple of {accumulated}",
+            found=f"a validation every {every_n_batches} micro-batches falls inside an optimizer step of {accumulated}",
+            fix=f"Set an integer that is a multiple of {accumulated}",
         )

@@ -1,4 +1,4 @@
-"""Checkpoints by optimizer step."""
+"""A callback that saves checkpoints by optimizer step."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from kyon_pl.runs.checkpoint_io import remove_unfinished
-from kyon_pl.runs.resume import CHECKPOINTS
+from kyon_pl.runs.integrity import CHECKPOINTS
 
 
 class StepCheckpoint(Checkpoint):
-    """Saves every N optimizer steps and at the end of training, always at a whole optimizer step, and keeps the newest.
+    """Saves every N optimizer steps and at the end of training, between optimizer steps, and keeps the newest.
 
     Lightning's ModelCheckpoint with `every_n_train_steps` may save inside an accumulation window after a resume, and
-    does not save at the end; for the best checkpoints by a metric, it is the one to use.
+    does not save at the end. Use it for the best checkpoints by a metric.
 
-    A checkpoint can be gone on from exactly where nothing of its step is left to do. So one that is due where a
-    validation is due too waits for it, at an epoch's end for the epoch's end, and with `max_steps` and without
-    validation there for the next step, since Lightning would begin that epoch's end anew.
+    A run can be resumed exactly only where all hooks of a step have run. So a checkpoint that is due together with a
+    validation is saved after the validation, and one that is due at an epoch's last batch is saved at the epoch's end.
+    With `max_steps` and without a validation there, it is saved after the next step, because Lightning would repeat
+    the epoch's end.
 
-    There is no state to keep: the disk tells what was saved.
+    The callback has no state: it reads from the disk what was saved.
 
     Args:
-        every_n_steps: optimizer steps between two checkpoints: they are made at its multiples.
-        keep: how many to keep, the newest ones.
+        every_n_steps: optimizer steps between two checkpoints; they are saved at its multiples.
+        keep: number of newest checkpoints to keep.
 
     Attributes:
-        save_next: ask for a checkpoint at the next place that is fit for one.
-        last_saved_step: the optimizer steps behind the newest one.
+        save_next: set it to request a checkpoint at the next possible moment.
+        last_saved_step: optimizer step of the newest checkpoint.
     """
 
     def __init__(self, every_n_steps: int = 500, keep: int = 1) -> None:
@@ -43,44 +44,44 @@ class StepCheckpoint(Checkpoint):
         self.folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn the folder, which the ranks tell each other."""
+        """Set the folder; `log_dir` is broadcast over ranks."""
         self.folder = Path(str(trainer.log_dir or trainer.default_root_dir)) / CHECKPOINTS
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See what an interrupted run has left."""
-        self._look(trainer)
+        """Find the checkpoints of an interrupted run."""
+        self._find_saved(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where a step is due and nothing follows it."""
+        """Save after a step that no validation and no epoch end follows."""
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         ends = trainer.is_last_batch or trainer.should_stop
         if whole_step and not ends and not validates_after(trainer, batch_idx):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save in the middle of an epoch where a step was due before the validation."""
+        """Save after a validation in the middle of an epoch."""
         if trainer.state.fn == "fit" and not (trainer.sanity_checking or trainer.is_last_batch or trainer.should_stop):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where a step was due at the epoch's last batch; after the last epoch, its end is yet to come."""
+        """Save at the end of an epoch, except the last one, after which `on_train_end` saves."""
         ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if not ends and (trainer.max_steps == -1 or validates_after(trainer, trainer.fit_loop.batch_idx)):
             self._save_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the result."""
+        """Save the final checkpoint."""
         self._save_last(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the result of a run that was killed between its last step and its end: nothing else is called then."""
-        self._look(trainer)
+        """Save the final checkpoint of a run that was killed after its last step; only this hook is called then."""
+        self._find_saved(trainer)
         self._save_last(trainer)
 
     def newest(self, trainer: Trainer) -> Path | None:
-        """The file of the newest one."""
+        """The file of the newest checkpoint; None if there is none."""
         saved = self._saved(trainer)
         return saved[-1][1] if saved else None
 
@@ -102,7 +103,7 @@ class StepCheckpoint(Checkpoint):
         self.last_saved_step = trainer.global_step
         self._remove_old(trainer)
 
-    def _look(self, trainer: Trainer) -> None:
+    def _find_saved(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
         saved = self._saved(trainer)
@@ -113,14 +114,14 @@ class StepCheckpoint(Checkpoint):
             trainer.strategy.remove_checkpoint(file)
 
     def _saved(self, trainer: Trainer) -> list[tuple[int, Path]]:
-        """Step and file of those up to this step, the oldest first."""
+        """Step and file of the checkpoints up to this step, the oldest first."""
         files = self.folder.glob("step=*.ckpt")
         numbered = [(int(match[1]), file) for file in files if (match := re.fullmatch(r"step=(\d+)", file.stem))]
         return sorted(pair for pair in numbered if pair[0] <= trainer.global_step)
 
 
 def validates_after(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether Lightning validates after this micro-batch of the epoch, and before anything else."""
+    """Whether Lightning validates directly after this micro-batch of the epoch."""
     if not trainer.enable_validation:
         return False
     every_n_epochs = trainer.check_val_every_n_epoch

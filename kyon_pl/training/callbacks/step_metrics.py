@@ -1,4 +1,4 @@
-"""What a step logs: loss, throughput and memory, to the loggers and to the progress bar."""
+"""Callbacks that log loss, throughput and memory of training steps, and the validation before the first step."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from kyon_pl.batch import Batch
-from kyon_pl.training.module import ChatGLM2LoRA
+from kyon_pl.training.optimizer import gradient_norm
+
+log = logging.getLogger(__name__)
 
 
 class StepMetrics(Callback):
-    """Logs every `trainer.log_every_n_steps` optimizer steps, over all steps since the last time.
+    """Logs metrics every `trainer.log_every_n_steps` optimizer steps, over the window of steps since the last entry.
 
-    Steps that a run has done since its last entry go into its checkpoints, so that a resumed run draws the same curves;
-    of rates, that is numbers a second, only its own steps count.
+    The open window is saved in checkpoints, so that a resumed run draws the same curves. Rates per second only count
+    the steps since the resume.
 
-    `train/loss` is the mean over those steps of the loss that the optimizer saw, over all ranks. Tokens are real
-    ones; padding is counted in `train/padding_share` alone. Time spent in validation and in checkpoints does not
-    count. The device is waited for once a log entry, never in between, and the ranks exchange one small tensor.
+    `train/loss` is the mean over the window's steps and all ranks of the loss that the optimizer saw.
+    `train/learning_rate` and `train/grad_norm`, before clipping, are those of the last step. Token counts exclude
+    padding, which `train/padding_share` measures. Time spent in validation and in checkpoints is excluded. The device
+    is synchronized with once per entry, and the ranks reduce one small tensor.
 
     Attributes:
-        shown: what the progress bar shows of the last entry.
+        shown: values of the last entry for the progress bar.
     """
 
     def __init__(self) -> None:
         self.shown: dict[str, str] = {}
-
         self.saved: list[float] = []
+        self.grad_norm: torch.Tensor | None = None
+        self.learning_rate = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the first window, or go on with the one that a checkpoint holds."""
+        """Start the first window, or continue the window of a checkpoint."""
         self._restart(pl_module)
         if self.saved:
             loss, *counts = self.saved
@@ -52,7 +56,7 @@ class StepMetrics(Callback):
         return torch.tensor([self.tokens, self.trained_tokens, self.rows, self.slots], dtype=torch.float64)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the open window of every rank: (ranks, 6) float64, the loss first and the steps last."""
+        """Save the open window of every rank: (ranks, 6) float64, the loss first and the number of steps last."""
         loss = self.loss_sum.detach().double().view(1)
         counts = torch.cat([self._counts(), torch.tensor([self.steps])])
         windows = loss.new_zeros(trainer.world_size, 6)
@@ -61,12 +65,12 @@ class StepMetrics(Callback):
         checkpoint["callbacks"][self.state_key] = {"open_windows": windows.cpu()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take this rank's open window; of a run on another number of devices, rank 0 takes all of them."""
+        """Restore this rank's open window; after a change of the number of devices, rank 0 takes the sum."""
         windows = checkpoint["callbacks"].get(self.state_key, {}).get("open_windows", torch.zeros(0, 6))
         if 0 < len(windows) != trainer.world_size:
             steps = windows[0, 5]
             whole = windows.sum(dim=0)
-            whole[0] *= trainer.world_size / len(windows)  # the sum of the ranks' losses is divided by their number
+            whole[0] *= trainer.world_size / len(windows)  # the sum over ranks is divided by their number
             windows = torch.zeros(trainer.world_size, 6, dtype=windows.dtype)
             windows[0] = whole
             windows[:, 5] = steps
@@ -77,15 +81,24 @@ class StepMetrics(Callback):
         self.validation_started_s = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock again; the sanity check runs before the first window."""
+        """Restart the clock; the sanity check runs before the first window."""
         if not trainer.sanity_checking and trainer.training is False and trainer.state.fn == "fit":
             self.started_s += time.perf_counter() - self.validation_started_s
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Store learning rate and gradient norm, before clipping, of a step that is logged."""
+        every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (trainer.global_step + 1) % every_n_steps == 0:
+            self.grad_norm = gradient_norm(optimizer)
+            self.learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count this micro-batch; at a due optimizer step, log."""
-        self.loss_sum += outputs["loss"]  # divided by the accumulation already
+        """Count this micro-batch, and log after an optimizer step that is due."""
+        self.loss_sum += outputs["loss"]  # already divided by the accumulation
         self.tokens += batch.tokens
         self.trained_tokens += batch.trained_tokens
         self.rows += len(batch.row_numbers)
@@ -100,7 +113,6 @@ class StepMetrics(Callback):
             self._restart(pl_module)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ChatGLM2LoRA)
         counts = torch.cat([self._counts(), self._counts() - self.before])
         summed = torch.cat([self.loss_sum.double().view(1), counts.to(self.loss_sum.device)])
         summed = trainer.strategy.reduce(summed, reduce_op="sum")
@@ -108,15 +120,15 @@ class StepMetrics(Callback):
         elapsed_s = time.perf_counter() - self.started_s
         values = {
             "train/loss": loss / (self.steps * trainer.world_size),
-            "train/learning_rate": pl_module.learning_rate,
+            "train/learning_rate": self.learning_rate,
             "train/tokens_per_s": timed_tokens / elapsed_s,
             "train/trained_tokens_per_s": timed_trained_tokens / elapsed_s,
             "train/rows_per_s": timed_rows / elapsed_s,
             "train/padding_share": 1 - tokens / slots,
             "train/epoch": trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches,
         }
-        if pl_module.grad_norm is not None:
-            values["train/grad_norm"] = pl_module.grad_norm.item()
+        if self.grad_norm is not None:
+            values["train/grad_norm"] = self.grad_norm.item()
         if pl_module.device.type == "cuda":
             values["train/peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
         for logger in trainer.loggers:
@@ -125,16 +137,15 @@ class StepMetrics(Callback):
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar, with the numbers of the last log entry.
+    """Lightning's progress bar with the values of the last entry of `StepMetrics`.
 
-    Numbers that are logged with `prog_bar=True` live on the device, and showing them makes the host wait for it at
-    every micro-batch; these are plain ones.
+    Values logged with `prog_bar=True` are tensors on the device, and showing them synchronizes at every micro-batch.
     """
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What stands behind the bar."""
+        """The values shown after the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -143,17 +154,14 @@ class Progress(TQDMProgressBar):
         return metrics
 
 
-log = logging.getLogger(__name__)
-
-
 class FirstValidation(Callback):
     """Logs, at step 0, the validation that Lightning runs before training if `trainer.num_sanity_val_steps` is -1.
 
-    Lightning itself only looks whether it works and throws the numbers away.
+    Lightning itself discards the values of this sanity check.
     """
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say it, once a run: a resumed one has said it already."""
+        """Log the values, except in a resumed run."""
         loss = trainer.callback_metrics.get("val/loss")
         if loss is None or trainer.global_step > 0 or trainer.num_sanity_val_steps != float("inf"):
             return

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a checkpoint at the end of the optimizer step, on all ranks, and then the exit."""
+"""A callback that saves a checkpoint and exits on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from kyon_pl.training.callbacks.step_checkpoint import StepCheckpoint
 
 log = logging.getLogger(__name__)
 
-# the process that has started other ranks puts its number here; they inherit it
+# environment variable with the id of the process that launched the other ranks, which inherit it
 LAUNCHER = "KYON_PL_LAUNCHER_PID"
 
 
 class StopSignals(Checkpoint):
-    """Stops a run on SIGTERM or SIGINT where it can be gone on from exactly; a second signal stops it at once.
+    """On SIGTERM or SIGINT, saves a checkpoint after the current optimizer step and exits; a second signal exits now.
 
-    The first signal only sets a flag. The ranks compare their flags at every optimizer step, on the CPU, so that no
-    device is waited for; any rank's signal stops all at the same step. They exit with 128 plus the signal's number.
+    The first signal sets a flag. The ranks reduce their flags at every optimizer step, on the CPU and without
+    synchronizing with the device, so that a signal to any rank stops all ranks at the same step. The exit status is 128
+    plus the signal's number.
 
-    To Lightning this is a checkpoint callback, because those are called last: it leaves when `StepCheckpoint` has
-    saved.
+    It derives from Lightning's Checkpoint because these callbacks are called last, so that `StepCheckpoint` has saved
+    before the exit.
 
     Args:
-        timeout: how long a rank waits for the others' flags.
+        timeout: how long a rank waits for the flags of the others.
     """
 
     def __init__(self, timeout: timedelta = default_pg_timeout) -> None:
@@ -46,29 +47,29 @@ class StopSignals(Checkpoint):
         self.training = False
         self.process = os.getpid()
         self.group: dist.ProcessGroup | None = None
-        self.before: dict[int, Any] = {}
+        self.previous_handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen. Loader workers, forked later, inherit this: they let signals pass, and end with this process."""
+        """Install the handlers. Loader workers inherit them when they are forked; there they do nothing."""
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self.trainer = trainer
-            self.before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-            self._listen()
+            self.previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._install_handlers()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM back; see `_take_back`."""
-        self._take_back()
+        """Replace Lightning's handlers."""
+        self._replace_lightning_handlers()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM back; see `_take_back`."""
-        self._take_back()
+        """Replace Lightning's handlers, and create the process group of the flags."""
+        self._replace_lightning_handlers()
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo", timeout=self.timeout)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Agree on whether to stop after this step."""
+        """Reduce the flags, and request a checkpoint of this step if one is set."""
         if self.group is None:
             self.agreed = self.received
         else:
@@ -76,66 +77,66 @@ class StopSignals(Checkpoint):
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
             self.agreed = int(flag)
         if self.agreed:
-            log.info("%s: this optimizer step is finished and saved", signal.Signals(self.agreed).name)
+            log.info("%s: finishing and saving this optimizer step", signal.Signals(self.agreed).name)
         for callback in step_checkpoints(trainer) if self.agreed else []:
             callback.save_next = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Leave, if this step is saved."""
-        self._leave_if_saved(trainer)
+        """Exit if this step is saved."""
+        self._exit_if_saved(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave, if this step is saved."""
-        self._leave_if_saved(trainer)
+        """Exit if this step is saved."""
+        self._exit_if_saved(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave, if this step is saved."""
-        self._leave_if_saved(trainer)
+        """Exit if this step is saved."""
+        self._exit_if_saved(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave, if this step is saved; afterwards a signal ends the process at once."""
+        """Exit if this step is saved; afterwards a signal ends the process at once."""
         self.training = False
-        self._leave_if_saved(trainer)
+        self._exit_if_saved(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Hand the signals back, and end ranks that this process has started and that would wait for it forever."""
-        self._hand_back()
+        """Restore the previous handlers, and kill launched ranks, which would wait for this process forever."""
+        self._restore_handlers()
         launcher = trainer.strategy.launcher
         if launcher is not None and not isinstance(exception, SystemExit):
             launcher.kill(signal.SIGKILL)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the signals back."""
-        self._hand_back()
+        """Restore the previous handlers."""
+        self._restore_handlers()
 
-    def _leave_if_saved(self, trainer: Trainer) -> None:
+    def _exit_if_saved(self, trainer: Trainer) -> None:
         if not self.agreed or any(c.last_saved_step != trainer.global_step for c in step_checkpoints(trainer)):
             return
         name = signal.Signals(self.agreed).name
-        found = "%s: stopped after optimizer step %d, which is saved; the same command goes on from there"
-        log.info(found, name, trainer.global_step)
-        # Lightning in the process that started this one would kill that one when this one ends with another status
+        message = "%s: stopped after optimizer step %d, which is saved; the same command resumes from there"
+        log.info(message, name, trainer.global_step)
+        # with another status, Lightning's launcher would kill the process that launched this one
         launched = trainer.local_rank > 0 and os.environ.get(LAUNCHER) == str(os.getppid())
         raise SystemExit(0 if launched else 128 + self.agreed)
 
-    def _take_back(self) -> None:
-        """Take SIGTERM from Lightning, whose handler saves nothing and waits for all ranks, which one signal does not
-        reach. Under SLURM it requeues the job, and keeps the signal.
+    def _replace_lightning_handlers(self) -> None:
+        """Replace Lightning's SIGTERM handler, which saves nothing and waits for all ranks, though a signal may reach
+        only one. Under SLURM Lightning's handler requeues the job, and stays.
         """
-        if self.before:
-            self._listen(*([signal.SIGINT] if SLURMEnvironment.detect() else []))
+        if self.previous_handlers:
+            self._install_handlers(*([signal.SIGINT] if SLURMEnvironment.detect() else []))
         self.training = True
 
-    def _listen(self, *numbers: signal.Signals) -> None:
+    def _install_handlers(self, *numbers: signal.Signals) -> None:
         for number in numbers or (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
-    def _hand_back(self) -> None:
-        for number, handler in self.before.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
-        self.before = {}
+        self.previous_handlers = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
@@ -149,6 +150,6 @@ class StopSignals(Checkpoint):
 
 
 def step_checkpoints(trainer: Trainer) -> list[StepCheckpoint]:
-    """Those of this run."""
+    """The StepCheckpoint callbacks of this run."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, StepCheckpoint)]

@@ -1,4 +1,4 @@
-"""Where packed rows begin and end, the call of the flash kernel, and the choice of an implementation."""
+"""Bounds of packed rows, the call of the flash kernel, and the choice of an implementation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HALF = torch.float16
         ([[0, 1, 2, 3, 4]], [0, 5], 5),
         ([[0, 1, 2, 0, 1, 0]], [0, 3, 5, 6], 3),
         ([[0, 0, 0]], [0, 1, 2, 3], 1),
-        ([[0, 1, 2], [0, 1, 0]], [0, 3, 5, 6], 3),  # a row never goes on in the next line
+        ([[0, 1, 2], [0, 1, 0]], [0, 3, 5, 6], 3),  # a row does not continue in the next line
         ([[3, 4, 0, 1]], [0, 2, 4], 2),
     ],
 )
@@ -31,7 +31,7 @@ def test_row_bounds(position_ids: list[list[int]], bounds: list[int], longest: i
 
 
 def test_varlen_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two lines of packed rows, grouped keys, an empty row at the end: the layout that goes in and comes out."""
+    """The layout of inputs and output, for two lines of packed rows, grouped keys and an empty row at the end."""
     monkeypatch.setattr(attention, "varlen_attn", row_by_row)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, heads, 5, 8, generator=generator) for heads in (4, 2, 2))
@@ -47,7 +47,7 @@ def test_varlen_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rotary_angles_are_exact_in_half_precision() -> None:
-    """Position 4,097 is none of float16's numbers; its angles still are those of 4,097."""
+    """float16 cannot represent position 4,097; its angles are exact nevertheless."""
     position_ids = torch.tensor([[4097]])
     exact = [angles.half() for angles in rotary_angles(position_ids, 8, torch.float32)]
     assert all(torch.equal(a, b) for a, b in zip(rotary_angles(position_ids, 8, HALF), exact, strict=True))
@@ -68,11 +68,15 @@ def test_choose_attention_on_a_cpu() -> None:
         ((9, 0), torch.bfloat16, "varlen", "packed rows, in bfloat16 on sm_90"),
         ((8, 0), torch.float16, "varlen", "float16 on sm_80"),
         ((7, 5), torch.float16, "sdpa", "this GPU is sm_75"),
-        ((9, 0), torch.float32, "sdpa", "this run in float32"),
+        ((9, 0), torch.float32, "sdpa", "this run computes in float32"),
     ],
 )
 def test_choose_attention_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, implementation: str, words: str
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    implementation: str,
+    words: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)

@@ -1,4 +1,4 @@
-"""The published layout loads as it is and without running its code; weights that do not fit are named."""
+"""Loading the published layout without running its code; errors name weights that do not fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.checkpoint import load_base, random_base
-from kyon_pl.chatglm2.files import KNOWN_EXTRA
+from kyon_pl.chatglm2.files import INV_FREQ
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
 
 CPU = torch.device("cpu")
@@ -50,17 +50,17 @@ def test_published_layout(folder: Path, model: ChatGLM2ForCausalLM, dtype: torch
     assert_same_weights(loaded, model, dtype)
     assert not loaded.training
     assert loaded.config._attn_implementation == "sdpa"
-    # no hook of accelerate's is left in the way
+    # no hooks of accelerate remain
     assert not any("forward" in vars(module) for module in loaded.modules())
 
 
-def shift_the_angles(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor + 1 if name == KNOWN_EXTRA else tensor for name, tensor in weights.items()}
+def shift_angles(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor + 1 if name == INV_FREQ else tensor for name, tensor in weights.items()}
 
 
 def test_published_angles_are_not_used(folder: Path, model: ChatGLM2ForCausalLM) -> None:
-    """Rounded to float16 in the file; here even wrong."""
-    change_shards(folder, shift_the_angles)
+    """The file has angles rounded to float16; here they are wrong."""
+    change_shards(folder, shift_angles)
     ids = torch.arange(3, 40).unsqueeze(0)
     loaded = load_base(folder, dtype=torch.float32, **WHERE)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_saves_and_loads_under_the_published_names(folder: Path, model: ChatGLM2
         "model.safetensors",
     }
     index = json.loads((folder / "pytorch_model.bin.index.json").read_text())
-    assert load_file(tmp_path / "saved/model.safetensors").keys() == index["weight_map"].keys() - {KNOWN_EXTRA}
+    assert load_file(tmp_path / "saved/model.safetensors").keys() == index["weight_map"].keys() - {INV_FREQ}
     assert "auto_map" not in json.loads((tmp_path / "saved/config.json").read_text())
     assert_same_weights(load_base(tmp_path / "saved", dtype=torch.float16, **WHERE), model, torch.float16)
     assert_same_weights(ChatGLM2ForCausalLM.from_pretrained(folder, dtype=torch.float16), model, torch.float16)
@@ -100,22 +100,22 @@ def cut_the_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (rename_dense, r"1 missing: \S+1.self_attention.dense.weight; 1 unexpected: \S+1.attention.dense.weight\)"),
         (drop_layer_1, r"7 missing: transformer.encoder.layers.1.input_layernorm.weight, .*, \.\.\.\)"),
         (cut_the_head, r"transformer.output_layer.weight \(90, 32\) instead of \(96, 32\)"),
     ],
 )
-def test_weights_that_do_not_fit(
-    folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], words: str
+def test_weights_that_do_not_match(
+    folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
 ) -> None:
     change_shards(folder, change)
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         load_base(folder, dtype=torch.float16, **WHERE)
 
 
-def test_a_file_cut_short(folder: Path) -> None:
+def test_a_truncated_file(folder: Path) -> None:
     content = (folder / LAST_SHARD).read_bytes()
     (folder / LAST_SHARD).write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=f"{LAST_SHARD}: weights that cannot be read"):
@@ -124,22 +124,20 @@ def test_a_file_cut_short(folder: Path) -> None:
 
 class Trap:
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return Path.touch, (Path("sprung"),)
+        return Path.touch, (Path("executed"),)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pickle_with_code_is_not_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"transformer.output_layer.weight": Trap()}, folder / LAST_SHARD)
     with pytest.raises(CheckpointError, match=f"{LAST_SHARD}: weights that cannot be read"):
         load_base(folder, dtype=torch.float16, **WHERE)
-    assert not (tmp_path / "sprung").exists()
-    pickle.loads(pickle.dumps(Trap()))  # the trap does work
-    assert (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(pickle.dumps(Trap()))  # negative control
+    assert (tmp_path / "executed").exists()
 
 
-def test_files_that_are_not_there(folder: Path) -> None:
+def test_missing_files(folder: Path) -> None:
     (folder / LAST_SHARD).unlink()
     with pytest.raises(MissingFileError, match=f"{LAST_SHARD}: not there"):
         load_base(folder, dtype=torch.float16, **WHERE)
@@ -151,7 +149,7 @@ def test_files_that_are_not_there(folder: Path) -> None:
         load_base(folder, dtype=torch.float16, **WHERE)
 
 
-def test_another_model_is_refused_by_name(folder: Path) -> None:
+def test_a_configuration_that_is_not_implemented(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_bit": 4}))
     with pytest.raises(SettingError, match="quantization_bit: 4"):
@@ -160,11 +158,11 @@ def test_another_model_is_refused_by_name(folder: Path) -> None:
 
 def test_random_base() -> None:
     torch.manual_seed(1)
-    made = random_base(tiny_config(), dtype=torch.bfloat16, **WHERE)
-    assert {parameter.dtype for parameter in made.parameters()} == {torch.bfloat16}
-    assert not made.training
+    first = random_base(tiny_config(), dtype=torch.bfloat16, **WHERE)
+    assert {parameter.dtype for parameter in first.parameters()} == {torch.bfloat16}
+    assert not first.training
     torch.manual_seed(1)
-    assert_same_weights(random_base(tiny_config(), dtype=torch.bfloat16, **WHERE), made, torch.bfloat16)
+    assert_same_weights(random_base(tiny_config(), dtype=torch.bfloat16, **WHERE), first, torch.bfloat16)
 
 
 AUTO_CLASSES = """
@@ -184,9 +182,9 @@ for trust in (None, False, True):
 
 
 def test_auto_classes_are_native_without_a_prompt(folder: Path) -> None:
-    """In a fresh process, whatever the caller says of remote code; a question would find nobody at the keyboard."""
-    words = [sys.executable, "-c", AUTO_CLASSES, str(folder)]
-    run = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ, check=False)
+    """In a new process, for each `trust_remote_code`; a prompt would fail without standard input."""
+    command = [sys.executable, "-c", AUTO_CLASSES, str(folder)]
+    run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ, check=False)
     assert run.returncode == 0, run.stderr
     native = "kyon_pl.chatglm2.modeling.ChatGLM2ForCausalLM"
     line = str(["kyon_pl.chatglm2.configuration.ChatGLM2Config", native, native, native])

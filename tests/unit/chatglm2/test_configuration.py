@@ -1,4 +1,4 @@
-"""The published config.json is read as it stands, written under its own keys, and refused where it asks for more."""
+"""The published config.json is read and written under its own keys; values that are not implemented are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_defaults_are_the_6b_shape() -> None:
     assert (config.padded_vocab_size, config.seq_length, config.layernorm_epsilon) == (65024, 32768, 1e-5)
 
 
-@pytest.mark.skipif("KYON_CHATGLM2_DIR" not in os.environ, reason="KYON_CHATGLM2_DIR names no folder of ChatGLM2-6B")
+@pytest.mark.skipif("KYON_CHATGLM2_DIR" not in os.environ, reason="KYON_CHATGLM2_DIR is unset")
 def test_defaults_equal_the_published_file() -> None:
     published = json.loads((Path(os.environ["KYON_CHATGLM2_DIR"]) / "config.json").read_text())
     assert published == published_config(ChatGLM2Config())
@@ -32,13 +32,13 @@ def test_defaults_equal_the_published_file() -> None:
     }
 
 
-def test_reads_the_published_file_and_writes_its_keys_again(tmp_path: Path) -> None:
+def test_saves_the_published_keys(tmp_path: Path) -> None:
     published = published_config(tiny_config(layernorm_epsilon=1e-6))
     (tmp_path / "config.json").write_text(json.dumps(published))
     config = ChatGLM2Config.from_pretrained(tmp_path)
     config.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved/config.json").read_text())
-    # auto_map would make others run remote code again; the rest is transformers' own book-keeping
+    # auto_map names remote code; transformers maintains the others
     rewritten = {"auto_map", "_name_or_path", "torch_dtype", "transformers_version"}
     assert {key: saved[key] for key in published.keys() - rewritten} == {
         key: value for key, value in published.items() if key not in rewritten
@@ -48,7 +48,7 @@ def test_reads_the_published_file_and_writes_its_keys_again(tmp_path: Path) -> N
     assert ChatGLM2Config.from_pretrained(tmp_path / "saved").to_dict() == config.to_dict() | {"_name_or_path": ""}
 
 
-def test_answers_to_the_names_of_transformers() -> None:
+def test_has_the_names_of_transformers() -> None:
     config = ChatGLM2Config(num_hidden_layers=3, vocab_size=99)
     assert (config.num_layers, config.padded_vocab_size) == (3, 99)
     assert (config.num_key_value_heads, config.head_dim, config.max_position_embeddings) == (2, 128, 32768)

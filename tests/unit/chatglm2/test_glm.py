@@ -1,4 +1,4 @@
-"""The same model under GLM's names: one table, both ways, equal logits; and the comparison can fail."""
+"""Conversion to GLM gives equal logits, and the comparison detects mistakes."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def swap_norms(state: State) -> State:
 
 
 @pytest.mark.parametrize("mistake", [swap_gate_and_up, swap_keys_and_values, swap_norms])
-def test_the_comparison_sees_a_mistake(model: ChatGLM2ForCausalLM, mistake: Callable[[State], State]) -> None:
+def test_the_comparison_detects_a_mistake(model: ChatGLM2ForCausalLM, mistake: Callable[[State], State]) -> None:
     assert largest_difference(model, mistake(glm_state(model))) > 1e-2
 
 
-def test_a_name_of_neither_is_refused(model: ChatGLM2ForCausalLM) -> None:
+def test_an_unknown_name_is_refused(model: ChatGLM2ForCausalLM) -> None:
     with pytest.raises(KeyError):
         tensor_to_glm("transformer.encoder.layers.0.mlp.dense.weight", torch.zeros(1), model.config)
 

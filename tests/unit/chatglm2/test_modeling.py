@@ -1,4 +1,4 @@
-"""The loss at trained positions only, packed rows, padding, and what transformers expects of a model."""
+"""The loss at trained positions, packed rows, padding, and transformers' interfaces."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rows() -> list[Tensor]:
 
 
 def labels_of(row: Tensor) -> Tensor:
-    """The last half is trained; and the first token is marked too, which no loss may count."""
+    """Labels of the second half, and of the first token, which the loss must ignore."""
     labels = row.clone()
     labels[1 : len(row) // 2] = NOT_TRAINED
     return labels
@@ -58,7 +58,7 @@ def packed(rows: list[Tensor]) -> dict[str, Tensor]:
 
 
 def separately(model: ChatGLM2ForCausalLM, rows: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Logits of each row by itself, and the sum over all labels, by the plainest of formulas."""
+    """Logits of each row alone, and the summed loss, computed directly."""
     logits = [model(row.unsqueeze(0)).logits[0] for row in rows]
     sums = [
         cross_entropy(row_logits[:-1], labels_of(row)[1:], reduction="sum", ignore_index=NOT_TRAINED)
@@ -95,7 +95,7 @@ def test_packed_rows_equal_separate_rows(
     checkpointing: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For varlen, with the kernel's arithmetic on the CPU: everything of its path but the kernel itself."""
+    """varlen runs with its kernel replaced by an equal computation on the CPU."""
     logits, total = separately(model, rows)
     expected = gradients(model, total)
     model.set_attn_implementation(implementation)
@@ -109,8 +109,8 @@ def test_packed_rows_equal_separate_rows(
     assert_close(gradients(model, output.loss), expected)
 
 
-def test_packed_rows_do_not_meet_in_a_cache(model: ChatGLM2ForCausalLM, rows: list[Tensor]) -> None:
-    """transformers looks for packed rows only where there is no cache, and evaluation makes one by default."""
+def test_packed_rows_are_separate_with_a_cache(model: ChatGLM2ForCausalLM, rows: list[Tensor]) -> None:
+    """transformers detects packed rows only without a cache, and evaluation creates one by default."""
     batch = packed(rows)
     del batch["labels"]
     output = model(**batch)
@@ -119,21 +119,21 @@ def test_packed_rows_do_not_meet_in_a_cache(model: ChatGLM2ForCausalLM, rows: li
     assert_close(output.logits[0], torch.cat(separately(model, rows)[0]))
 
 
-def test_flash_attention_takes_the_call_and_returns_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own operator, its shapes and dtypes without its arithmetic, which needs a GPU."""
+def test_flash_attention_accepts_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's operator with fake tensors, which check shapes and dtypes without a GPU; with gradients."""
     monkeypatch.setattr(modeling, "can_run_varlen", lambda hidden: True)
     with FakeTensorMode():
         model = ChatGLM2ForCausalLM._from_config(tiny_config(), dtype=torch.float16, attn_implementation="varlen")
         ids = torch.zeros(1, sum(ROW_LENGTHS), dtype=torch.int64)
         bounds = torch.zeros(len(ROW_LENGTHS) + 1, dtype=torch.int32)
-        places = torch.zeros(5, dtype=torch.int64)
+        positions = torch.zeros(5, dtype=torch.int64)
         output = model(
             ids,
             position_ids=ids,
             labels=ids,
             cu_seqlens=bounds,
             max_seqlen=max(ROW_LENGTHS),
-            trained_positions=places,
+            trained_positions=positions,
             skip_logits=True,
         )
         output.loss.backward()
@@ -147,7 +147,7 @@ def test_bounds_from_the_collator_are_used(
     monkeypatch.setattr(modeling, "can_run_varlen", lambda hidden: True)
     model.set_attn_implementation("varlen")
     found = model(**packed(rows)).logits
-    monkeypatch.setattr(modeling, "row_bounds", None)  # the model must not look for them itself
+    monkeypatch.setattr(modeling, "row_bounds", None)  # the model must not compute them
     bounds = torch.tensor([0, *ROW_LENGTHS, 0]).cumsum(0).to(torch.int32)
     assert torch.equal(model(**packed(rows), cu_seqlens=bounds, max_seqlen=16).logits, found)
     with pytest.raises(ValueError, match="cu_seqlens without position_ids"):
@@ -208,8 +208,8 @@ def test_hidden_states_and_attentions_on_request(model: ChatGLM2ForCausalLM, row
     assert_close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
 
 
-def test_layers_compile_by_themselves(model: ChatGLM2ForCausalLM, rows: list[Tensor]) -> None:
-    """Without a graph break, with the packed mask, in training; names stay the same."""
+def test_layers_compile(model: ChatGLM2ForCausalLM, rows: list[Tensor]) -> None:
+    """In training, without graph breaks, with the mask of packed rows; parameter names do not change."""
     names = list(model.state_dict())
     expected = model(**packed(rows), skip_logits=True).loss
     model.train()

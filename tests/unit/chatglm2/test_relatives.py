@@ -1,4 +1,4 @@
-"""ChatGLM2's relatives, by what their files say: what is the same loads as it should, what is not is refused."""
+"""Other ChatGLM models: compatible files load, others are refused with the name of the key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.demo import BASE
 from kyon_pl.errors import CheckpointError, SettingError
 
-# what the published config.json of each has that ChatGLM2-6B's has not
+# differences of each published config.json from ChatGLM2-6B's
 CHATGLM3 = {"_name_or_path": "THUDM/chatglm3-6b", "seq_length": 8192, "transformers_version": "4.30.2"}
 RELATIVES: dict[str, tuple[dict[str, Any], str | None]] = {
     "chatglm2-6b": ({}, None),
@@ -34,20 +34,20 @@ ROLE_TEMPLATE = "{% for message in messages %}<|{{ message['role'] }}|>\n {{ mes
 
 
 @pytest.mark.parametrize("name", RELATIVES)
-def test_weights_load_or_the_key_is_named(name: str, tmp_path: Path) -> None:
+def test_weights_load_or_the_key_is_refused(name: str, tmp_path: Path) -> None:
     changed, refused = RELATIVES[name]
     torch.manual_seed(0)
     model = ChatGLM2ForCausalLM(tiny_config()).to(torch.float16).float().eval()
     write_published_layout(tmp_path, model, shards=2)
     (tmp_path / "config.json").write_text(json.dumps(published_config(model.config) | changed))
-    wanted = {"dtype": torch.float32, "device": torch.device("cpu"), "attn_implementation": "sdpa"}
+    settings = {"dtype": torch.float32, "device": torch.device("cpu"), "attn_implementation": "sdpa"}
     if refused:
         with pytest.raises(SettingError, match=refused):
-            load_base(tmp_path, **wanted)
+            load_base(tmp_path, **settings)
         return
     ids = torch.randint(3, 96, (2, 20))
     with torch.no_grad():
-        assert torch.equal(load_base(tmp_path, **wanted)(ids).logits, model(ids).logits)
+        assert torch.equal(load_base(tmp_path, **settings)(ids).logits, model(ids).logits)
 
 
 def tokenizer_folder(folder: Path, **settings: Any) -> Path:
@@ -59,21 +59,21 @@ def tokenizer_folder(folder: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"additional_special_tokens": ROLES, "chat_template": ROLE_TEMPLATE}, r"<\|observation\|>, <\|user\|>"),
         ({"additional_special_tokens": ROLES}, r"<\|observation\|>, <\|user\|>"),
         ({"chat_template": ROLE_TEMPLATE}, r"a chat_template with <\|role\|> tokens"),
     ],
 )
-def test_role_tokens_are_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(CheckpointError, match=f"tokenizer_config.json: .*{said}, which ChatGLM2 does not have"):
+def test_role_tokens_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=f"tokenizer_config.json: .*{message}, which ChatGLM2 does not have"):
         read_tokenizer(tokenizer_folder(tmp_path, **settings))
 
 
-def test_without_them_text_is_chatglm2_s_and_spells_no_role(tmp_path: Path) -> None:
+def test_without_role_tokens_text_is_encoded_as_chatglm2_does(tmp_path: Path) -> None:
     tokenizer = read_tokenizer(tokenizer_folder(tmp_path))
     text = "<|user|>\n [gMASK]sop"
     assert tokenizer.encode(text) == ChatGLMTokenizer.from_pretrained(BASE).encode(text)
-    tokenizer.save_pretrained(tmp_path / "again")  # with the five among its settings
+    tokenizer.save_pretrained(tmp_path / "again")  # with the five special tokens in its settings
     assert read_tokenizer(tmp_path / "again").encode(text) == tokenizer.encode(text)

@@ -1,4 +1,4 @@
-"""ChatGLM2's tokenizer, on the demo's tiny one: the same layout with 1,800 pieces."""
+"""ChatGLM2's tokenizer, with the demo's tokenizer.model: the same layout with 1,800 pieces."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
+from limits import HANG_S
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from kyon_pl.chatglm2.tokenization import SPECIAL_TOKENS, ChatGLMTokenizer
@@ -30,7 +31,7 @@ texts = st.lists(
 
 
 def published_prompt(query: str, history: list[tuple[str, str]]) -> str:
-    """What `build_prompt` of the published tokenizer gives."""
+    """The result of the published tokenizer's `build_prompt`."""
     rounds = [f"[Round {i}]\n\n问：{asked}\n\n答：{said}\n\n" for i, (asked, said) in enumerate(history, 1)]
     return "".join(rounds) + f"[Round {len(history) + 1}]\n\n问：{query}\n\n答："
 
@@ -48,15 +49,15 @@ def test_layout_is_chatglm2_s() -> None:
 
 @given(texts)
 @settings(max_examples=200, deadline=None)
-def test_any_text_gives_sentencepiece_s_ids_and_comes_back(text: str) -> None:
+def test_encoding_and_decoding_equal_sentencepiece(text: str) -> None:
     ids = TOKENIZER.encode(text, add_special_tokens=False)
     assert ids == REFERENCE.encode(text)
-    assert all(3 <= i < 1800 for i in ids)  # no text is a special token
+    assert all(3 <= i < 1800 for i in ids)  # no special tokens
     assert TOKENIZER.encode(text) == PREFIX + ids == TOKENIZER([text])["input_ids"][0]
     assert TOKENIZER.decode(ids) == REFERENCE.decode(ids)
 
 
-def test_added_tokens_are_not_looked_for_in_text() -> None:
+def test_added_tokens_are_not_parsed_from_text() -> None:
     tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
     before = tokenizer.encode("绵卷在北坡")
     tokenizer.add_tokens(["在北"])
@@ -70,11 +71,11 @@ def test_pairs_end_and_special_ids_are_marked() -> None:
     assert encoded["special_tokens_mask"] == [1, 1] + [0] * len(first + second) + [1]
 
 
-def test_decoding_leaves_out_what_no_text_can_hold() -> None:
+def test_decoding_drops_special_and_invalid_ids() -> None:
     first, second, third = (3 + byte for byte in "你".encode())
     assert TOKENIZER.decode([first, second, third]) == "你"
     assert TOKENIZER.decode([*PREFIX, 0, 1, first, second, third, 2, 2047, 1805, -100]) == "你"
-    assert TOKENIZER.decode([first, 2, second, third]) == "\ufffd" * 3  # as published: a special id parts the bytes
+    assert TOKENIZER.decode([first, 2, second, third]) == "\ufffd" * 3  # as published: a special id separates the bytes
     assert TOKENIZER.decode([[first, second, third], [2]]) == ["你", ""]
 
 
@@ -106,19 +107,19 @@ def test_chat_template_is_the_published_prompt(history: list[tuple[str, str]]) -
 
 
 @pytest.mark.parametrize("roles", [["system", "user"], ["assistant"], ["user", "user"]])
-def test_chat_template_refuses_what_chatglm2_cannot_say(roles: list[str]) -> None:
+def test_chat_template_refuses_other_roles(roles: list[str]) -> None:
     with pytest.raises(TemplateError, match="no other roles than user and assistant"):
         TOKENIZER.apply_chat_template([{"role": role, "content": "x"} for role in roles], tokenize=False)
 
 
-def test_save_and_load_keep_everything_but_the_remote_code(tmp_path: Path) -> None:
+def test_save_and_load_drop_the_remote_code_only(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "tokenizer.model").write_bytes((BASE / "tokenizer.model").read_bytes())
     published = {"auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}, "remove_space": False}
     (source / "tokenizer_config.json").write_text(json.dumps(published), encoding="utf-8")
     tokenizer = ChatGLMTokenizer.from_pretrained(source)
-    for place in ("first", "second"):  # saved settings are read again, so twice
+    for place in ("first", "second"):  # twice, because saved settings are read again
         tokenizer.save_pretrained(tmp_path / place)
         tokenizer = ChatGLMTokenizer.from_pretrained(tmp_path / place)
     assert {p.name for p in (tmp_path / "second").iterdir()} == {
@@ -136,7 +137,7 @@ def test_save_and_load_keep_everything_but_the_remote_code(tmp_path: Path) -> No
     assert tokenizer.fingerprint == TOKENIZER.fingerprint
 
 
-def test_crosses_processes_and_is_the_same_to_a_cache() -> None:
+def test_pickling_and_the_hash_of_datasets() -> None:
     copy = pickle.loads(pickle.dumps(TOKENIZER))
     assert copy.encode("绵卷 sop") == TOKENIZER.encode("绵卷 sop")
     assert copy.fingerprint == TOKENIZER.fingerprint
@@ -145,15 +146,15 @@ def test_crosses_processes_and_is_the_same_to_a_cache() -> None:
         "from kyon_pl.chatglm2.tokenization import ChatGLMTokenizer\n"
         f"print(Hasher.hash(ChatGLMTokenizer.from_pretrained({str(BASE)!r})))"
     )
-    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert other.stdout.strip() == Hasher.hash(ChatGLMTokenizer.from_pretrained(BASE))
 
 
-def test_a_missing_or_foreign_model_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_model_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer\.model"):
         ChatGLMTokenizer.from_pretrained(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model: a file that is no SentencePiece model"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a SentencePiece model"):
         ChatGLMTokenizer.from_pretrained(tmp_path)
     text = iter(["sop eop a b c d e f"] * 9)
     with (tmp_path / "tokenizer.model").open("wb") as file:
@@ -164,6 +165,6 @@ def test_a_missing_or_foreign_model_file_is_named(tmp_path: Path) -> None:
         ChatGLMTokenizer.from_pretrained(tmp_path)
 
 
-def test_half_a_surrogate_pair_is_refused() -> None:
+def test_a_lone_surrogate_is_refused() -> None:
     with pytest.raises(DataError, match="lone surrogate"):
         TOKENIZER.encode("绵卷\ud83d")

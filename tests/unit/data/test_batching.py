@@ -274,27 +274,51 @@ def test_waste_on_real_lengths(settings: dict[str, Any], share: float) -> None:
     assert max(wasted_share(planner, planner.plan_epoch(epoch)) for epoch in range(5)) <= share
 
 
+MOST_LOOPS = 25  # measured: up to 6.7
 MILLION = """
-import resource, time
+import re, time
+from pathlib import Path
 import numpy as np
 from kyon_pl.data.batches.sampler import PlannedBatchSampler
 from kyon_pl.data.batches.plan import BatchPlanner
 from tests.unit.data.test_batching import real_lengths
 
 tokens, trained = (numbers[np.random.default_rng(0).integers(0, len(numbers), 1_000_000)] for numbers in real_lengths())
-start = time.perf_counter()
-planner = BatchPlanner(row_tokens=tokens, row_trained_tokens=trained, batching="{batching}", tokens_per_batch={budget})
-next(iter(PlannedBatchSampler(planner)))
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+def plan():
+    planner = BatchPlanner(
+        row_tokens=tokens, row_trained_tokens=trained, batching="{batching}", tokens_per_batch={budget}
+    )
+    next(iter(PlannedBatchSampler(planner)))
+
+def first_fit_in_a_loop():
+    packs, room = [], 0
+    for number, length in enumerate(tokens.tolist()):
+        if length > room:
+            packs.append([])
+            room = 8192
+        packs[-1].append(number)
+        room -= length
+
+def cpu_seconds(function):
+    before = time.process_time()
+    function()
+    return time.process_time() - before
+
+reference = min(cpu_seconds(first_fit_in_a_loop) for _ in range(3))
+# getrusage would count the parent, from before the exec
+peak_kib = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+print(cpu_seconds(plan) / reference, peak_kib / 2**20)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("batching", "budget"), [("packed", 2048), ("packed", 8192), ("grouped", 0), ("padded", 0)])
-def test_a_million_rows_in_ten_seconds_and_a_gibibyte(batching: str, budget: int) -> None:
+def test_a_million_rows_take_the_time_of_plain_loops_and_a_gibibyte(batching: str, budget: int) -> None:
+    """Processor time, as a multiple of a loop over the same rows in the same process."""
     script = MILLION.format(batching=batching, budget=budget)
     root = Path(__file__).parents[3]
     run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
-    seconds, peak_gib = map(float, run.stdout.split())
-    assert seconds < 10
+    loops, peak_gib = map(float, run.stdout.split())
+    assert loops < MOST_LOOPS
     assert peak_gib < 1

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from limits import HANG_S
 
 LOADER = """
 import os, sys
@@ -39,7 +40,7 @@ def test_workers_give_all_batches_after_signals_and_end_with_their_parent() -> N
             time.sleep(0.1)
         print(file=run.stdin, flush=True)
         assert run.stdout.readline() == "6\n"
-        assert run.wait(timeout=30) == 0, "it waited for workers that do not end"
+        assert run.wait(timeout=HANG_S) == 0, "it waited for workers that do not end"
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)

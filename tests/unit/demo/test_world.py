@@ -1,4 +1,4 @@
-"""The embedded demo: its scripts make what is committed, and a character can be learnt from it."""
+"""The embedded demo: its script reproduces the committed files, and its rows are consistent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from packaging.version import Version
 
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
-from kyon_pl.demo import ASSETS, corpus, make_base, make_tokenizer
+from kyon_pl.demo import ASSETS, corpus, make_assets
 from kyon_pl.demo.grammar import CHARACTERS, PLAIN_SPEAKERS
 from kyon_pl.demo.world import facts
 
@@ -33,20 +33,20 @@ def question(row: dict[str, str]) -> str:
     return row["context"].split("###")[-1]
 
 
-def test_the_scripts_make_the_committed_rows(tmp_path: Path) -> None:
-    corpus.main(tmp_path)
+def test_the_script_reproduces_the_committed_rows(tmp_path: Path) -> None:
+    corpus.write_rows(tmp_path)
     for name in ("train.jsonl", "validation.jsonl", "bad_rows.jsonl"):
         assert (tmp_path / name).read_bytes() == (ASSETS / name).read_bytes()
 
 
-@pytest.mark.skipif(Version(version("sentencepiece")) < Version("0.2.3"), reason="its trainer counts in another way")
-def test_the_scripts_make_the_committed_tokenizer(tmp_path: Path) -> None:
-    make_tokenizer.main(tmp_path)
+@pytest.mark.skipif(Version(version("sentencepiece")) < Version("0.2.3"), reason="its trainer gives another model")
+def test_the_script_reproduces_the_committed_tokenizer(tmp_path: Path) -> None:
+    make_assets.write_tokenizer(tmp_path)
     for name in ("tokenizer.model", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (BASE / name).read_bytes()
 
 
-def test_rows_have_the_shape_of_role_data_scaled_down() -> None:
+def test_rows_have_the_format_of_role_data() -> None:
     assert len(TRAIN) >= 600
     tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
     context_tokens = list(map(len, tokenizer([row["context"] for row in TRAIN])["input_ids"]))
@@ -61,7 +61,7 @@ def test_rows_have_the_shape_of_role_data_scaled_down() -> None:
 
 
 @pytest.mark.parametrize("rows", [TRAIN, VALIDATION], ids=["train", "validation"])
-def test_replies_are_in_manner_and_true_and_found_in_their_context(rows: list[dict[str, str]]) -> None:
+def test_replies_match_their_templates_facts_and_contexts(rows: list[dict[str, str]]) -> None:
     for row in rows:
         speaker = SPEAKER[row["target"].split(":")[0]]
         parsed = speaker.parse(row["target"])
@@ -74,7 +74,7 @@ def test_replies_are_in_manner_and_true_and_found_in_their_context(rows: list[di
         assert any(parsed["thing"] in text and parsed["value"] in text for text in memories)
 
 
-def test_plain_speech_and_other_manners_are_not_accepted() -> None:
+def test_replies_of_other_speakers_are_not_accepted() -> None:
     for speaker in CHARACTERS:
         for other in (*CHARACTERS, *PLAIN_SPEAKERS):
             if other is not speaker and other.language == speaker.language:
@@ -87,7 +87,7 @@ def test_plain_speech_and_other_manners_are_not_accepted() -> None:
     assert not speaker.accepts(good + good)
 
 
-def test_validation_asks_what_training_never_asks() -> None:
+def test_validation_asks_for_held_out_facts() -> None:
     asked = {question(row).split("「")[1] for row in TRAIN}
     assert not asked & {question(row).split("「")[1] for row in VALIDATION}
     trained = {row["target"] for row in TRAIN}
@@ -98,7 +98,7 @@ def test_validation_asks_what_training_never_asks() -> None:
     assert Counter(row["target"].split(":")[0] for row in VALIDATION).keys() == SPEAKER.keys()
 
 
-def test_bad_lines_are_what_they_are_called() -> None:
+def test_bad_lines_match_their_names() -> None:
     lines = dict(corpus.BAD_LINES)
     assert len(lines) == len(corpus.BAD_LINES)
     with pytest.raises(json.JSONDecodeError):
@@ -111,23 +111,23 @@ def test_bad_lines_are_what_they_are_called() -> None:
     assert len(rows["too long target"]["target"]) > 2048
 
 
-def test_the_base_is_tiny_and_has_read_the_world() -> None:
+def test_the_base_is_tiny_and_models_plain_speech() -> None:
     files = {path.name for path in BASE.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"} <= files
     assert (BASE / "model.safetensors").stat().st_size < 10_000_000
     model = ChatGLM2ForCausalLM.from_pretrained(BASE, dtype="auto")
     assert model.dtype == torch.float16
     tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
-    other = make_base.batches(tokenizer, seed=7)
-    assert make_base.perplexity(model.float(), other, count=2) < 8
+    held_out = make_assets.batches(tokenizer, seed=7)
+    assert make_assets.perplexity(model.float(), held_out, count=2) < 8
 
 
 def test_training_the_base_is_deterministic() -> None:
     tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
-    losses = []
+    weights = []
     for _ in range(2):
         torch.manual_seed(0)
-        model = ChatGLM2ForCausalLM(ChatGLM2Config(**{**make_base.SHAPE, "num_layers": 1, "hidden_size": 32}))
-        make_base.train(model, make_base.batches(tokenizer, 0), steps=3)
-        losses.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
-    assert torch.equal(*losses)
+        model = ChatGLM2ForCausalLM(ChatGLM2Config(**{**make_assets.SHAPE, "num_layers": 1, "hidden_size": 32}))
+        make_assets.train(model, make_assets.batches(tokenizer, 0), steps=3)
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+    assert torch.equal(*weights)

@@ -14,10 +14,10 @@ import pytest
 from huggingface_hub import constants
 
 from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.cli.tools import doctor_settings
 from kyon_pl.demo import BASE
 from kyon_pl.doctor.base import base_finding, look_at_base
 from kyon_pl.doctor.check import least_memory
-from kyon_pl.doctor.command import _parse
 from kyon_pl.doctor.judge import judge
 from kyon_pl.doctor.machine import Gpu, Machine, _has_kernels, driver_version, machine_findings
 from kyon_pl.doctor.memory import needed_bytes
@@ -185,7 +185,7 @@ def test_the_least_that_a_base_needs() -> None:
 
 def on_l4(**changed: object) -> dict[str, Finding]:
     """The lines about the reference run, with rows of ids and a base that needs no file, on a machine with one L4."""
-    settings = _parse(["--config", str(ROOT / "configs/lora.yaml"), "--model.base", "random"])
+    settings = doctor_settings(["doctor", "--config", str(ROOT / "configs/lora.yaml"), "--model.base", "random"])
     for name, value in changed.items():
         settings[name.replace("__", ".")] = value
     plan = make_plan(settings, MACHINE, gpu_gib=22.0)

@@ -1,4 +1,4 @@
-"""Adapters for ChatGLM2 and for transformers' GLM, converted both ways on the golden weights; equal logits decide."""
+"""Adapters converted between ChatGLM2 and transformers' GLM give equal logits on the golden weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import GlmForCausalLM, PreTrainedModel
 
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
-from kyon_pl.chatglm2.files import KNOWN_EXTRA
+from kyon_pl.chatglm2.files import INV_FREQ
 from kyon_pl.chatglm2.glm import glm_config, tensor_to_glm
 from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.export.convert_adapter import convert_adapter
-from kyon_pl.export.layerwise import difference
+from kyon_pl.export.layerwise import relative_difference
 
 GOLDEN = Path(__file__).parents[2] / "golden/chatglm2_tiny"
 FOUR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -34,7 +34,7 @@ def config() -> ChatGLM2Config:
 def base(config: ChatGLM2Config) -> ChatGLM2ForCausalLM:
     model = ChatGLM2ForCausalLM(config)
     weights = load_file(GOLDEN / "forward.safetensors")
-    names = [name for name in weights if name.startswith("weight.") and not name.endswith(KNOWN_EXTRA)]
+    names = [name for name in weights if name.startswith("weight.") and not name.endswith(INV_FREQ)]
     model.load_state_dict({name.removeprefix("weight."): weights[name] for name in names})
     return model.eval()
 
@@ -49,7 +49,7 @@ def glm(base: ChatGLM2ForCausalLM) -> GlmForCausalLM:
 
 @pytest.fixture
 def golden_adapter(tmp_path: Path) -> Path:
-    """The original run's adapter, as PEFT writes one."""
+    """The original run's adapter, in PEFT's format."""
     folder = tmp_path / "golden"
     settings = LoraConfig(r=16, lora_alpha=32, target_modules=FOUR[:1], base_model_name_or_path=str(GOLDEN))
     settings.save_pretrained(folder)
@@ -60,7 +60,7 @@ def golden_adapter(tmp_path: Path) -> Path:
 
 
 def made_adapter(model: PreTrainedModel, folder: Path, **settings: object) -> Path:
-    """An adapter of random tensors on a model; the model is left alone."""
+    """Write an adapter with random weights for a model, without changing the model."""
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
     wrapped = get_peft_model(copy, LoraConfig(task_type="CAUSAL_LM", **settings))
@@ -86,14 +86,14 @@ def settings_of(folder: Path) -> dict[str, object]:
     return settings | {"target_modules": sorted(settings["target_modules"])}
 
 
-def test_the_golden_adapter_there_and_back(
+def test_the_golden_adapter_to_glm_and_back(
     base: ChatGLM2ForCausalLM, glm: GlmForCausalLM, golden_adapter: Path, tmp_path: Path
 ) -> None:
     convert_adapter(tmp_path / "glm", str(golden_adapter))
-    wanted = live_logits(base, golden_adapter)
-    assert (live_logits(glm, tmp_path / "glm") - wanted).abs().max() < 1e-5
+    expected = live_logits(base, golden_adapter)
+    assert (live_logits(glm, tmp_path / "glm") - expected).abs().max() < 1e-5
     with torch.no_grad():
-        assert (base(load_file(GOLDEN / "forward.safetensors")["input_ids"]).logits - wanted).abs().max() > 1e-3
+        assert (base(load_file(GOLDEN / "forward.safetensors")["input_ids"]).logits - expected).abs().max() > 1e-3
 
     convert_adapter(tmp_path / "back", str(tmp_path / "glm"), to="chatglm", base=str(GOLDEN))
     before, after = load_file(golden_adapter / WEIGHTS), load_file(tmp_path / "back" / WEIGHTS)
@@ -103,10 +103,10 @@ def test_the_golden_adapter_there_and_back(
     assert {path.name for path in (tmp_path / "back").iterdir()} == {WEIGHTS, "adapter_config.json", "kyon_pl.json"}
 
 
-def test_rows_dealt_out_wrongly_are_seen(
+def test_swapped_rows_are_detected(
     base: ChatGLM2ForCausalLM, glm: GlmForCausalLM, golden_adapter: Path, tmp_path: Path
 ) -> None:
-    """The negative control: keys and values in each other's place."""
+    """Negative control: keys and values are swapped."""
     convert_adapter(tmp_path / "glm", str(golden_adapter))
     file = tmp_path / "glm" / WEIGHTS
     tensors = load_file(file)
@@ -125,18 +125,18 @@ def test_rows_dealt_out_wrongly_are_seen(
     ],
     ids=["DoRA", "rsLoRA and ranks", "alphas", "some layers"],
 )
-def test_other_kinds_there_and_back(
+def test_other_settings_to_glm_and_back(
     settings: dict[str, object], base: ChatGLM2ForCausalLM, glm: GlmForCausalLM, tmp_path: Path
 ) -> None:
     adapter = made_adapter(base, tmp_path / "made", **settings)
     convert_adapter(tmp_path / "glm", str(adapter))
-    wanted = live_logits(base, adapter)
-    assert difference(live_logits(glm, tmp_path / "glm"), wanted) < 1e-5
+    expected = live_logits(base, adapter)
+    assert relative_difference(live_logits(glm, tmp_path / "glm"), expected) < 1e-5
     convert_adapter(tmp_path / "back", str(tmp_path / "glm"), to="chatglm", base=str(GOLDEN))
     before, after = load_file(adapter / WEIGHTS), load_file(tmp_path / "back" / WEIGHTS)
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert torch.equal(live_logits(base, tmp_path / "back"), wanted)
+    assert torch.equal(live_logits(base, tmp_path / "back"), expected)
 
 
 @pytest.mark.parametrize(
@@ -149,19 +149,19 @@ def test_other_kinds_there_and_back(
         ({"r": 4, "target_modules": ["k_proj", "o_proj"]}, 4),
         ({"r": 4, "target_modules": GLM_FOUR, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {"v_proj": 3}}, 14),
     ],
-    ids=["plain", "rsLoRA", "DoRA", "without keys", "keys alone", "unlike scales"],
+    ids=["plain", "rsLoRA", "DoRA", "without keys", "keys alone", "different scales"],
 )
-def test_three_with_their_own_a_become_one(
+def test_separate_projections_are_fused(
     settings: dict[str, object], rank: int, base: ChatGLM2ForCausalLM, glm: GlmForCausalLM, tmp_path: Path
 ) -> None:
     adapter = made_adapter(glm, tmp_path / "made", **settings)
     convert_adapter(tmp_path / "fused", str(adapter), to="chatglm", base=str(GOLDEN))
-    assert difference(live_logits(base, tmp_path / "fused"), live_logits(glm, adapter)) < 1e-6
+    assert relative_difference(live_logits(base, tmp_path / "fused"), live_logits(glm, adapter)) < 1e-6
     tensors = load_file(tmp_path / "fused" / WEIGHTS)
     assert {len(tensor) for name, tensor in tensors.items() if "query_key_value.lora_A" in name} == {rank}
 
 
-def test_what_cannot_be_converted_is_refused(glm: GlmForCausalLM, golden_adapter: Path, tmp_path: Path) -> None:
+def test_adapters_that_cannot_be_converted(glm: GlmForCausalLM, golden_adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"module transformer.*is not in GLM"):
         convert_adapter(tmp_path / "made", str(golden_adapter), to="chatglm", base=str(GOLDEN))
     dora = made_adapter(glm, tmp_path / "dora", target_modules=["q_proj", "v_proj"], use_dora=True)
@@ -175,7 +175,7 @@ def test_what_cannot_be_converted_is_refused(glm: GlmForCausalLM, golden_adapter
         convert_adapter(tmp_path / "made", str(golden_adapter))
 
 
-def test_an_adapter_that_changes_nothing_is_refused_and_nothing_left(golden_adapter: Path, tmp_path: Path) -> None:
+def test_an_untrained_adapter_is_refused_and_leaves_no_files(golden_adapter: Path, tmp_path: Path) -> None:
     tensors = load_file(golden_adapter / WEIGHTS)
     save_file({name: t * (0 if "lora_B" in name else 1) for name, t in tensors.items()}, golden_adapter / WEIGHTS)
     with pytest.raises(CheckpointError, match="changes nothing"):

@@ -1,4 +1,4 @@
-"""A merged model is the live one, in both formats; what is not is refused, and then nothing is left."""
+"""A merged model equals base and adapter in both formats; other results are refused and leave no files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from kyon_pl.chatglm2.files import weight_files
 from kyon_pl.demo import BASE
 from kyon_pl.errors import CheckpointError, KyonError, MachineError, MissingFileError, SettingError
 from kyon_pl.export.formats import FORMATS, FormatName, save_configs, verify
-from kyon_pl.export.layerwise import ShardWriter, difference, mapped_weights
+from kyon_pl.export.layerwise import ShardWriter, map_weights, relative_difference
 from kyon_pl.export.merge import live_model as empty_live
 from kyon_pl.export.merge import merge, write_weights
-from kyon_pl.export.side_folder import side_folder
+from kyon_pl.export.staging import staging_folder
 from kyon_pl.runs.integrity import size_and_sha256
 
 IDS = torch.randint(1800, (3, 50), generator=torch.Generator().manual_seed(1))
@@ -53,22 +53,22 @@ def test_merged_logits_are_the_live_ones(
 ) -> None:
     merge(tmp_path / "merged", str(adapters[kind]), format=form, dtype="float32")
     live = logits(live_model(kind))
-    assert difference(logits(read(tmp_path / "merged", form, torch.float32)), live) < 1e-5
-    assert difference(logits(base()), live) > 1e-2  # else the adapter would do nothing, and any merge would pass
+    assert relative_difference(logits(read(tmp_path / "merged", form, torch.float32)), live) < 1e-5
+    assert relative_difference(logits(base()), live) > 1e-2  # negative control: the adapter has an effect
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_half_precision_costs_no_more_than_the_live_model_s(
+def test_half_precision_rounds_no_more_than_the_live_model(
     form: FormatName, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
     merge(tmp_path / "merged", str(adapters["fused"]), format=form)
     exact = logits(live_model("fused"))
-    live_error = difference(logits(live_model("fused", torch.float16)), exact)
+    live_error = relative_difference(logits(live_model("fused", torch.float16)), exact)
     merged = read(tmp_path / "merged", form, torch.float16)
-    assert difference(logits(merged), exact) <= 1.5 * live_error < 0.01
+    assert relative_difference(logits(merged), exact) <= 1.5 * live_error < 0.01
 
 
-def test_the_folder_holds_what_it_should(adapters: dict[str, Path], tmp_path: Path) -> None:
+def test_the_files_of_the_folder(adapters: dict[str, Path], tmp_path: Path) -> None:
     published = {"config.json", "generation_config.json", "kyon_pl.json", "model.safetensors", "tokenizer_config.json"}
     published |= {"MODEL_LICENSE"}
     expected = {
@@ -106,13 +106,11 @@ def copied_base(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_was_not_written_as_it_should_be_is_found(
-    form: FormatName, adapters: dict[str, Path], tmp_path: Path
-) -> None:
-    """The negative control of every merge that passes: one weight in another precision, one gone, one a little off."""
+def test_verification_detects_changed_weights(form: FormatName, adapters: dict[str, Path], tmp_path: Path) -> None:
+    """Negative control: a weight of another dtype or shape, one changed by 0.1 %, one more, one missing."""
     config, file = read_config(BASE), tmp_path / "model.safetensors"
     model = empty_live(config, adapters["fused"], "demo")
-    outputs = write_weights(model, mapped_weights(BASE), tmp_path, FORMATS[form], torch.float32)
+    outputs = write_weights(model, map_weights(BASE), tmp_path, FORMATS[form], torch.float32)
     save_configs(BASE, config, tmp_path, FORMATS[form], torch.float32)
     assert verify(tmp_path, FORMATS[form], torch.float32, outputs) < 1e-5
     weights = load_file(file)
@@ -131,17 +129,15 @@ def test_what_was_not_written_as_it_should_be_is_found(
         verify(tmp_path, FORMATS[form], torch.float32, outputs)
 
 
-def test_a_sum_that_is_not_the_live_model_is_found(
-    adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_merge_is_detected(adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Linear, "merge", lambda layer, safe_merge: layer.merged_adapters.append("default"))
     with pytest.raises(CheckpointError, match=r"layers\.0: merged and live differ by .* in float32"):
         merge(tmp_path / "merged", str(adapters["fused"]))
     assert not any(tmp_path.iterdir())
 
 
-def test_an_adapter_that_does_not_fit_the_format_leaves_nothing(adapters: dict[str, Path], tmp_path: Path) -> None:
-    """Sums beyond 65,504 are finite in float32, where they were made, and infinite in float16."""
+def test_overflow_in_float16_is_refused_and_leaves_no_files(adapters: dict[str, Path], tmp_path: Path) -> None:
+    """Weights above 65,504 are finite in float32, in which they are merged, and infinite in float16."""
     folder = Path(shutil.copytree(adapters["fused"], tmp_path / "large"))
     weights = load_file(folder / "adapter_model.safetensors")
     large = {name: value * 1e3 for name, value in weights.items()}
@@ -152,7 +148,7 @@ def test_an_adapter_that_does_not_fit_the_format_leaves_nothing(adapters: dict[s
     merge(tmp_path / "merged", str(folder), dtype="float32")
 
 
-def test_a_base_that_is_not_whole_is_refused(adapters: dict[str, Path], tmp_path: Path) -> None:
+def test_an_incomplete_base_is_refused(adapters: dict[str, Path], tmp_path: Path) -> None:
     source = copied_base(tmp_path)
     weights = load_file(source / "model.safetensors")
     name = "transformer.encoder.layers.1.self_attention.dense.weight"
@@ -175,7 +171,7 @@ def test_a_base_that_is_not_whole_is_refused(adapters: dict[str, Path], tmp_path
         ({"peft_type": "IA3"}, "only 'LORA'"),
     ],
 )
-def test_an_adapter_that_is_not_all_there_is_is_refused(
+def test_unsupported_adapters_are_refused(
     changed: dict[str, str], error: str, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(adapters["fused"], tmp_path / "adapter"))
@@ -185,7 +181,7 @@ def test_an_adapter_that_is_not_all_there_is_is_refused(
         merge(tmp_path / "merged", str(folder))
 
 
-def test_an_adapter_as_it_was_before_training_is_refused(adapters: dict[str, Path], tmp_path: Path) -> None:
+def test_an_untrained_adapter_is_refused(adapters: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(adapters["fused"], tmp_path / "adapter"))
     tensors = load_file(folder / "adapter_model.safetensors")
     zero = {name: tensor * (0 if "lora_B" in name else 1) for name, tensor in tensors.items()}
@@ -194,7 +190,7 @@ def test_an_adapter_as_it_was_before_training_is_refused(adapters: dict[str, Pat
         merge(tmp_path / "merged", str(folder))
 
 
-def test_shards_are_read_as_one(tmp_path: Path) -> None:
+def test_shards(tmp_path: Path) -> None:
     source = load_file(BASE / "model.safetensors")
     writer = ShardWriter(tmp_path, bytes_per_shard=1_000_000)
     for name, tensor in source.items():
@@ -219,24 +215,24 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
 
 
 def fail_in(output: Path, error: Exception) -> None:
-    with side_folder(output) as folder:
+    with staging_folder(output) as folder:
         (folder / "file").touch()
         raise error
 
 
-def test_a_side_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    output, side = tmp_path / "made", tmp_path / ".made.writing"
+def test_the_staging_folder_is_renamed_or_removed(tmp_path: Path) -> None:
+    output, staging = tmp_path / "made", tmp_path / ".made.writing"
     for error, kind in ((OSError(28, "No space left on device"), MachineError), (KyonError("a", "b", "c"), KyonError)):
         with pytest.raises(kind):
             fail_in(output, error)
         assert not any(tmp_path.iterdir())
-    side.mkdir()
-    (side / "left by a killed one").touch()
+    staging.mkdir()
+    (staging / "left by a killed command").touch()
     output.mkdir()
-    with side_folder(output) as folder:
-        assert folder == side
+    with staging_folder(output) as folder:
+        assert folder == staging
         (folder / "file").touch()
     assert [path.name for path in output.iterdir()] == ["file"]
-    with pytest.raises(SettingError, match="nothing is overwritten"), side_folder(output):
+    with pytest.raises(SettingError, match="nothing is overwritten"), staging_folder(output):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -1,6 +1,6 @@
-"""kyon_pl.hub.download against the local Hub: what arrives, what is tried again, and the text of each failure.
+"""kyon_pl.hub.download against a local Hub: downloads, retries, and the message of each error.
 
-Every process costs half a second, so each takes several questions.
+A process takes half a second to start, so each makes several downloads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def ask(hub: HubServer, tmp_path: Path) -> Asker:
     return Asker(hub, tmp_path / "home")
 
 
-def test_models_and_data_arrive(ask: Asker, hub: HubServer, tmp_path: Path) -> None:
+def test_models_and_data_are_downloaded(ask: Asker, hub: HubServer, tmp_path: Path) -> None:
     commit = hub.repositories["models", MODEL].commit
     questions = [("config", MODEL, None), ("fetch", MODEL, commit), ("fetch", BOTH, None), ("fetch", PRIVATE, None)]
     questions += [("adapter", ADAPTER, "v1.0"), ("load", PRIVATE, None)]
@@ -61,8 +61,8 @@ def test_models_and_data_arrive(ask: Asker, hub: HubServer, tmp_path: Path) -> N
     hub.log.clear()
     assert ask(("fetch", str(local), "v9"), ("fetch", MODEL, None)) == [["ok", str(local)], ["ok", str(model)]]
     assert "downloading" not in ask.printed
-    assert "revision v9 is not looked at" in ask.printed
-    assert not hub.asked("* */resolve/*")  # the second time nothing but the newest commit's id is asked for
+    assert "revision v9 is ignored" in ask.printed
+    assert not hub.asked("* */resolve/*")  # only the newest commit's id is requested again
 
     hub.fail("*", status=500, times=99)
     cached, missing = (
@@ -75,7 +75,7 @@ def test_models_and_data_arrive(ask: Asker, hub: HubServer, tmp_path: Path) -> N
     for kind, (name, text) in zip(("model", "dataset"), offline[2:], strict=True):
         assert name == "MissingFileError"
         assert text.startswith(f"{kind} ")
-        assert "HF_HUB_OFFLINE forbids" in text
+        assert "HF_HUB_OFFLINE forbids a download" in text
         assert "Run once with a network" in text
 
 
@@ -105,7 +105,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("token", [TOKEN, None])
-def test_each_refusal_has_its_text(ask: Asker, hub: HubServer, token: str | None) -> None:
+def test_the_message_of_each_error(ask: Asker, hub: HubServer, token: str | None) -> None:
     cases = [(way, *case) for ways, *case in SAME for way in ways]
     if token is None:
         cases += [(way, PRIVATE, None, "MissingFileError", "or it is private (401)") for way in ("fetch", "load")]
@@ -117,13 +117,13 @@ def test_each_refusal_has_its_text(ask: Asker, hub: HubServer, token: str | None
         assert text.format(kind=WHERE[way], host=host, path=path) in answer[1]
 
 
-def test_a_wrong_token_or_address_is_said_without_quoting_it(ask: Asker, hub: HubServer, tmp_path: Path) -> None:
+def test_a_wrong_token_or_address_is_not_quoted(ask: Asker, hub: HubServer, tmp_path: Path) -> None:
     for answer in ask(("fetch", MODEL, None), ("load", DATA, None), token="hf_wrong"):
         assert answer[0] == "SettingError"
         assert "it refuses the token of this machine (401). Check the name, then set HF_TOKEN" in answer[1]
     [answer] = ask(("fetch", MODEL, None), token=f"“{TOKEN}”")
     assert answer[0] == "SettingError"
-    assert "the token holds a character that no token has" in answer[1]
+    assert "the token holds an invalid character" in answer[1]
     [answer] = ask(("fetch", MODEL, None), HF_ENDPOINT="user:password@hf-mirror.com")
     assert answer[0] == "SettingError"
     assert answer[1].startswith("HF_ENDPOINT: the address does not begin with http:// or https://")
@@ -132,19 +132,19 @@ def test_a_wrong_token_or_address_is_said_without_quoting_it(ask: Asker, hub: Hu
     assert f"model {MODEL} at 127.0.0.1:9: not all of it is in the cache" in answer[1]
 
 
-def test_what_is_neither_the_hub_nor_the_network(ask: Asker, hub: HubServer, tmp_path: Path) -> None:
-    hub.fail("GET /api/*", status=200)  # an empty page, as of a proxy that answers for everyone
+def test_errors_of_a_proxy_and_of_the_disk(ask: Asker, hub: HubServer, tmp_path: Path) -> None:
+    hub.fail("GET /api/*", status=200)  # an empty page, as from a proxy
     (tmp_path / "file").touch()
     [page] = ask(("fetch", MODEL, None))
     [cache] = ask(("fetch", MODEL, None), HF_HOME=str(tmp_path / "file"))
     assert page[0] == "SettingError"
-    assert "what answers there is not a Hub. Check HF_ENDPOINT and the proxy." in page[1]
+    assert "the server there is not a Hub. Check HF_ENDPOINT and the proxy." in page[1]
     assert cache[0] == "MachineError"
     assert cache[1].startswith(str(tmp_path / "file"))
     assert "set HF_HOME to another folder" in cache[1]
 
 
-def test_the_hub_is_asked_again_as_it_wishes(ask: Asker, hub: HubServer) -> None:
+def test_retries_wait_as_the_hub_asks(ask: Asker, hub: HubServer) -> None:
     hub.fail(f"GET /api/models/{MODEL}/revision/*", status=503, times=2)
     hub.fail(f"GET /api/models/{MODEL}/revision/*", status=429, headers={"Retry-After": "1"})
     hub.fail("GET /large-files/*", status=500)
@@ -155,11 +155,11 @@ def test_the_hub_is_asked_again_as_it_wishes(ask: Asker, hub: HubServer) -> None
     assert [request.status for request in hub.asked("GET /large-files/*")] == [500, 200]
 
 
-def test_bad_weather_that_stays_is_said(ask: Asker, hub: HubServer) -> None:
+def test_the_message_after_the_last_retry(ask: Asker, hub: HubServer) -> None:
     hub.fail(f"GET /api/models/{MODEL}/*", status=503, times=99)
     [[name, text]] = ask(("fetch", MODEL, None))
     assert name == "MissingFileError"
-    assert "the Hub does not give it out now (503 Service Unavailable). Try again later" in text
+    assert "the Hub cannot serve it now (503 Service Unavailable). Try again later" in text
     assert len(hub.asked(f"GET /api/models/{MODEL}/revision/main")) == 4
 
     ask(("fetch", BOTH, None))

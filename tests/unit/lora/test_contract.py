@@ -1,4 +1,4 @@
-"""What every kind of LoRA keeps to here, whatever PEFT's settings ask for, or is refused by name."""
+"""Every LoRA setting of PEFT keeps the contract (see the checks below) or is refused by name."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM
 from kyon_pl.errors import SettingError
 from kyon_pl.lora import attach_lora, load_adapter, trainable_names, write_adapter
-from kyon_pl.lora.saved import check_family
+from kyon_pl.lora.saved import check_supported
 
 FUSED = ["query_key_value"]
 FOUR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 LAYERS = "transformer.encoder.layers"
 
-# settings of PEFT's, by what they are called -> the layers that are adapted, of 2 x 4, and the head
+# PEFT's settings, and the number of adapted layers out of 2 x 4 and the head
 KINDS: dict[str, tuple[dict[str, Any], int]] = {
     "the reference": ({"r": 16, "lora_alpha": 32, "target_modules": FUSED}, 2),
     "PEFT's own targets": ({"target_modules": None}, 2),
@@ -40,7 +40,7 @@ KINDS: dict[str, tuple[dict[str, Any], int]] = {
     "DoRA": ({"target_modules": FOUR, "use_dora": True}, 8),
     "DoRA, rsLoRA": ({"target_modules": "all-linear", "use_dora": True, "use_rslora": True}, 8),
 }
-ROUNDING = {"orthogonal": 1e-5}  # B x A is zero there by cancellation only
+ROUNDING = {"orthogonal": 1e-5}  # B x A is zero only by cancellation
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     **{start: ({"init_lora_weights": start}, "changes the base") for start in ("pissa", "pissa_niter_4", "olora")},
@@ -78,7 +78,7 @@ def tiny_base() -> ChatGLM2ForCausalLM:
 
 
 def settings(changed: dict[str, Any]) -> LoraConfig:
-    """PEFT's settings; skips where this PEFT is too old to have them."""
+    """PEFT's settings; skips the test if this PEFT is too old for them."""
     known = {field.name for field in fields(LoraConfig)}
     if not changed.keys() <= known or ("mica" in changed.values() and "mica" not in str(LoraConfig.__annotations__)):
         pytest.skip(f"this PEFT has no {changed}")
@@ -95,7 +95,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def base_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All that is not the adapter's, under the base's own names."""
+    """The base's weights, under its own names."""
     named = {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): p for name, p in model.named_parameters()
     }
@@ -113,7 +113,7 @@ def train(model: PeftModel, steps: int) -> None:
 
 
 def check_start(model: PeftModel, rounding: float) -> None:
-    """Bit for bit the base, of which nothing is trained; of the adapter everything is, in float32."""
+    """The base is unchanged, bit for bit, and frozen; all of the adapter is trained, in float32."""
     base = tiny_base()
     assert base_weights(model).keys() == base_weights(base).keys()
     assert all(torch.equal(value, base_weights(base)[name]) for name, value in base_weights(model).items()), "the base"
@@ -125,18 +125,18 @@ def check_start(model: PeftModel, rounding: float) -> None:
 
 
 def check_step(model: PeftModel) -> None:
-    """A step moves every B, and nothing of the base."""
+    """A step changes every B, and nothing of the base."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(model, 1)
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items() if ".lora_" not in name)
-    moved = {name: not torch.equal(after[name], value) for name, value in before.items() if ".lora_B." in name}
-    assert moved
-    assert all(moved.values())
+    changed = {name: not torch.equal(after[name], value) for name, value in before.items() if ".lora_B." in name}
+    assert changed
+    assert all(changed.values())
 
 
 def merged_weight(layer: LoraLayer, config: LoraConfig, name: str) -> torch.Tensor:
-    """base + scale x B x A by hand; DoRA gives each row its learned length."""
+    """base + scale x B x A, computed directly; DoRA scales each row to its magnitude."""
     a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
     alpha = next((alpha for end, alpha in config.alpha_pattern.items() if name.endswith(f".{end}")), config.lora_alpha)
     rank = next((rank for end, rank in config.rank_pattern.items() if name.endswith(f".{end}")), config.r)
@@ -144,8 +144,8 @@ def merged_weight(layer: LoraLayer, config: LoraConfig, name: str) -> torch.Tens
     weight = layer.get_base_layer().weight.detach() + alpha / (math.sqrt(rank) if config.use_rslora else rank) * b @ a
     if not config.use_dora:
         return weight
-    length = layer.lora_magnitude_vector["default"].weight.detach()
-    return weight * (length / weight.norm(dim=1))[:, None]
+    magnitude = layer.lora_magnitude_vector["default"].weight.detach()
+    return weight * (magnitude / weight.norm(dim=1))[:, None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,30 +172,30 @@ def test_contract(kind: str, tmp_path: Path) -> None:
     assert torch.equal(logits(load_adapter(tiny_base(), tmp_path, "THUDM/chatglm2-6b").eval()), live)
     assert torch.equal(logits(PeftModel.from_pretrained(tiny_base(), tmp_path).eval()), live), "in plain PEFT"
 
-    wanted = {
+    expected = {
         name.removeprefix("base_model.model."): merged_weight(layer, config, name) for name, layer in adapted.items()
     }
     merged = model.merge_and_unload()
-    for name, weight in wanted.items():
+    for name, weight in expected.items():
         torch.testing.assert_close(merged.get_submodule(name).weight.detach(), weight, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits(merged), live, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_breaks_the_contract_is_refused_by_name(kind: str) -> None:
-    changed, why = REFUSED[kind]
+def test_unsupported_settings_are_refused_by_name(kind: str) -> None:
+    changed, reason = REFUSED[kind]
     with pytest.raises(SettingError) as refusal:
         attach_lora(tiny_base(), settings(changed), "THUDM/chatglm2-6b")
-    assert why in str(refusal.value)
+    assert reason in str(refusal.value)
     assert refusal.value.where.startswith("model.lora")
-    if kind not in ("norms", "no such layer"):  # these PEFT itself refuses
+    if kind not in ("norms", "no such layer"):  # PEFT refuses these
         assert next(iter(changed)) in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("start", "broken"), [("pissa", "the base"), (False, "the output"), ("mica", "what is trained")]
 )
-def test_the_checks_see_what_plain_peft_would_do(start: str | bool, broken: str) -> None:
+def test_the_checks_fail_for_unsupported_settings(start: str | bool, broken: str) -> None:
     model = get_peft_model(tiny_base(), settings({"init_lora_weights": start}))
     with pytest.raises(AssertionError, match=broken):
         check_start(model, 1e-5)
@@ -206,7 +206,7 @@ class LaterConfig(LoraConfig):
     use_something_new: bool = False
 
 
-def test_a_setting_that_a_later_peft_adds_is_refused_by_name() -> None:
-    check_family(LaterConfig())
+def test_an_unknown_setting_of_a_later_peft_is_refused_by_name() -> None:
+    check_supported(LaterConfig())
     with pytest.raises(SettingError, match=r"model\.lora\.use_something_new: True: .*not been tested"):
-        check_family(LaterConfig(use_something_new=True))
+        check_supported(LaterConfig(use_something_new=True))

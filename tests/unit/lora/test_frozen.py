@@ -1,4 +1,4 @@
-"""Frozen weights in fp8 and nf4: what they compute, what they take, what the adapter around them is."""
+"""Frozen weights in fp8 and nf4: results, memory, and training an adapter on them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUANTIZE: dict[str, Quantize] = {"nf4": nf4, "fp8": fp8_linear}
 
 
 def multiplies_fp8() -> bool:
-    """Whether this torch has an fp8 product on a CPU, as its newer versions have."""
+    """Whether this torch has fp8 products on a CPU, as newer versions do."""
     try:
         Fp8Linear(torch.ones(16, 16), None)(torch.ones(16, 16))
     except NotImplementedError:
@@ -54,7 +54,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 
 
 def product(layer: nn.Module, tokens: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Output, and the input's gradient."""
+    """The output, and the gradient of the input."""
     tokens = tokens.detach().clone().requires_grad_()
     output = layer(tokens)
     output.backward(gradient.to(output.dtype))
@@ -63,12 +63,12 @@ def product(layer: nn.Module, tokens: Tensor, gradient: Tensor) -> tuple[Tensor,
 
 
 @needs_fp8_product
-def test_fp8_products_are_those_of_the_weight() -> None:
-    """e4m3 has 3 bits behind the point: errors of up to 6 % in each factor, about 3 % in the sum of many products."""
+def test_fp8_products_are_close_to_exact_ones() -> None:
+    """e4m3 has 3 mantissa bits: up to 6 % error in each factor, about 3 % in the sum of many products."""
     draw = torch.Generator().manual_seed(0)
     linear = nn.Linear(128, 96)
     nn.init.normal_(linear.weight, std=0.02, generator=draw)
-    linear.weight.data[3] *= 1000  # a row of its own scale
+    linear.weight.data[3] *= 1000  # a row with another scale
     linear.weight.data[5] = 0
     tokens = torch.randn(2, 32, 128, generator=draw)
     tokens[0, 1] = 0
@@ -79,19 +79,19 @@ def test_fp8_products_are_those_of_the_weight() -> None:
     assert [x.shape for x in found] == [x.shape for x in wanted]
     assert found[1].dtype == tokens.dtype
     assert all(0.005 < relative_error(f, w) < 0.05 for f, w in zip(found, wanted, strict=True))
-    others = [row for row in range(96) if row not in (3, 5)]  # one scale for all would round these to nothing
+    others = [row for row in range(96) if row not in (3, 5)]  # a single scale would round these to zero
     assert relative_error(found[0][..., others], wanted[0][..., others]) < 0.05
     quantized.scales.data = quantized.scales.roll(1)
     assert relative_error(product(quantized, tokens, gradient)[0], wanted[0]) > 0.5
 
 
-def test_fp8_has_no_buffers_that_ddp_would_send_around() -> None:
+def test_fp8_has_no_buffers_for_ddp_to_broadcast() -> None:
     layer = Fp8Linear(torch.randn(32, 16), None)
     assert not list(layer.buffers())
     assert not any(parameter.requires_grad for parameter in layer.parameters())
 
 
-def test_rows_that_e4m3_can_hold_come_back_as_they_are() -> None:
+def test_rows_within_e4m3_are_quantized_exactly() -> None:
     matrix = torch.tensor([[448.0, -2.0, 0.0, 7.0], [0.0, 0.0, 0.0, 0.0], [3.5, 1.75, -3.5, 0.4375]])
     rows, scales = quantize_rows(matrix)
     assert torch.equal(rows.float() * scales, matrix)
@@ -100,7 +100,7 @@ def test_rows_that_e4m3_can_hold_come_back_as_they_are() -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_step_around_quantized_layers(name: str) -> None:
-    """Layers are replaced, embedding and head are not; the adapter is float32, its gradient nearly the base's own."""
+    """Layers are quantized, embedding and head are not; the adapter is float32, its gradient close to the exact one."""
     ids = torch.randint(3, 96, (1, 48), generator=torch.Generator().manual_seed(0))
     gradients: dict[bool, dict[str, Tensor]] = {}
     for quantized in (False, True):
@@ -130,7 +130,7 @@ def test_a_step_around_quantized_layers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", QUANTIZE)
-def test_quantized_weights_take_what_the_doctor_says(name: str) -> None:
+def test_quantized_weights_take_the_memory_that_the_doctor_predicts(name: str) -> None:
     base = random_base(CONFIG, dtype=torch.bfloat16, device=CPU, attn_implementation="sdpa", quantize=QUANTIZE[name])
     seen: dict[int, int] = {}
     for tensor in [*base.parameters(), *base.buffers()]:
@@ -148,47 +148,47 @@ def test_quantized_weights_take_what_the_doctor_says(name: str) -> None:
         validation=None,
         quantization=name,  # type: ignore[arg-type]
     )
-    # the scales of fp8, and the parts of nf4's that are rounded up, weigh more in so small a model
+    # fp8's scales and nf4's padding are a larger part of such a small model
     assert frozen_bytes(CONFIG, settings) == pytest.approx(sum(seen.values()), rel=0.1)
 
 
 @needs_fp8_product
-def test_a_folder_is_quantized_as_it_loads(tmp_path: Any) -> None:
-    how: dict[str, Any] = {"dtype": torch.bfloat16, "device": CPU, "attn_implementation": "sdpa"}
-    plain = random_base(CONFIG, **how)
+def test_a_folder_is_quantized_while_loading(tmp_path: Any) -> None:
+    settings: dict[str, Any] = {"dtype": torch.bfloat16, "device": CPU, "attn_implementation": "sdpa"}
+    plain = random_base(CONFIG, **settings)
     nn.init.normal_(plain.transformer.encoder.layers[0].self_attention.query_key_value.bias)
     plain.save_pretrained(tmp_path)
-    loaded = load_base(tmp_path, quantize=fp8_linear, **how)
-    by_hand = copy.deepcopy(plain)
+    loaded = load_base(tmp_path, quantize=fp8_linear, **settings)
+    expected = copy.deepcopy(plain)
     for path, layer in plain.transformer.encoder.named_modules():
         if isinstance(layer, nn.Linear):
-            by_hand.transformer.encoder.set_submodule(path, fp8_linear(layer, layer.weight.data))
+            expected.transformer.encoder.set_submodule(path, fp8_linear(layer, layer.weight.data))
     ids = torch.arange(3, 60)[None]
-    assert torch.equal(loaded(ids).logits, by_hand(ids).logits)
+    assert torch.equal(loaded(ids).logits, expected(ids).logits)
     assert not torch.equal(loaded(ids).logits, plain(ids).logits)
 
 
-def refused(call: Callable[[], object]) -> str:
+def error_of(call: Callable[[], object]) -> str:
     with pytest.raises((SettingError, MachineError)) as raised:
         call()
     return str(raised.value)
 
 
-def test_what_does_not_go_together_is_refused_by_name() -> None:
+def test_incompatible_settings_are_refused_by_name() -> None:
     cuda, half = torch.device("cuda"), torch.float16
-    assert "bf16-mixed" in refused(lambda: quantizer("fp8", half, cuda))
+    assert "bf16-mixed" in error_of(lambda: quantizer("fp8", half, cuda))
     for kind in ("nf4", "fp8"):
-        assert "this is cpu" in refused(lambda kind=kind: quantizer(kind, torch.bfloat16, CPU))
+        assert "this is cpu" in error_of(lambda kind=kind: quantizer(kind, torch.bfloat16, CPU))
     assert quantizer(None, half, CPU) is None
     dora = LoraConfig(use_dora=True)
-    assert "use_dora" in refused(lambda: check_combination("fp8", dora, sharded=False, compiled=False))
-    assert "multiples of 16" in refused(lambda: fp8_linear(nn.Linear(24, 32), torch.zeros(32, 24)))
+    assert "use_dora" in error_of(lambda: check_combination("fp8", dora, sharded=False, compiled=False))
+    assert "multiples of 16" in error_of(lambda: fp8_linear(nn.Linear(24, 32), torch.zeros(32, 24)))
     check_combination("nf4", dora, sharded=False, compiled=True)
     for quantization, compiled in (("nf4", False), ("fp8", True), (None, True)):
-        told = refused(
+        message = error_of(
             lambda q=quantization, c=compiled: check_combination(q, reference_lora(), sharded=True, compiled=c)
         )
-        assert "shard_base" in told
+        assert "shard_base" in message
     check_combination(None, reference_lora(), sharded=True, compiled=False)
 
 
@@ -198,14 +198,14 @@ def test_checkpointed_layers(given: Any, layers: int) -> None:
 
 
 @pytest.mark.parametrize("given", [-1, 29, "all", True])
-def test_another_number_of_layers_is_refused(given: Any) -> None:
-    assert "model.checkpointing" in refused(lambda: checkpointed_layers(given, 28))
+def test_an_invalid_number_of_layers_is_refused(given: Any) -> None:
+    assert "model.checkpointing" in error_of(lambda: checkpointed_layers(given, 28))
 
 
-def test_the_settings_of_an_adapter_to_start_from_are_those_that_are_checked(tmp_path: Any) -> None:
-    """Around fp8 weights DoRA would take bytes for numbers, wherever its setting comes from."""
+def test_the_settings_of_an_initial_adapter_are_checked(tmp_path: Any) -> None:
+    """DoRA on fp8 is refused also if the adapter's file asks for it."""
     module = ChatGLM2LoRA(base="demo", adapter=str(written_adapter("DoRA and head", tmp_path)), quantization="fp8")
-    assert not module.lora.use_dora
+    assert not module.initial_adapter.lora.use_dora
     strategy = SimpleNamespace(root_device=torch.device("cuda"))
     module._trainer = SimpleNamespace(strategy=strategy, precision="bf16-mixed", datamodule=None)  # type: ignore[assignment]
-    assert "use_dora" in refused(module.configure_model)
+    assert "use_dora" in error_of(module.configure_model)

@@ -1,4 +1,4 @@
-"""PEFT folders of all ages, as others publish them: each works, or is refused by name."""
+"""PEFT folders of old and current versions, as published: each works or is refused by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kyon_pl.lora.adapter import add_adapter
 GOLDEN = Path(__file__).parents[2] / "golden/chatglm2_tiny"
 LAYER_0 = "base_model.model.transformer.encoder.layers.0.self_attention.query_key_value"
 TODAY = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": ["query_key_value"]}
-# as PEFT 0.3 wrote it, and 0.2 with the two keys of its merging
+# written by PEFT 0.3; PEFT 0.2 had two more keys for merging
 PEFT_0_3 = TODAY | {
     "base_model_name_or_path": "THUDM/chatglm2-6b",
     "bias": "none",
@@ -33,7 +33,7 @@ PEFT_0_3 = TODAY | {
     "modules_to_save": None,
     "task_type": "CAUSAL_LM",
 }
-STARTED = TODAY | {"init_lora_weights": False}  # how it began does not matter to one that exists
+STARTED = TODAY | {"init_lora_weights": False}  # no effect on a saved adapter
 PEFT_0_2 = PEFT_0_3 | {"enable_lora": None, "merge_weights": False}
 
 State = dict[str, torch.Tensor]
@@ -77,7 +77,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("when", ["init", "final"])
 @pytest.mark.parametrize(("config", "pickled"), [(TODAY, False), (PEFT_0_3, True), (PEFT_0_2, True), (STARTED, False)])
-def test_a_published_adapter_gives_the_golden_state(
+def test_a_published_adapter_has_the_golden_state(
     tmp_path: Path, when: str, config: dict[str, Any], pickled: bool
 ) -> None:
     state = golden_state(when)
@@ -88,7 +88,7 @@ def test_a_published_adapter_gives_the_golden_state(
     assert model.peft_config["default"].base_model_name_or_path == "THUDM/chatglm2-6b"
     assert not model.peft_config["default"].inference_mode
     live = logits(model.eval())
-    assert torch.equal(live, logits(PeftModel.from_pretrained(golden_base(), tmp_path).eval())), "as plain PEFT has it"
+    assert torch.equal(live, logits(PeftModel.from_pretrained(golden_base(), tmp_path).eval())), "equal to plain PEFT"
     assert torch.equal(live, logits(golden_base())) == (when == "init"), "negative control"
 
 
@@ -100,9 +100,9 @@ def test_a_published_adapter_gives_the_golden_state(
         lambda state: renamed(state, ".weight", ".default.weight"),
         lambda state: {name: tensor.half() for name, tensor in state.items()},
     ],
-    ids=["module compiled", "model compiled", "adapter's name left in", "float16"],
+    ids=["module compiled", "model compiled", "with the adapter's name", "float16"],
 )
-def test_what_saving_by_other_ways_leaves_is_read(tmp_path: Path, change: Callable[[State], State]) -> None:
+def test_other_ways_of_saving_are_read(tmp_path: Path, change: Callable[[State], State]) -> None:
     state = golden_state("final")
     model = load_adapter(golden_base(), write(tmp_path, change(state)), "base")
     found = trained(model)
@@ -110,12 +110,12 @@ def test_what_saving_by_other_ways_leaves_is_read(tmp_path: Path, change: Callab
     torch.testing.assert_close(found, state, rtol=1e-3, atol=1e-6)
 
 
-def test_another_base_of_the_same_shape_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of each adapter, the second one too."""
+def test_another_base_of_the_same_shape_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """For each adapter of a model."""
     logging.getLogger("kyon_pl").propagate = True
     write(tmp_path, golden_state("final"), PEFT_0_3)
-    said = f"adapter {tmp_path} was made for THUDM/chatglm2-6b, and the base here is THUDM/chatglm3-6b"
-    for base_name, expected in (("/models/chatglm2-6b", []), ("THUDM/chatglm3-6b", [said])):
+    message = f"adapter {tmp_path} was made for THUDM/chatglm2-6b, and the base here is THUDM/chatglm3-6b"
+    for base_name, expected in (("/models/chatglm2-6b", []), ("THUDM/chatglm3-6b", [message])):
         model = load_adapter(golden_base(), tmp_path, base_name)
         assert caplog.messages == expected
         caplog.clear()
@@ -136,29 +136,33 @@ def same(state: State) -> State:
 
 
 @pytest.mark.parametrize(
-    ("change", "config", "said"),
+    ("change", "config", "message"),
     [
         (
             same,
             TODAY | {"r": 8},
             "layers.0.self_attention.query_key_value.lora_A.weight: (16, 64) instead of (8, 64): "
-            "it is of rank 16, and adapter_config.json says 8",
+            "its rank is 16, and adapter_config.json says 8",
         ),
         (with_layer_0("lora_B.weight", lambda b: b[:100]), TODAY, "lora_B.weight: (100, 16) instead of (128, 16)"),
         (without("lora_A.weight"), TODAY, "lora_A.weight: it is missing"),
         (lambda s: renamed(s, "layers.2", "layers.27"), TODAY, "layers.2.self_attention.query_key_value.lora_A.weight"),
         (lambda s: renamed(s, "transformer.encoder.layers", "model.layers"), TODAY, "no such layer in this base"),
         (lambda s: renamed(s, "query_key_value", "q_proj"), TODAY | {"target_modules": ["q_proj"]}, "q_proj"),
-        (lambda s: {}, TODAY, "it holds no weights at all"),
-        (lambda s: {k: torch.zeros_like(v) for k, v in s.items()}, TODAY, "it is all zero, and so is its B"),
+        (lambda s: {}, TODAY, "it holds no weights"),
+        (lambda s: {k: torch.zeros_like(v) for k, v in s.items()}, TODAY, "A and B of this layer are all zero"),
         (with_layer_0("lora_A.weight", lambda a: a / 0), TODAY, "not finite"),
-        (with_layer_0("lora_A.weight", lambda a: a.long()), TODAY, "no tensor of floating-point numbers"),
+        (with_layer_0("lora_A.weight", lambda a: a.long()), TODAY, "not a floating-point tensor"),
         (lambda s: s | {f"_orig_mod.{k}": v.clone() for k, v in s.items()}, TODAY, "two of this name"),
-        (same, PEFT_0_2 | {"enable_lora": [True, False, True]}, "enable_lora: [True, False, True]: PEFT here has no"),
+        (
+            same,
+            PEFT_0_2 | {"enable_lora": [True, False, True]},
+            "enable_lora: [True, False, True]: the installed PEFT",
+        ),
         (
             same,
             TODAY | {"a_new_key": 2, "peft_version": "9.0"},
-            "a_new_key: 2: PEFT here has no such setting (the file is by 9.0)",
+            "a_new_key: 2: the installed PEFT has no such setting (the file is by 9.0)",
         ),
         (same, TODAY | {"peft_type": "PREFIX_TUNING"}, "peft_type: 'PREFIX_TUNING'"),
         (same, TODAY | {"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa': it changes the base's weights"),
@@ -168,22 +172,22 @@ def same(state: State) -> State:
         (same, [TODAY], "it holds a list in place of an object"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(
-    tmp_path: Path, change: Callable[[State], State], config: object, said: str
+def test_invalid_adapters_are_refused_by_name(
+    tmp_path: Path, change: Callable[[State], State], config: object, message: str
 ) -> None:
     write(tmp_path, change(golden_state("final")), config)
     with pytest.raises(CheckpointError) as refusal:
         load_adapter(golden_base(), tmp_path, "base")
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 class Trap:
     def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (Path("sprung"),)
+        return Path.touch, (Path("executed"),)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors", "adapter_config.json", ""])
-def test_files_that_cannot_be_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, golden_state("final"), pickled=name.endswith(".bin"))
     if name.endswith(".bin"):
@@ -194,4 +198,4 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, monkeypatch: pytes
         Path("adapter_model.safetensors").unlink()
     with pytest.raises(KyonError, match=name or "neither adapter_model.safetensors nor"):
         load_adapter(golden_base(), tmp_path, "base")
-    assert not Path("sprung").exists()
+    assert not Path("executed").exists()

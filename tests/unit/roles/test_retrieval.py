@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -134,19 +135,25 @@ def test_roles_that_are_not_there_are_refused(tmp_path: Path) -> None:
         find_roles([zhao], {})
 
 
+def cpu_seconds(function: Callable[[], object]) -> float:
+    started_s = time.process_time()
+    function()
+    return time.process_time() - started_s
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_questions_over_a_thousand_memories() -> None:
-    """In under 20 s by stored vectors, and under two minutes by shared characters; on one core."""
+    """Processor time: by stored vectors that of one matrix product; by shared characters that of a loop over 1 %."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(1000, 1536, generator=generator)
-    started_s = time.perf_counter()
-    nearest_vectors(torch.randn(1000, 1536, generator=generator).repeat(100, 1), vectors, 16)
-    assert time.perf_counter() - started_s < 20
+    asked = torch.randn(1000, 1536, generator=generator).repeat(100, 1)
+    product = cpu_seconds(lambda: (asked @ vectors.T).topk(16))
+    assert cpu_seconds(lambda: nearest_vectors(asked, vectors, 16)) < 4 * product  # measured: 0.9
 
     letters = [chr(0x4E00 + i) for i in range(3000)]
     text = "".join(Random(0).choices(letters, weights=[1 / (i + 1) for i in range(3000)], k=10**6))
     memories = [text[250 * i : 250 * (i + 1)] for i in range(1000)]
     questions = [text[9 * i : 9 * i + 30] for i in range(100_000)]
-    started_s = time.perf_counter()
-    LexicalIndex(memories).nearest(questions, 16)
-    assert time.perf_counter() - started_s < 120
+    sets = [set(memory) for memory in memories]
+    loop = cpu_seconds(lambda: [max(len(of & set(q)) for of in sets) for q in questions[:1000]])
+    assert cpu_seconds(lambda: LexicalIndex(memories).nearest(questions, 16)) < 25 * loop  # measured: 6.9

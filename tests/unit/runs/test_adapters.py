@@ -74,12 +74,12 @@ def test_what_is_not_whole_is_skipped_and_said(run: Path, caplog: pytest.LogCapt
     (run / "checkpoints/z-best" / ADAPTER).write_bytes(b"altered")
     with pytest.raises(CheckpointError, match=r"z-best.*best by val/loss.*not what was written.*--which last"):
         find_adapter(str(run))
-    with pytest.raises(CheckpointError, match=r"z-best\.ckpt: no whole adapter lies beside it"):
+    with pytest.raises(CheckpointError, match=r"z-best\.ckpt: its adapter is not complete"):
         find_adapter(f"{run}/checkpoints/z-best.ckpt")
 
 
 def test_no_best_is_said_and_not_guessed(run: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"older\.ckpt knows of no best one.*--which last"):
+    with pytest.raises(MissingFileError, match=r"no best checkpoint up to older\.ckpt.*--which last"):
         find_adapter("lightning_logs/version_2")
     assert find_adapter("lightning_logs/version_2", "last").name == "older"
 
@@ -87,11 +87,11 @@ def test_no_best_is_said_and_not_guessed(run: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("no/such/folder", "no/such/folder: not there. Name a PEFT folder"),
+        ("no/such/folder", "no/such/folder: no such file or folder. Name a PEFT folder"),
         ("step=3.ckpt", "no such checkpoint"),
-        ("./nothing", "not there"),
-        ("empty", "neither an adapter, a run nor a folder of runs"),
-        ("lightning_logs/version_10", "no whole checkpoint in it"),
+        ("./nothing", "no such file or folder"),
+        ("empty", "not an adapter, a run or a folder of runs"),
+        ("lightning_logs/version_10", "it has no complete checkpoint yet"),
     ],
 )
 def test_what_is_not_there(run: Path, word: str, said: str) -> None:
@@ -103,7 +103,7 @@ def test_what_is_not_there(run: Path, word: str, said: str) -> None:
 
 def test_without_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingFileError, match="lightning_logs: not there"):
+    with pytest.raises(MissingFileError, match="lightning_logs: no such file or folder"):
         find_adapter(None)
 
 

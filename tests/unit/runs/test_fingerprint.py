@@ -50,7 +50,7 @@ def test_all_settings_but_those_without_effect_are_compared() -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_told_by_its_name(name: str) -> None:
     (changed,) = differences(fingerprint(), fingerprint(**{name: CHANGES[name]}))
-    assert changed.startswith(f"data.{name} was ")
+    assert changed.startswith(f"data.{name}: ")
 
 
 def test_rows_labels_dialogues_and_the_wording_of_the_template_are_compared(

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from kyon_pl.errors import CheckpointError, MissingFileError
 from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO
 from kyon_pl.runs.fingerprint import differences, fingerprint_of_base, fingerprint_of_settings
-from kyon_pl.runs.integrity import check_contents, check_state_to_train_on, contents_of
-from kyon_pl.runs.resume import RECORD, Start, read_run, start_by_itself, start_from, write_record
+from kyon_pl.runs.integrity import check_checksums, check_resumable_state, checksums
+from kyon_pl.runs.resume import RECORD, Start, find_resumable_run, read_run, start_from_checkpoint, write_record
 
 SETTINGS = {"trainer.max_epochs": "2", "seed_everything": "1"}
 EVERYTHING = SETTINGS | {"data: train rows": "800"}
@@ -42,35 +42,35 @@ def write_nothing(state: object, folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"")
 
 
-def by_itself(trainer: Trainer, **changed: str) -> Start:
+def resumable(trainer: Trainer, **changed: str) -> Start:
     now = {key.replace("__", "."): value for key, value in changed.items()}
-    return start_by_itself(trainer, SETTINGS | now, lambda: EVERYTHING | now)
+    return find_resumable_run(trainer, SETTINGS | now, lambda: EVERYTHING | now)
 
 
 def test_goes_on_with_the_newest_run_of_these_settings(trainer: Trainer) -> None:
     run(trainer, 2, [9])
     newest = run(trainer, 10, [9, 10])
     run(trainer, 11, [50], seed_everything="2")
-    assert by_itself(trainer) == Start(newest, newest / "checkpoints/step=10.ckpt")
+    assert resumable(trainer) == Start(newest, newest / "checkpoints/step=10.ckpt")
 
 
 def test_goes_on_from_the_beginning_where_nothing_was_saved(trainer: Trainer) -> None:
-    assert by_itself(trainer) == Start()
-    assert by_itself(trainer).folder is None
+    assert resumable(trainer) == Start()
+    assert resumable(trainer).folder is None
     folder = run(trainer, 0, [])
-    assert by_itself(trainer) == Start(folder, None)
+    assert resumable(trainer) == Start(folder, None)
 
 
 def test_finished_run(trainer: Trainer) -> None:
     folder = run(trainer, 0, [10], finished=10)
-    assert by_itself(trainer) == Start(folder, folder / "checkpoints/step=10.ckpt", finished=True)
+    assert resumable(trainer) == Start(folder, folder / "checkpoints/step=10.ckpt", finished=True)
 
 
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"trainer__max_epochs": "3"}, "trainer.max_epochs was 2 and is 3"),
-        ({"data: train rows": "801"}, "data: train rows was 800 and is 801"),
+        ({"trainer__max_epochs": "3"}, "trainer.max_epochs: 2 → 3"),
+        ({"data: train rows": "801"}, "data: train rows: 800 → 801"),
     ],
 )
 def test_changed_setting_starts_a_new_run_and_is_named(
@@ -79,32 +79,34 @@ def test_changed_setting_starts_a_new_run_and_is_named(
     run(trainer, 0, [10])
     logging.getLogger("kyon_pl").propagate = True
     with caplog.at_level(logging.INFO, "kyon_pl"):
-        assert by_itself(trainer, **changed) == Start()
-    assert f"a new run, since version_0 was another: {named}" in caplog.text
+        assert resumable(trainer, **changed) == Start()
+    assert f"starting a new run: settings differ from version_0 ({named})" in caplog.text
 
 
 def test_unreadable_record_is_named(trainer: Trainer) -> None:
     (run(trainer, 0, []) / RECORD).write_text("{")
     with pytest.raises(CheckpointError, match=RECORD):
-        by_itself(trainer)
+        resumable(trainer)
 
 
 def test_a_logger_that_would_delete_its_curves_is_not_gone_on_with(tmp_path: Path) -> None:
     trainer = Trainer(logger=CSVLogger(tmp_path, "logs"), accelerator="cpu", enable_progress_bar=False)
     run(trainer, 0, [10])
-    assert by_itself(trainer) == Start()
+    assert resumable(trainer) == Start()
 
 
 def test_last_is_the_newest_checkpoint_of_the_newest_run_that_has_one(trainer: Trainer, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="--ckpt_path last"):
-        start_from("last", trainer)
+        start_from_checkpoint("last", trainer)
     folder = run(trainer, 0, [9, 10])
     run(trainer, 1, [])
-    assert start_from("last", trainer) == Start(folder, folder / "checkpoints/step=10.ckpt")
+    assert start_from_checkpoint("last", trainer) == Start(folder, folder / "checkpoints/step=10.ckpt")
     older = folder / "checkpoints/step=9.ckpt"
-    assert start_from(str(older), trainer) == Start(None, older), "its later checkpoints are not to be overwritten"
+    assert start_from_checkpoint(str(older), trainer) == Start(None, older), (
+        "its later checkpoints are not to be overwritten"
+    )
     with pytest.raises(MissingFileError, match="step=8"):
-        start_from(str(folder / "checkpoints/step=8.ckpt"), trainer)
+        start_from_checkpoint(str(folder / "checkpoints/step=8.ckpt"), trainer)
 
 
 def test_record_survives_a_round_trip(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_a_base_of_other_weights_is_another(tmp_path: Path) -> None:
     weights.write_bytes(bytes(40_000_000))
     before = fingerprint_of_base(tmp_path)
     weights.write_bytes(b"\1" * 40_000_000)
-    assert differences(before, fingerprint_of_base(tmp_path))[0].startswith("base: model.safetensors was 40,000,000")
+    assert differences(before, fingerprint_of_base(tmp_path))[0].startswith("base: model.safetensors: 40,000,000")
 
 
 @pytest.mark.parametrize(
@@ -156,8 +158,8 @@ def test_contents_are_compared_by_name(place: tuple[str | int, ...], value: obje
         "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}, 1: {"exp_avg": torch.ones(2)}}}],
         "lr_schedulers": [{"last_epoch": 2}],
     }
-    checkpoint["contents"] = contents_of(checkpoint)
-    check_contents(checkpoint)
+    checkpoint["contents"] = checksums(checkpoint)
+    check_checksums(checkpoint)
     inner: object = checkpoint
     for key in place[:-1]:
         inner = inner[key]  # type: ignore[index]
@@ -166,14 +168,14 @@ def test_contents_are_compared_by_name(place: tuple[str | int, ...], value: obje
     else:
         inner[place[-1]] = value  # type: ignore[index]
     with pytest.raises(CheckpointError, match=named):
-        check_contents(checkpoint)
+        check_checksums(checkpoint)
 
 
 def test_parts_of_different_steps_are_refused() -> None:
     state: dict[str, object] = {key: {} for key in ("state_dict", "callbacks", "optimizer_states", "contents")}
     state |= {"global_step": 4, "lr_schedulers": [{"last_epoch": 4}], "loops": {"loader": [{"optimizer_step": 2}]}}
-    with pytest.raises(CheckpointError, match=r"loops\.loader\.0\.optimizer_step: it stands at 2"):
-        check_state_to_train_on(state)
+    with pytest.raises(CheckpointError, match=r"loops\.loader\.0\.optimizer_step: it is at step 2"):
+        check_resumable_state(state)
     del state["lr_schedulers"]
     with pytest.raises(CheckpointError, match="lr_schedulers: it is missing"):
-        check_state_to_train_on(state)
+        check_resumable_state(state)

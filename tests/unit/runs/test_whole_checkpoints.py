@@ -13,8 +13,7 @@ from rigged import fit, rigged_module, write_inputs
 
 from kyon_pl.errors import CheckpointError
 from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO, remove_unfinished
-from kyon_pl.runs.integrity import MARKER, fault_of_checkpoint
-from kyon_pl.runs.resume import newest_checkpoint
+from kyon_pl.runs.integrity import MARKER, fault_of_checkpoint, newest_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +34,16 @@ def test_the_newest_checkpoint_is_the_whole_one_of_the_highest_recorded_step(tra
     """Whatever the names say: `last-v1` is newer than `last`, and 10 than 9."""
     for name, step in {"a": 9, "b": 10, "c": 8, "step=7": 11, "step=99": 12}.items():
         save(trainer, tmp_path / f"{name}.ckpt", step)
-    assert newest_checkpoint(tmp_path) == tmp_path / "step=99.ckpt"
+    assert newest_checkpoint(tmp_path, resumable=True) == tmp_path / "step=99.ckpt"
     (tmp_path / "step=99" / MARKER).unlink()
-    assert newest_checkpoint(tmp_path) == tmp_path / "step=7.ckpt"
+    assert newest_checkpoint(tmp_path, resumable=True) == tmp_path / "step=7.ckpt"
     whole = (tmp_path / "step=7.ckpt").read_bytes()
     (tmp_path / "step=7.ckpt").write_bytes(whole[:-1])
-    assert newest_checkpoint(tmp_path) == tmp_path / "b.ckpt"
+    assert newest_checkpoint(tmp_path, resumable=True) == tmp_path / "b.ckpt"
     (tmp_path / "b.ckpt").write_bytes(bytes(len(whole)))
-    assert newest_checkpoint(tmp_path) == tmp_path / "a.ckpt"
+    assert newest_checkpoint(tmp_path, resumable=True) == tmp_path / "a.ckpt"
     shutil.rmtree(tmp_path / "a")
-    assert newest_checkpoint(tmp_path) == tmp_path / "c.ckpt"
+    assert newest_checkpoint(tmp_path, resumable=True) == tmp_path / "c.ckpt"
 
 
 def test_a_save_that_dies_leaves_the_checkpoint_of_that_name(
@@ -61,7 +60,7 @@ def test_a_save_that_dies_leaves_the_checkpoint_of_that_name(
     with pytest.raises(KeyboardInterrupt):
         save(trainer, file, 5)
     assert fault_of_checkpoint(file) is None
-    assert newest_checkpoint(tmp_path) == file
+    assert newest_checkpoint(tmp_path, resumable=True) == file
 
 
 class Trap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,12 @@ def test_a_run_is_gone_on_with_from_its_best(run: Path) -> None:
 
 def test_what_is_wrong_is_said_before_the_base_is_there(run: Path, tmp_path: Path) -> None:
     module = rigged_module(run.parent)
-    module.base, module.lora.init_lora_weights = str(tmp_path / "no base"), "pissa"
+    module.frozen_base = replace(module.frozen_base, name=str(tmp_path / "no base"))
+    module.initial_adapter.lora.init_lora_weights = "pissa"
     with pytest.raises(SettingError, match="pissa"):
         module.prepare_data()
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     module = rigged_module(run.parent, adapter=str(tmp_path))
-    module.base = str(tmp_path / "no base")
+    module.frozen_base = replace(module.frozen_base, name=str(tmp_path / "no base"))
     with pytest.raises(CheckpointError, match="IA3"):
         module.prepare_data()

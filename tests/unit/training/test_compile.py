@@ -38,7 +38,7 @@ def test_compiled_layers_train_the_same_adapter(tmp_path: Path, checkpointing: A
         torch._dynamo.reset()
         counters.clear()
         module = rigged_module(tmp_path, Warm, compile=compiled, checkpointing=checkpointing)
-        module.lora.lora_dropout = 0.0
+        module.initial_adapter.lora.lora_dropout = 0.0
         guards = [MemoryGuard(), FirstValidation()]
         fit(tmp_path, module, guards, epochs=3, batching="packed", tokens_per_batch=90)
         results[compiled] = trained(module)

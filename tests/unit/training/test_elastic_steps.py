@@ -8,8 +8,8 @@ import pytest
 from lightning.pytorch import Trainer
 
 from kyon_pl.errors import SettingError
-from kyon_pl.runs.fingerprint import ACCUMULATE, MICRO_BATCHES, differences, in_terms_of
-from kyon_pl.training.elastic import share_steps
+from kyon_pl.runs.fingerprint import ACCUMULATE, MICRO_BATCHES, differences, keep_accumulation
+from kyon_pl.training.elastic import keep_optimizer_steps
 
 
 def fingerprint(devices: int, accumulate: int) -> dict[str, str]:
@@ -28,8 +28,8 @@ def fingerprint(devices: int, accumulate: int) -> dict[str, str]:
 )
 def test_same_steps_or_only_other_devices(now: tuple[int, int], adapt: bool, different: list[str]) -> None:
     saved = fingerprint(4, 4)
-    lines = differences(saved, in_terms_of(saved, fingerprint(*now), adapt))
-    assert [line.split(" was ")[0] for line in lines] == different
+    lines = differences(saved, keep_accumulation(saved, fingerprint(*now), adapt))
+    assert [line.split(": ")[0] for line in lines] == different
 
 
 def trainer(**settings: Any) -> Trainer:
@@ -38,7 +38,7 @@ def trainer(**settings: Any) -> Trainer:
 
 def test_what_is_counted_in_micro_batches_of_a_device_is_counted_anew() -> None:
     one = trainer(accumulate_grad_batches=2, val_check_interval=6, limit_train_batches=10, limit_val_batches=0.5)
-    share_steps(one, fingerprint(4, 2))
+    keep_optimizer_steps(one, fingerprint(4, 2))
     found = one.accumulate_grad_batches, one.val_check_interval, one.limit_train_batches, one.limit_val_batches
     assert found == (8, 24, 40, 0.5)
 
@@ -46,4 +46,4 @@ def test_what_is_counted_in_micro_batches_of_a_device_is_counted_anew() -> None:
 def test_what_cannot_be_shared_evenly_is_refused() -> None:
     one = trainer(accumulate_grad_batches=4, limit_train_batches=3)
     with pytest.raises(SettingError, match="limit_train_batches: 3 micro-batches"):
-        share_steps(one, {ACCUMULATE: "2", MICRO_BATCHES: "1"})
+        keep_optimizer_steps(one, {ACCUMULATE: "2", MICRO_BATCHES: "1"})

@@ -1,4 +1,4 @@
-"""Adapters with something in them, on the demo's base."""
+"""Adapters with random weights on the demo's base."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def base(dtype: torch.dtype = torch.float32) -> ChatGLM2ForCausalLM:
 
 
 def live_model(kind: str, dtype: torch.dtype = torch.float32) -> PeftModel:
-    """The demo's base with an adapter of random tensors, wide enough to turn greedy replies."""
+    """The demo's base with random LoRA weights, large enough to change greedy replies."""
     model = attach_lora(base(dtype), LoraConfig(**KINDS[kind]), "demo").eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in sorted(model.named_parameters()):
