@@ -19,7 +19,7 @@ from kyon_pl.doctor.report import MEMORY_PARTS, Finding, Report, error_finding, 
 from kyon_pl.doctor.work import Work
 from kyon_pl.errors import KyonError
 from kyon_pl.lora import check_combination, frozen_dtype, quantizer, reference_lora
-from kyon_pl.training.callbacks.run_output import duration
+from kyon_pl.training.throughput import duration
 
 # with little free memory the allocator still left 3 % unused (13.89 GiB reserved, 13.50 GiB allocated)
 USABLE_SHARE = 0.97

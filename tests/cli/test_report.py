@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from imported import OPTIONAL, imported_by
 from reply_runs import curves, events
 
 from kyon_pl.cli import main
@@ -57,6 +58,11 @@ def test_values_agree_with_the_event_files(runs: dict[str, Path]) -> None:
     for picture in ("loss", "replies", "training"):
         assert f"![{picture}]({picture}.png)" in text
         assert (run / f"report/{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_needs_no_torch(runs: dict[str, Path], tmp_path: Path) -> None:
+    words = ["report", str(runs["on"]), "--output", str(tmp_path)]
+    assert imported_by(words, "torch", *OPTIONAL) == []
 
 
 def test_runs_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:

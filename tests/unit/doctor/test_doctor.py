@@ -14,8 +14,8 @@ import pytest
 from huggingface_hub import constants
 
 from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.cli.tools import doctor_settings
 from kyon_pl.demo import BASE
-from kyon_pl.doctor.command import _parse
 from kyon_pl.doctor.device import minimum_peak_bytes
 from kyon_pl.doctor.examine import base_finding, config_findings
 from kyon_pl.doctor.machine import Gpu, Machine, _has_kernels, driver_version, machine_findings
@@ -184,7 +184,7 @@ def test_minimum_peak_of_6b() -> None:
 
 def on_l4(**changed: object) -> dict[str, Finding]:
     """The findings about the reference run with a random base, on a machine with one L4."""
-    settings = _parse(["--config", str(ROOT / "configs/lora.yaml"), "--model.base", "random"])
+    settings = doctor_settings(["doctor", "--config", str(ROOT / "configs/lora.yaml"), "--model.base", "random"])
     for name, value in changed.items():
         settings[name.replace("__", ".")] = value
     plan = make_plan(settings, MACHINE, gpu_gib=22.0)
