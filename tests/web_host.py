@@ -1,4 +1,4 @@
-"""What the tests of the page share: small adapters, roles, a host, and a proxy that writes down who asks for what."""
+"""Shared by the tests of the web page: small adapters, roles, sessions, and a proxy that records requests."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from kyon_pl.chat.loading import load_speaker
-from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.sessions import Host, Limits
-from kyon_pl.chat.speaker import Said, Sampling, Speaker, StopReply
+from kyon_pl.chat.conversation import RolePlay
+from kyon_pl.chat.loading import load_chat_model
+from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, StopReply
+from kyon_pl.chat.sessions import SessionLimits, Sessions
 from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.demo import BASE
 from kyon_pl.lora import attach_lora, trainable_names, write_adapter
-from kyon_pl.roles.contexts import Room
+from kyon_pl.roles.contexts import ContextLimits
 from kyon_pl.roles.role import read_role
 
 HOSTILE = '<script>document.title = "run"</script> ![a](http://example.org/a.png) <img src="http://example.org/b.png">'
 
 
 def write_small_adapter(folder: Path, seed: int) -> Path:
-    """An adapter on the demo's base that changes what it says."""
+    """An adapter of the demo's base that changes its replies."""
     base = load_base(BASE, dtype=torch.float32, device=torch.device("cpu"), attn_implementation="sdpa")
     model = attach_lora(base, LoraConfig(r=4, target_modules=["query_key_value"]), "demo")
     generator = torch.Generator().manual_seed(seed)
@@ -46,14 +46,14 @@ def write_role(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def make_host(adapters: list[Path], roles: list[Path], limits: Limits, max_tokens: int = 1024) -> Host:
-    speaker = load_speaker([*map(str, adapters)], "last", None, None, None)
-    playing = [RolePlay(read_role(role), "lexical", Room(), speaker.count_tokens) for role in roles]
-    return Host(speaker, {role.role.name: role for role in playing}, max_tokens, limits)
+def make_sessions(adapters: list[Path], roles: list[Path], limits: SessionLimits, max_tokens: int = 1024) -> Sessions:
+    model = load_chat_model([*map(str, adapters)], "last", None, None, None)
+    played = [RolePlay(read_role(role), "lexical", ContextLimits(), model.count_tokens) for role in roles]
+    return Sessions(model, {role.role.name: role for role in played}, max_tokens, limits)
 
 
-class Actor(Speaker):
-    """Says what it will, whatever it is asked."""
+class ScriptedModel(ChatModel):
+    """A model whose replies do not depend on the prompt."""
 
     def reply(
         self,
@@ -61,58 +61,53 @@ class Actor(Speaker):
         sampling: Sampling,
         on_text: Callable[[str], object] = lambda text: None,
         adapter: str | None = "",
-    ) -> Said:
+    ) -> ChatReply:
         return self.say(on_text)
 
-    def say(self, on_text: Callable[[str], object]) -> Said:
+    def say(self, on_text: Callable[[str], object]) -> ChatReply:
         raise NotImplementedError
 
 
-class Parrot(Actor):
-    """Says what would be dangerous if it were run."""
+class HostileModel(ScriptedModel):
+    """Replies with HTML that would be dangerous if it were run."""
 
-    def say(self, on_text: Callable[[str], object]) -> Said:
+    def say(self, on_text: Callable[[str], object]) -> ChatReply:
         on_text(HOSTILE)
-        return Said(HOSTILE, stopped=True)
+        return ChatReply(HOSTILE, stopped=True)
 
 
-class Counter(Actor):
-    """Counts for a minute, or until it is stopped: the model's own replies end when they will.
+class CountingModel(ScriptedModel):
+    """Counts for a minute or until it is stopped; the real model's replies end on their own.
 
     Attributes:
-        was_stopped: set once it was.
+        was_stopped: set when a reply is stopped.
     """
 
     was_stopped: threading.Event
 
-    def say(self, on_text: Callable[[str], object]) -> Said:
-        said = ""
+    def say(self, on_text: Callable[[str], object]) -> ChatReply:
+        text = ""
         for number in range(1200):
             time.sleep(0.05)
             try:
                 on_text(f"{number} ")
             except StopReply:
                 self.was_stopped.set()
-                return Said(said, stopped=False)
-            said += f"{number} "
-        return Said(said, stopped=True)
+                return ChatReply(text, stopped=False)
+            text += f"{number} "
+        return ChatReply(text, stopped=True)
 
 
-def counting(host: Host) -> tuple[Host, Counter]:
-    """The same host with a speaker that counts."""
-    counter = Counter(**vars(host.speaker))
-    counter.was_stopped = threading.Event()
-    return with_speaker(host, counter), counter
+def with_counting_model(sessions: Sessions) -> tuple[Sessions, CountingModel]:
+    """The same sessions with a model that counts."""
+    model = CountingModel(**vars(sessions.model))
+    model.was_stopped = threading.Event()
+    return Sessions(model, sessions.roles, sessions.max_tokens, sessions.limits), model
 
 
-def parrot(host: Host) -> Host:
-    """The same host with a speaker whose replies are hostile."""
-    return with_speaker(host, Parrot(**vars(host.speaker)))
-
-
-def with_speaker(host: Host, speaker: Speaker) -> Host:
-    """The same host with another speaker."""
-    return Host(speaker, host.roles, host.max_tokens, host.limits)
+def with_hostile_model(sessions: Sessions) -> Sessions:
+    """The same sessions with a model whose replies are hostile."""
+    return Sessions(HostileModel(**vars(sessions.model)), sessions.roles, sessions.max_tokens, sessions.limits)
 
 
 def free_port() -> int:
@@ -123,14 +118,14 @@ def free_port() -> int:
 
 
 class Recorder:
-    """A proxy that answers nobody.
+    """A proxy that records requests and answers none.
 
     Attributes:
-        asked: the first line of each request that came: everything that would have left the machine.
+        requests: the first line of each request, which would have left the machine.
     """
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         threading.Thread(target=self._listen, daemon=True).start()
@@ -142,7 +137,7 @@ class Recorder:
             except OSError:
                 return
             with connection:
-                self.asked.append(connection.recv(4096).decode(errors="replace").partition("\r\n")[0])
+                self.requests.append(connection.recv(4096).decode(errors="replace").partition("\r\n")[0])
 
     def close(self) -> None:
         self._server.close()

@@ -1,1 +1,1 @@
-"""Talking to a tuned model."""
+"""Chat with a fine-tuned model, in the terminal or on a web page."""

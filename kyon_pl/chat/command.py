@@ -1,4 +1,4 @@
-"""`kyon-pl chat`: a tuned model in the terminal, or one reply for a script."""
+"""`kyon-pl chat`: chat with a fine-tuned model in the terminal, or get one reply in a script."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import logging
 import sys
 from typing import Literal
 
-from kyon_pl.chat.conversation import Conversation
-from kyon_pl.chat.loading import load_speaker
-from kyon_pl.chat.role_play import RolePlay, harmless
-from kyon_pl.chat.speaker import Sampling, check_room
-from kyon_pl.chat.terminal import Terminal, show
+from kyon_pl.chat.conversation import Conversation, RolePlay
+from kyon_pl.chat.loading import load_chat_model
+from kyon_pl.chat.model import Sampling, check_max_tokens, replace_control_characters
+from kyon_pl.chat.terminal import Terminal, print_piece
 from kyon_pl.errors import SettingError
-from kyon_pl.roles.contexts import Room
+from kyon_pl.roles.contexts import ContextLimits
 from kyon_pl.roles.role import Role, role_to_play
 
 log = logging.getLogger(__name__)
@@ -42,71 +41,71 @@ def chat(
     json: bool = False,
     compare: bool = False,
 ) -> None:
-    """Talk to a tuned model.
+    """Chat with a fine-tuned model.
 
-    It is asked through the same code as in training. With a role folder, a question becomes what a row of that role
-    would be: system prompt, memories, history, question.
+    Prompts are encoded by the same code as in training. With a role, the prompt is built like a row of that role:
+    system prompt, memories, history, question.
 
     Args:
-        adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a Hub id; or the folder of a merged
-            model; unset, the newest run here. Of several, '[one, another]', /adapter NAME chooses.
-        which: of a run, the best checkpoint by validation loss, or the last.
-        base: a folder or Hub id; unset, the one that the adapter names.
+        adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint or a Hub id; or the folder of a merged
+            model. By default, the newest run here. Pass several with '[one, another]' and switch with /adapter NAME.
+        which: the checkpoint to use of a run, best (by validation loss) or last.
+        base: folder or Hub id of the base model; by default, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
-        character: a role folder or role file to play; demo, or demo/NAME: one of the demo's.
-        asker: whose name stands before your questions, as in the role's training rows; written before a question, a
-            name and a colon do the same.
-        retrieval: how a question finds memories, as for build-data.
-        memory_number: the most memories, as for build-data; give what the role's rows were built with.
-        memory_length: of all memories, in tokens, likewise.
-        history_length: of the turns before the question, likewise.
-        system: a system prompt, where no role is played.
-        template: raw or chatglm2; unset, the one that the adapter was trained with.
-        max_tokens: the longest prompt with its reply; memories and turns go first where it is too long.
-        max_new_tokens: the longest reply, in tokens.
-        temperature: 0: always the likeliest token, so that the same question has the same reply; 0.8 is livelier.
-        top_p: draw from the likeliest tokens that make up this much probability.
-        repetition_penalty: over 1, tokens that were there become less likely.
-        seed: of the draws.
-        prompt: -p: ask this, print the reply, and end; - reads it from standard input.
-        json: print one JSON object, with prompt, reply and whether the model ended it itself.
-        compare: let the base reply too.
+        character: role folder or role file to play; demo or demo/NAME for a role of the demo.
+        asker: the name before your questions, as in the role's training rows. Starting a question with a name and a
+            colon does the same.
+        retrieval: how memories are ranked, as for build-data.
+        memory_number: maximum number of memories; use the value that build-data had.
+        memory_length: total length of all memories, in tokens; use the value that build-data had.
+        history_length: total length of the turns before the question, in tokens; use the value that build-data had.
+        system: system prompt without a role.
+        template: raw or chatglm2; by default, the one that the adapter was trained with.
+        max_tokens: maximum length of prompt and reply together; memories and older turns are left out to fit.
+        max_new_tokens: maximum length of a reply, in tokens.
+        temperature: 0 is greedy decoding, the same reply every time; 0.8 gives more variety.
+        top_p: sample from the most likely tokens whose probabilities add up to this.
+        repetition_penalty: above 1, tokens that already occurred become less likely.
+        seed: seed of the sampling.
+        prompt: -p, one question: print the reply and exit; - reads it from standard input.
+        json: print one JSON object, with prompt, reply and whether the model ended the reply itself.
+        compare: also print the reply of the base model.
 
     Raises:
-        SettingError: an impossible number, another template than the adapter's, adapters that do not go together, or no
+        SettingError: a number out of range, another template than the adapter's, adapters that do not match, or no
             question.
         MissingFileError: no such adapter, base or role.
-        CheckpointError: files that cannot be read, or do not fit together.
-        DataError: a role's file cannot be used; a question that is too long.
+        CheckpointError: files that cannot be read, or do not match.
+        DataError: a role's file cannot be used, or a question is too long.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
-    check_room(max_tokens, "max_new_tokens", max_new_tokens)
+    check_max_tokens(max_tokens, "max_new_tokens", max_new_tokens)
     if character and system:
-        raise SettingError("system", "the role has its own", "Leave --system or --character out")
-    room = Room(memory_number, memory_length, history_length)
+        raise SettingError("system", "a role has its own system prompt", "Leave --system or --character out")
+    limits = ContextLimits(memory_number, memory_length, history_length)
     role = role_to_play(character) if character else None
     question = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise SettingError("prompt", "it is empty", "Ask something")
-    speaker = load_speaker(adapter, which, base, revision, template)
+    model = load_chat_model(adapter, which, base, revision, template)
 
     def play(role: Role) -> RolePlay:
-        return RolePlay(role, retrieval, room, speaker.count_tokens)
+        return RolePlay(role, retrieval, limits, model.count_tokens)
 
-    conversation = Conversation(speaker, max_tokens, play(role) if role else None, system, asker=asker)
+    conversation = Conversation(model, max_tokens, play(role) if role else None, system, asker=asker)
     if question is None:
-        with_adapters = f"{speaker.base} with {', '.join(speaker.adapters)}" if speaker.tuned else speaker.base
-        log.info("%s; template %s. /help lists the commands", with_adapters, speaker.template)
+        name = f"{model.base} with {', '.join(model.adapters)}" if model.adapters else model.base
+        log.info("%s; template %s. /help lists the commands", name, model.template)
         Terminal(conversation, sampling, lambda name: play(role_to_play(name)), compare).run()
-        return
-    _answer_once(conversation, question, sampling, json, compare)
+    else:
+        _answer_once(conversation, question, sampling, json, compare)
 
 
 def _answer_once(conversation: Conversation, question: str, sampling: Sampling, json: bool, compare: bool) -> None:
-    said = conversation.ask(question, sampling, (lambda text: None) if json else show)
-    base = conversation.compare(sampling) if compare and conversation.speaker.tuned else None
+    reply = conversation.ask(question, sampling, (lambda text: None) if json else print_piece)
+    base = conversation.compare(sampling) if compare and conversation.model.adapters else None
     if json:
-        answer = {"prompt": question, "reply": said.text, "stopped": said.stopped}
+        answer = {"prompt": question, "reply": reply.text, "stopped": reply.stopped}
         print(json_format.dumps(answer | ({"base": base.text} if base else {}), ensure_ascii=False))
     else:
-        print(f"\nbase: {harmless(base.text)}" if base else "")
+        print(f"\nbase: {replace_control_characters(base.text)}" if base else "")

@@ -1,34 +1,100 @@
-"""What has been said, and what the model is asked next."""
+"""A conversation with a model, and the prompt of its next question, as a role or without one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.speaker import Said, Sampling, Speaker
+from kyon_pl.chat.model import ChatModel, ChatReply, Sampling
 from kyon_pl.data.encoding.encode import EncodeSettings, encode_pairs
 from kyon_pl.data.prompt import Message
-from kyon_pl.errors import DataError
+from kyon_pl.errors import DataError, SettingError
+from kyon_pl.roles.contexts import BuiltContext, ContextLimits, build_context, context_settings
+from kyon_pl.roles.retrieval import Retriever
+from kyon_pl.roles.role import Role
+
+_TURN = re.compile(r"([^\s:：]{1,20})[:：]\s*(.*)", re.DOTALL)
+_TURN_START = re.compile(r"^[^\s:：]{1,20}[:：]\s*(「)?", re.MULTILINE)
+
+
+class RolePlay:
+    """Builds the context of a question to a role, as in the rows of that role.
+
+    Args:
+        role: the role to play.
+        retrieval: how memories are ranked, see `kyon_pl.roles.build.build_data`.
+        limits: of memories and history.
+        count: the number of tokens of a text.
+
+    Raises:
+        MachineError: `retrieval` is a model, and sentence-transformers is not installed.
+    """
+
+    def __init__(self, role: Role, retrieval: str, limits: ContextLimits, count: Callable[[str], int]) -> None:
+        self.role = role
+        self.retriever = Retriever(role, retrieval)
+        if limits.memory_number is None:
+            limits = replace(limits, memory_number=role.memory_number)
+        self.settings = context_settings(limits, "tokens", False, count)
+        quoted = [bool(start[1]) for memory in role.memories for start in _TURN_START.finditer(memory)]
+        self.quotes = sum(quoted) > len(quoted) / 2
+
+    def question(self, text: str, asker: str) -> str:
+        """A question as a turn of a dialogue, in 「」 if most turns in the role's memories are.
+
+        Published role data has this form (95 % of its questions), and a model trained on it replies in character only
+        to questions of the same form.
+
+        Args:
+            text: the question, optionally as `name:text`.
+            asker: the name before a question that has none, as in training rows; empty: no name.
+        """
+        turn = _TURN.fullmatch(text)
+        name, words = turn.groups() if turn else (asker, text)
+        if self.quotes and name and not words.startswith("「"):
+            return f"{name}:「{words}」"
+        return text if turn or not asker else f"{asker}:{text}"
+
+    def context(self, question: str, history: Sequence[str]) -> BuiltContext:
+        """The context of a row with this question.
+
+        Args:
+            question: from `question`.
+            history: the turns before it, oldest first.
+        """
+        row = {"query": question, "answer": "", "chat_history": list(history), "embedding": []}
+        (ranked,) = self.retriever.rank([row], 2 * self.settings.memory_number)
+        return build_context(self.role.system_prompt, [self.role.memories[i] for i in ranked], row, self.settings)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, what it became, and the reply.
+    """A question and its reply.
 
     Attributes:
-        typed: by the person.
-        question: as the model got it.
-        reply: whole, or what was said until Ctrl-C.
-        base: what the base replied, if it was asked too.
-        retries: how often this question was asked again.
+        typed: the question as typed.
+        question: the question in the prompt.
+        reply: the reply, or its text up to Ctrl-C.
+        base: the base model's reply, if it was asked too.
+        retries: how often the question was asked again.
     """
 
     typed: str
     question: str
-    reply: Said
-    base: Said | None = None
+    reply: ChatReply
+    base: ChatReply | None = None
     retries: int = 0
+
+
+def check_has_turns(where: str, turns: Sequence[Turn]) -> None:
+    """Check that there is a question to work on.
+
+    Raises:
+        SettingError: there are no turns.
+    """
+    if not turns:
+        raise SettingError(where, "nothing has been said", "Ask something first")
 
 
 @dataclass
@@ -36,16 +102,16 @@ class Conversation:
     """Questions and replies, oldest first.
 
     Attributes:
-        speaker: who replies.
-        max_tokens: the longest prompt with its reply; older turns go first.
-        role: who is played; None: the turns stand alone.
-        system: before the first turn, where no role is played.
-        turns: so far.
-        asker: whose name stands before a question to a role.
-        adapter: the one of the speaker's that replies; empty: the first.
+        model: replies.
+        max_tokens: maximum length of prompt and reply together; older turns are left out first.
+        role: the role that is played, or None.
+        system: the system prompt without a role.
+        turns: the turns so far.
+        asker: the name before a question to a role.
+        adapter: name of the adapter that replies; empty: the model's first.
     """
 
-    speaker: Speaker
+    model: ChatModel
     max_tokens: int = 2048
     role: RolePlay | None = None
     system: str = ""
@@ -53,48 +119,42 @@ class Conversation:
     asker: str = ""
     adapter: str = ""
 
-    def ask(
-        self,
-        typed: str,
-        sampling: Sampling,
-        on_text: Callable[[str], object] = lambda text: None,
-    ) -> Said:
-        """Ask, and remember question and reply.
+    def ask(self, typed: str, sampling: Sampling, on_text: Callable[[str], object] = lambda text: None) -> ChatReply:
+        """Ask a question and append the turn.
 
         Args:
             typed: the question.
             sampling: how tokens are chosen.
-            on_text: told the reply piece by piece.
+            on_text: called with each new piece of the reply.
 
         Raises:
             DataError: the question alone is too long.
         """
         question = self.question(typed)
         prompt = self.prompt_ids(question, sampling.max_new_tokens)
-        said = self.speaker.reply(prompt, sampling, on_text, self.adapter)
-        self.turns.append(Turn(typed, question, said))
-        return said
+        reply = self.model.reply(prompt, sampling, on_text, self.adapter)
+        self.turns.append(Turn(typed, question, reply))
+        return reply
 
     def question(self, typed: str) -> str:
-        """What was typed, as the model is asked it: behind the asker's name, where there is a role."""
+        """The question in the prompt: with a role, behind the asker's name."""
         return self.role.question(typed, self.asker) if self.role else typed
 
-    def compare(self, sampling: Sampling, on_text: Callable[[str], object] = lambda text: None) -> Said:
-        """What the base, without its adapter, replies to the last question. Later questions do not build on it."""
+    def compare(self, sampling: Sampling, on_text: Callable[[str], object] = lambda text: None) -> ChatReply:
+        """The base model's reply to the last question. It is not part of the history of later questions."""
         last = self.turns[-1]
         prompt = self._before_last().prompt_ids(last.question, sampling.max_new_tokens)
-        said = self.speaker.reply(prompt, sampling, on_text, adapter=None)
-        self.turns[-1] = replace(last, base=said)
-        return said
+        reply = self.model.reply(prompt, sampling, on_text, adapter=None)
+        self.turns[-1] = replace(last, base=reply)
+        return reply
 
     def memories(self) -> tuple[str, ...]:
-        """What the last question brought to the role's mind, nearest first."""
+        """The memories in the prompt of the last question, nearest first."""
         if not (self.role and self.turns):
             return ()
-        earlier = self._before_last()
-        return self.role.context(self.turns[-1].question, earlier.said()).memories
+        return self.role.context(self.turns[-1].question, self._before_last().history()).memories
 
-    def said(self) -> list[str]:
+    def history(self) -> list[str]:
         """Questions and replies, oldest first."""
         return [text for turn in self.turns for text in (turn.question, turn.reply.text)]
 
@@ -102,34 +162,34 @@ class Conversation:
         return replace(self, turns=self.turns[:-1])
 
     def prompt_ids(self, question: str, max_new_tokens: int) -> list[int]:
-        """The ids that ask a question, through the same `render` as in training.
+        """The prompt's token ids, encoded as in training.
 
         Args:
-            question: the newest.
-            max_new_tokens: room to leave for the reply.
+            question: the new question.
+            max_new_tokens: tokens to leave for the reply.
 
         Raises:
             DataError: the question alone is too long.
         """
         settings = EncodeSettings(
             max_tokens=max(4, self.max_tokens - max_new_tokens),
-            template=self.speaker.template,
-            train_turns=self.speaker.train_turns,
+            template=self.model.template,
+            train_turns=self.model.train_turns,
         )
-        (row,) = encode_pairs([(self.asked(question), None)], self.speaker.tokenizer, settings)
+        (row,) = encode_pairs([(self.prompt(question), None)], self.model.tokenizer, settings)
         if row.problem:
-            fix = "Ask in fewer words, or raise --max_tokens or lower --max_new_tokens"
+            fix = "Shorten the question, raise --max_tokens or lower --max_new_tokens"
             raise DataError("question", row.problem.replace("max_tokens", "the room beside the reply"), fix)
         return row.input_ids
 
-    def asked(self, question: str) -> str | Sequence[Message]:
+    def prompt(self, question: str) -> str | Sequence[Message]:
         """The context of a role's row, or the messages up to the question."""
         if self.role:
-            return self.role.context(question, self.said()).text
+            return self.role.context(question, self.history()).text
         return [*self.messages(), Message(role="user", content=question)]
 
     def messages(self) -> list[Message]:
-        """The conversation as a row that can be trained on."""
+        """The conversation as the `messages` of a training row."""
         system = self.role.role.system_prompt if self.role else self.system
         messages = [Message(role="system", content=system)] if system else []
         for turn in self.turns:

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""The speaker that words on a command line mean: a base with adapters, or a merged model."""
+"""Loads the model of a chat from the command-line options: a base with adapters, or a merged model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 from transformers import AutoTokenizer, GlmForCausalLM
 
-from kyon_pl.chat.speaker import Speaker
+from kyon_pl.chat.model import ChatModel
 from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.files import read_json_object
@@ -31,76 +31,77 @@ from kyon_pl.runs.integrity import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-_SMALL = 500_000_000  # parameters: float32 on a CPU up to here, and bfloat16 above
+_MAX_FLOAT32_PARAMETERS = 500_000_000  # a larger model is loaded in bfloat16 on a CPU
 
 
-def load_speaker(
+def load_chat_model(
     adapters: str | Sequence[str] | None,
     which: Literal["best", "last"],
     base: str | None,
     revision: str | None,
     template: str | None,
-) -> Speaker:
-    """Load what words mean onto the GPU, or the CPU where there is none.
+) -> ChatModel:
+    """Load a base with its adapters, or a merged model, onto the GPU, or onto the CPU if there is none.
 
     Args:
-        adapters: as `find_adapter` takes it, or several such; or the folder of a merged model, ChatGLM2 or GLM.
-        which: of a run.
-        base: for the adapters; None: the one that they name.
+        adapters: as for `find_adapter`, one or several; or the folder of a merged model, ChatGLM2 or GLM.
+        which: the checkpoint to use of a run.
+        base: folder or Hub id of the base; None: the base that the first adapter names.
         revision: of the base on the Hub.
-        template: must be the one that the adapters were trained with, where that is recorded; None: that one.
+        template: None: the template of the adapter's training. If that is recorded, no other is accepted.
 
     Raises:
-        SettingError: a template that does not exist, or another one than an adapter's; adapters that were not trained
-            on one base, or not to be asked in the same way; a merged model beside adapters; random weights as a base.
+        SettingError: an unknown template, or not the adapter's; adapters with different bases or prompt formats; a
+            merged model together with adapters; a base with random weights.
         MissingFileError: no such adapter or base.
-        CheckpointError: files that cannot be read, or do not fit together.
+        CheckpointError: files that cannot be read, or do not match.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    words: list[str | None] = [adapters] if adapters is None or isinstance(adapters, str) else [*adapters]
-    if not words:
-        raise SettingError("adapter", "an empty list", "Leave it out for the newest run, or name one")
-    if merged := [folder for word in words if word and is_model(folder := Path(word).expanduser())]:
-        if len(words) > 1:
-            fix = "Talk to it alone, or name adapters of one base"
-            raise SettingError("adapter", f"{merged[0]} is a merged model, which has its adapter in it", fix)
-        model, tokenizer = _merged(merged[0], device)
-        return Speaker(model, tokenizer, str(merged[0]), *_wording(merged[0], template), adapters={})
-    folders = [find_adapter(word, which) for word in words]
+    names: list[str | None] = [adapters] if adapters is None or isinstance(adapters, str) else [*adapters]
+    if not names:
+        raise SettingError("adapter", "an empty list", "Name an adapter, or leave it out for the newest run")
+    if merged := [folder for name in names if name and is_merged_model(folder := Path(name).expanduser())]:
+        if len(names) > 1:
+            fix = "Load it alone, or name adapters of one base"
+            raise SettingError("adapter", f"{merged[0]} is a merged model, which takes no adapter", fix)
+        model, tokenizer = _load_merged(merged[0], device)
+        return ChatModel(model, tokenizer, str(merged[0]), *_prompt_format(merged[0], template), adapters={})
+    folders = [find_adapter(name, which) for name in names]
     first, *more = folders
     base_name = base_with_weights(base, first)
-    wording = _wording(first, template)
+    prompt_format = _prompt_format(first, template)
     for folder in more:
-        _refuse_mismatch(folder, first, None if base else base_name, wording, template)
+        _check_compatible(folder, first, None if base else base_name, prompt_format, template)
     base_folder = fetch_base(base_name, revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
     tokenizer = read_tokenizer(base_folder)
-    peft_model = load_adapter(_chatglm(base_folder, device), first, base_name)
-    names = {name: f"adapter_{place}" if place else "default" for place, name in enumerate(_names(folders))}
-    for folder, name in zip(more, [*names.values()][1:], strict=True):
-        add_adapter(peft_model, folder, base_name, name)
-    return Speaker(peft_model.eval(), tokenizer, base_name, *wording, adapters=names)
+    peft_model = load_adapter(_load_chatglm(base_folder, device), first, base_name)
+    peft_names = {name: f"adapter_{i}" if i else "default" for i, name in enumerate(_adapter_names(folders))}
+    for folder, peft_name in zip(more, [*peft_names.values()][1:], strict=True):
+        add_adapter(peft_model, folder, base_name, peft_name)
+    return ChatModel(peft_model.eval(), tokenizer, base_name, *prompt_format, adapters=peft_names)
 
 
-def _refuse_mismatch(
-    folder: Path, first: Path, base_name: str | None, wording: tuple[str, TrainTurns], template: str | None
+def _check_compatible(
+    folder: Path, first: Path, base_name: str | None, prompt_format: tuple[str, TrainTurns], template: str | None
 ) -> None:
-    """Refuse an adapter that cannot take turns with the first one; with a base_name of None, bases are not compared."""
-    fix = "Talk to them one after the other"
-    if base_name and not _same(made_for := adapter_base(folder), base_name):
-        found = f"{from_here(folder)} was made for {made_for}, and {from_here(first)} for {base_name}"
+    """Check base and prompt format of a further adapter against the first; bases only if `base_name` is given."""
+    fix = "Load one adapter at a time"
+    if base_name and not _is_same_base(own_base := adapter_base(folder), base_name):
+        found = f"{from_here(folder)} was trained on {own_base}, and {from_here(first)} on {base_name}"
         raise SettingError("adapter", found, fix)
-    if (its := _wording(folder, template)) != wording:
-        found = f"{from_here(folder)} was trained with {its[0]!r} and train_turns {its[1]!r}, and {from_here(first)} "
-        raise SettingError("adapter", found + f"with {wording[0]!r} and {wording[1]!r}", fix)
+    if (own_format := _prompt_format(folder, template)) != prompt_format:
+        own, other = (f"template {name!r} and train_turns {turns!r}" for name, turns in (own_format, prompt_format))
+        found = f"{from_here(folder)} was trained with {own}, and {from_here(first)} with {other}"
+        raise SettingError("adapter", found, fix)
 
 
-def _same(one: str, other: str) -> bool:
+def _is_same_base(one: str, other: str) -> bool:
     folders = [Path(name).expanduser() for name in (one, other)]
     return one == other or (folders[0].exists() and folders[0].resolve() == folders[1].resolve())
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """What each is called: as its run if it is the only one of it, else as its folder; with a number if need be."""
+def _adapter_names(folders: Sequence[Path]) -> list[str]:
+    """A unique name for each adapter: that of its run, or of its folder if the run has several; numbered if needed."""
     runs = [folder.resolve().parents[1] if folder.parent.name == CHECKPOINTS else None for folder in folders]
     names: list[str] = []
     for folder, run in zip(folders, runs, strict=True):
@@ -110,45 +111,44 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a whole model, and no adapter."""
+def is_merged_model(folder: Path) -> bool:
+    """Whether a folder holds a whole model, not an adapter."""
     return (folder / "config.json").is_file() and not (folder / SETTINGS).is_file()
 
 
-def _chatglm(folder: Path, device: torch.device) -> ChatGLM2ForCausalLM:
-    dtype = _dtype(device, read_config(folder).parameter_count)
+def _load_chatglm(folder: Path, device: torch.device) -> ChatGLM2ForCausalLM:
+    dtype = _choose_dtype(device, read_config(folder).parameter_count)
     log.info("base: %s in %s on %s", from_here(folder), str(dtype).removeprefix("torch."), device)
     return load_base(folder, dtype=dtype, device=device, attn_implementation="sdpa")
 
 
-def _merged(folder: Path, device: torch.device) -> tuple[nn.Module, Any]:
+def _load_merged(folder: Path, device: torch.device) -> tuple[nn.Module, Any]:
     if read_json_object(folder / "config.json").get("model_type") != "glm":
-        return _chatglm(folder, device), read_tokenizer(folder)
+        return _load_chatglm(folder, device), read_tokenizer(folder)
     model = GlmForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": device}, local_files_only=True)
-    if device.type == "cpu" and model.num_parameters() < _SMALL:
+    if device.type == "cpu" and model.num_parameters() < _MAX_FLOAT32_PARAMETERS:
         model = model.float()
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _dtype(device: torch.device, parameters: int) -> torch.dtype:
+def _choose_dtype(device: torch.device, parameters: int) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.float32 if parameters < _SMALL else torch.bfloat16
+    return torch.float32 if parameters < _MAX_FLOAT32_PARAMETERS else torch.bfloat16
 
 
-def _wording(folder: Path, template: str | None) -> tuple[str, TrainTurns]:
-    """Template and trained turns, as the `config.yaml` of a run's adapter records them."""
+def _prompt_format(folder: Path, template: str | None) -> tuple[str, TrainTurns]:
+    """The template and trained turns in the `config.yaml` of a run's adapter."""
     file = folder / "config.yaml"
     try:
         recorded = yaml.safe_load(file.read_text(encoding="utf-8"))["data"] if file.is_file() else {}
         trained_with = recorded.get("template", "raw") if file.is_file() else None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            str(file), f"it cannot be read ({type(error).__name__})", "Use another adapter"
-        ) from error
+        found = f"it cannot be read ({type(error).__name__})"
+        raise CheckpointError(str(file), found, "Use another adapter") from error
     if template and template not in TEMPLATES:
         raise SettingError("template", f"there is no {template!r}", f"Choose one of: {', '.join(TEMPLATES)}.")
     if template and trained_with and template != trained_with:
-        fix = "Leave --template out: asked in other words, it would not answer as it learned to"
-        raise SettingError("template", f"{template!r}, and the adapter was trained with {trained_with!r}", fix)
+        found = f"{template!r}, but the adapter was trained with {trained_with!r}"
+        raise SettingError("template", found, "Leave --template out, so that prompts match the training")
     return template or trained_with or "raw", "all" if recorded.get("train_turns") == "all" else "last"

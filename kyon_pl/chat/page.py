@@ -1,4 +1,4 @@
-"""The page in a browser: what it shows, and what its buttons do."""
+"""The web page: its labels, components and events."""
 
 from __future__ import annotations
 
@@ -11,18 +11,43 @@ from typing import Any
 
 import gradio as gr
 
-from kyon_pl.chat.conversation import Turn
-from kyon_pl.chat.labels import CHINESE, ENGLISH
-from kyon_pl.chat.role_play import harmless
-from kyon_pl.chat.sessions import NAME_CHARACTERS, Host, Turns, Wishes
-from kyon_pl.chat.speaker import Sampling
+from kyon_pl.chat.conversation import Turn, check_has_turns
+from kyon_pl.chat.model import Sampling, replace_control_characters
+from kyon_pl.chat.sessions import MAX_NAME_CHARACTERS, Sessions, SessionSettings, Turns
 from kyon_pl.errors import KyonError, SettingError
 
-IDLE_SECONDS = 3600  # a conversation that nobody goes on with is forgotten
-MODEL = "model"  # what its events wait for, first come first served
-NO_ROLE = "—"
-words = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE, "zh-TW": CHINESE})
+# name of a label: English, Chinese; the browser's language chooses
+LABELS = {
+    "role": ("Role", "角色"),
+    "asker": ("Your name in the story", "你在故事中的名字"),
+    "adapter": ("Adapter", "适配器"),
+    "compare": ("Also show the base model's reply", "同时显示原始模型的回复"),
+    "tuned": ("Fine-tuned", "微调模型"),
+    "base": ("Base model", "原始模型"),
+    "message": ("Message", "消息"),
+    "placeholder": ("Type a message", "输入消息"),
+    "send": ("Send", "发送"),
+    "stop": ("Stop", "停止"),
+    "retry": ("Retry", "重试"),
+    "undo": ("Undo", "撤回"),
+    "clear": ("Clear", "清空"),
+    "export": ("Export", "导出"),
+    "memories": ("Memories used for the last question", "本轮用到的记忆"),
+    "parameters": ("Parameters", "生成参数"),
+    "max_new_tokens": ("Maximum reply length, in tokens", "最大回复长度（token 数）"),
+    "temperature": ("Temperature (0: greedy decoding)", "温度（0 为贪心解码）"),
+    "top_p": ("Top p", "Top p"),
+    "repetition_penalty": ("Repetition penalty", "重复惩罚"),
+    "seed": ("Seed", "随机种子"),
+}
+ENGLISH, CHINESE = ({name: texts[i] for name, texts in LABELS.items()} for i in range(2))
+i18n = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE, "zh-TW": CHINESE})
 theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+IDLE_SECONDS = 3600  # an idle session is forgotten after this time
+NO_ROLE = "—"
+# of the sampling parameters; Gradio refuses every message while a value is outside, even an initial value
+RANGES = {"temperature": (0, 2), "top_p": (0.05, 1), "repetition_penalty": (0.5, 2), "seed": (0, 2**31)}
 _DOWNLOAD = """(row) => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([row], {type: "application/jsonl"}));
@@ -32,232 +57,231 @@ _DOWNLOAD = """(row) => {
 }"""
 
 
-def build_page(host: Host, wishes: Wishes) -> Any:
-    """Make the page.
+def build_page(sessions: Sessions, initial: SessionSettings) -> Any:
+    """Build the page.
 
     Args:
-        host: holds the conversations.
-        wishes: what is set when it opens.
+        sessions: answers the messages.
+        initial: the settings of a new session.
 
     Returns:
         Gradio's Blocks, with their queue.
     """
     with gr.Blocks(title="kyon_pl", analytics_enabled=False) as page:
         turns = gr.State((), time_to_live=IDLE_SECONDS)
-        replying = gr.State(_Replying())
-        role, asker, adapter, compares = _choices(host, wishes)
+        reply_lock = gr.State(_ReplyLock())
+        role, asker, adapter, compares = _session_inputs(sessions, initial)
         with gr.Row():
             with gr.Column(min_width=300):
-                tuned = _replies("tuned")
-            with gr.Column(min_width=300, visible=wishes.compares) as beside:
-                base = _replies("base")
+                tuned = _chatbot("tuned")
+            with gr.Column(min_width=300, visible=initial.compares) as base_column:
+                base = _chatbot("base")
         with gr.Row():
             message = gr.Textbox(
-                label=words("message"),
-                placeholder=words("placeholder"),
-                max_length=host.limits.message_characters,
+                label=i18n("message"),
+                placeholder=i18n("placeholder"),
+                max_length=sessions.limits.message_characters,
                 max_lines=6,
                 scale=5,
                 min_width=220,
                 elem_id="message",
             )
-            send = gr.Button(words("send"), variant="primary", min_width=80, elem_id="send")
+            send = gr.Button(i18n("send"), variant="primary", min_width=80, elem_id="send")
         with gr.Row():
             stop, retry, undo, clear, export = (
-                gr.Button(words(name), size="sm", min_width=70, elem_id=name)
+                gr.Button(i18n(name), size="sm", min_width=70, elem_id=name)
                 for name in ("stop", "retry", "undo", "clear", "export")
             )
-        with gr.Accordion(words("memories"), open=False, visible=bool(host.roles), elem_id="memories_part"):
+        with gr.Accordion(i18n("memories"), open=False, visible=bool(sessions.roles), elem_id="memories_part"):
             memories = gr.Textbox(show_label=False, container=False, interactive=False, lines=3, elem_id="memories")
-        numbers = _numbers(host, wishes.sampling)
         row = gr.Textbox(visible=False)
-        settings = [role, asker, adapter, compares, *numbers]
-        shown = [turns, tuned, base, memories]
-        actions = _Actions(host)
-        waits: dict[str, Any] = {"concurrency_id": MODEL, "concurrency_limit": 1, "show_progress": "hidden"}
-        at_once: dict[str, Any] = {"show_progress": "hidden", "queue": False}
+        settings = [role, asker, adapter, compares, *_sampling_inputs(sessions, initial.sampling)]
+        outputs = [turns, tuned, base, memories]
+        handlers = _Handlers(sessions)
+        one_by_one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+        unqueued: dict[str, Any] = {"show_progress": "hidden", "queue": False}
         asked = gr.on(
             [message.submit, send.click],
-            actions.ask,
-            [message, turns, replying, *settings],
-            [message, *shown],
-            **waits,
+            handlers.ask,
+            [message, turns, reply_lock, *settings],
+            [message, *outputs],
+            **one_by_one,
         )
-        again = retry.click(actions.retry, [turns, replying, *settings], shown, **waits)
-        running = [asked, again]
+        retried = retry.click(handlers.retry, [turns, reply_lock, *settings], outputs, **one_by_one)
+        running = [asked, retried]
         stop.click(None, cancels=running, api_visibility="private")
-        # first the end of what runs, or a piece of its reply could come after: the browser asks for it and goes on, so
-        # it is waited for; in the queue, as the pieces come through it in their order
-        ended: dict[str, Any] = {"fn": None, "cancels": running, "api_visibility": "private", "queue": False}
-        waited: dict[str, Any] = {"fn": _Replying.wait, "inputs": replying, "api_visibility": "private"}
-        undo.click(**ended).then(**waited).then(actions.undo, [turns, *settings], shown, api_name="undo", **at_once)
-        # the last two are the bins in the conversations' corners
-        gr.on([clear.click, role.change, tuned.clear, base.clear], **ended).then(**waited).then(
-            actions.clear, None, shown, api_name="clear", **at_once
+        # Undo and clear first cancel the reply and wait until it has ended, or a late piece of it would undo them.
+        # The wait is queued, since the pieces pass through the queue in order.
+        cancel: dict[str, Any] = {"fn": None, "cancels": running, "api_visibility": "private", "queue": False}
+        wait: dict[str, Any] = {"fn": _ReplyLock.wait, "inputs": reply_lock, "api_visibility": "private"}
+        undo.click(**cancel).then(**wait).then(handlers.undo, [turns, *settings], outputs, api_name="undo", **unqueued)
+        # tuned.clear and base.clear are the bins in the corners of the chatbots
+        gr.on([clear.click, role.change, tuned.clear, base.clear], **cancel).then(**wait).then(
+            handlers.clear, None, outputs, api_name="clear", **unqueued
         )
-        exported = export.click(actions.export, [turns, *settings], row, show_progress="hidden")
+        exported = export.click(handlers.export, [turns, *settings], row, show_progress="hidden")
         exported.success(None, row, None, js=_DOWNLOAD, api_visibility="private")
-        compares.change(lambda on: gr.Column(visible=on), compares, beside, api_visibility="private", **at_once)
-    return page.queue(max_size=host.limits.waiting, default_concurrency_limit=4)
+        compares.change(lambda on: gr.Column(visible=on), compares, base_column, api_visibility="private", **unqueued)
+    return page.queue(max_size=sessions.limits.queue_size, default_concurrency_limit=4)
 
 
-# what a visitor can set; beyond these Gradio refuses every message, its own starting values included
-RANGES = {"temperature": (0, 2), "top_p": (0.05, 1), "repetition_penalty": (0.5, 2), "seed": (0, 2**31)}
-
-
-class _Replying:
-    """Held while a visitor's reply comes. A cancelled one has not ended when the browser has asked for its end."""
+class _ReplyLock:
+    """Held while a reply is generated. Gradio cancels an event without waiting for its generator to end."""
 
     def __init__(self) -> None:
         self.lock = Lock()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Replying:
-        return _Replying()  # Gradio makes each visitor's out of the first
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ReplyLock:
+        return _ReplyLock()  # Gradio copies the initial state for each session
 
     def wait(self) -> None:
-        """Until no reply comes."""
+        """Wait until no reply is generated."""
         with self.lock:
             pass
 
 
-class _Actions:
-    """What the buttons do. Each gets the components' values in their order."""
+class _Handlers:
+    """Event handlers. Their arguments are the values of the input components, in order."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
 
-    def ask(self, message: str, turns: Turns, replying: _Replying, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        """Ask; the reply's first piece empties the message box, and what is typed from then on stays there."""
-        wishes, box = self._wishes(settings), ""
-        with replying.lock:
-            for update in self._said(turns, message, wishes):
+    def ask(self, message: str, turns: Turns, reply_lock: _ReplyLock, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Ask. Only the first update empties the message box, so that what is typed during the reply stays."""
+        settings, box = self._settings(values), ""
+        with reply_lock.lock:
+            for update in self._stream(turns, message, settings):
                 yield (box, *update)
                 box = gr.skip()
 
-    def retry(self, turns: Turns, replying: _Replying, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        """Ask the last question again; where tokens are drawn, with another seed for each retry."""
-        with _shown_errors():
-            if not turns:
-                raise SettingError("retry", "nothing has been said", "Ask something first")
-        wishes = self._wishes(settings)
-        sampling, retries = wishes.sampling, turns[-1].retries + 1
-        wishes = replace(wishes, sampling=replace(sampling, seed=sampling.seed + retries))
-        with replying.lock:
-            for made, *rest in self._said(turns[:-1], turns[-1].typed, wishes):
-                yield ((*made[:-1], replace(made[-1], retries=retries)), *rest)
+    def retry(self, turns: Turns, reply_lock: _ReplyLock, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Ask the last question again, with another seed for each retry."""
+        with _gradio_errors():
+            check_has_turns("retry", turns)
+        settings = self._settings(values)
+        sampling, retries = settings.sampling, turns[-1].retries + 1
+        settings = replace(settings, sampling=replace(sampling, seed=sampling.seed + retries))
+        with reply_lock.lock:
+            for new_turns, *rest in self._stream(turns[:-1], turns[-1].typed, settings):
+                yield ((*new_turns[:-1], replace(new_turns[-1], retries=retries)), *rest)
 
-    def undo(self, turns: Turns, *settings: Any) -> tuple[Any, ...]:
-        """Forget the last turn."""
-        return self._shown(turns[:-1], self._wishes(settings))
+    def undo(self, turns: Turns, *values: Any) -> tuple[Any, ...]:
+        """Remove the last turn."""
+        return self._update(turns[:-1], self._settings(values))
 
     def clear(self) -> tuple[Any, ...]:
-        """Forget what was said."""
+        """Remove all turns."""
         return (), [], [], ""
 
-    def export(self, turns: Turns, *settings: Any) -> str:
-        """The conversation as one row of messages."""
-        with _shown_errors():
-            return self.host.export(turns, self._wishes(settings))
+    def export(self, turns: Turns, *values: Any) -> str:
+        """The conversation as a training row."""
+        with _gradio_errors():
+            return self.sessions.export(turns, self._settings(values))
 
-    def _said(self, turns: Turns, message: str, wishes: Wishes) -> Iterator[tuple[Any, ...]]:
-        with _shown_errors():
-            for made in self.host.ask(turns, message, wishes):
-                yield made, _messages(made), _messages(made, of_base=True), gr.skip()
-            yield self._shown(made, wishes)
+    def _stream(self, turns: Turns, message: str, settings: SessionSettings) -> Iterator[tuple[Any, ...]]:
+        with _gradio_errors():
+            for new_turns in self.sessions.ask(turns, message, settings):
+                yield new_turns, _messages(new_turns), _messages(new_turns, of_base=True), gr.skip()
+            yield self._update(new_turns, settings)
 
-    def _shown(self, turns: Turns, wishes: Wishes) -> tuple[Any, ...]:
-        memories = enumerate(self.host.memories(turns, wishes), 1)
-        text = "\n\n".join(f"{number}. {harmless(memory)}" for number, memory in memories)
+    def _update(self, turns: Turns, settings: SessionSettings) -> tuple[Any, ...]:
+        memories = enumerate(self.sessions.memories(turns, settings), 1)
+        text = "\n\n".join(f"{number}. {replace_control_characters(memory)}" for number, memory in memories)
         return turns, _messages(turns), _messages(turns, of_base=True), text
 
-    def _wishes(self, settings: tuple[Any, ...]) -> Wishes:
-        role, asker, adapter, compares, *numbers = settings
+    def _settings(self, values: tuple[Any, ...]) -> SessionSettings:
+        role, asker, adapter, compares, *numbers = values
         tokens, temperature, top_p, penalty, seed = numbers
-        with _shown_errors():
+        with _gradio_errors():
             if None in numbers:
                 raise SettingError("parameters", "a number is missing", "Fill it in")
             sampling = Sampling(int(tokens), float(temperature), float(top_p), float(penalty), int(seed))
-        return Wishes(role or "", asker or "", adapter or "", bool(compares), sampling)
+        return SessionSettings(role or "", asker or "", adapter or "", bool(compares), sampling)
 
 
 @contextmanager
-def _shown_errors() -> Iterator[None]:
-    """What a visitor can mend is shown, as text: Gradio takes the words of an error for HTML."""
+def _gradio_errors() -> Iterator[None]:
+    """Shows a KyonError on the page."""
     try:
         yield
     except KyonError as error:
-        raise gr.Error(_as_text(str(error)), print_exception=False) from None
+        raise gr.Error(_escape(str(error)), print_exception=False) from None
 
 
-def _choices(host: Host, wishes: Wishes) -> tuple[Any, ...]:
-    adapters = [*host.speaker.adapters]
+def _session_inputs(sessions: Sessions, initial: SessionSettings) -> tuple[Any, ...]:
+    adapters = [*sessions.model.adapters]
+    has_roles = bool(sessions.roles)
     with gr.Row():
-        roles = [(NO_ROLE, ""), *((harmless(name), name) for name in host.roles)]
         role = gr.Dropdown(
-            roles, value=wishes.role, label=words("role"), visible=bool(host.roles), min_width=140, elem_id="role"
+            [(NO_ROLE, ""), *((replace_control_characters(name), name) for name in sessions.roles)],
+            value=initial.role,
+            label=i18n("role"),
+            visible=has_roles,
+            min_width=140,
+            elem_id="role",
         )
         asker = gr.Textbox(
-            wishes.asker,
-            label=words("asker"),
-            max_length=NAME_CHARACTERS,
-            visible=bool(host.roles),
+            initial.asker,
+            label=i18n("asker"),
+            max_length=MAX_NAME_CHARACTERS,
+            visible=has_roles,
             min_width=140,
             elem_id="asker",
         )
-        several = len(adapters) > 1
         adapter = gr.Dropdown(
-            [(harmless(name), name) for name in adapters],
+            [(replace_control_characters(name), name) for name in adapters],
             value=adapters[0] if adapters else None,
-            label=words("adapter"),
-            visible=several,
+            label=i18n("adapter"),
+            visible=len(adapters) > 1,
             min_width=140,
             elem_id="adapter",
         )
-    compares = gr.Checkbox(wishes.compares, label=words("compare"), visible=bool(adapters), elem_id="compare")
+    compares = gr.Checkbox(initial.compares, label=i18n("compare"), visible=bool(adapters), elem_id="compare")
     return role, asker, adapter, compares
 
 
-def _numbers(host: Host, sampling: Sampling) -> list[Any]:
-    most = host.limits.max_new_tokens
-    for name, (least, greatest) in RANGES.items():
-        if not least <= (value := getattr(sampling, name)) <= greatest:
-            raise SettingError(name, f"{value} is off the page's range", f"Set {least} to {greatest}.")
-    with gr.Accordion(words("parameters"), open=False, elem_id="parameters"), gr.Row():
+def _sampling_inputs(sessions: Sessions, sampling: Sampling) -> list[Any]:
+    max_new_tokens = sessions.limits.max_new_tokens
+    for name, (lowest, highest) in RANGES.items():
+        if not lowest <= (value := getattr(sampling, name)) <= highest:
+            raise SettingError(name, f"{value} is outside the page's range", f"Set {lowest} to {highest}.")
+    with gr.Accordion(i18n("parameters"), open=False, elem_id="parameters"), gr.Row():
+        tokens = min(sampling.max_new_tokens, max_new_tokens)
         return [
-            gr.Slider(1, most, min(sampling.max_new_tokens, most), step=1, label=words("max_new_tokens")),
+            gr.Slider(1, max_new_tokens, tokens, step=1, label=i18n("max_new_tokens")),
             *(
-                gr.Slider(*RANGES[name], getattr(sampling, name), step=0.05, label=words(name), elem_id=name)
+                gr.Slider(*RANGES[name], getattr(sampling, name), step=0.05, label=i18n(name), elem_id=name)
                 for name in ("temperature", "top_p", "repetition_penalty")
             ),
-            gr.Number(sampling.seed, precision=0, minimum=0, maximum=RANGES["seed"][1], label=words("seed")),
+            gr.Number(sampling.seed, precision=0, minimum=0, maximum=RANGES["seed"][1], label=i18n("seed")),
         ]
 
 
-def _replies(name: str) -> Any:
-    """A conversation. Without Markdown, Gradio still takes a text for HTML: `_as_text` sees to that."""
+def _chatbot(name: str) -> Any:
+    """A chatbot that shows plain text. Without Markdown, Gradio still takes its messages for HTML, see `_escape`."""
     return gr.Chatbot(
-        label=words(name),
+        label=i18n(name),
         elem_id=name,
         height="44vh",
         render_markdown=False,
         sanitize_html=True,
         latex_delimiters=[],
-        buttons=[],  # a copy would be of the HTML
+        buttons=[],  # the copy button would copy HTML
         feedback_options=None,
     )
 
 
 def _messages(turns: Turns, of_base: bool = False) -> list[dict[str, str]]:
-    return [message for turn in turns for message in _of_turn(turn, of_base)]
+    return [message for turn in turns for message in _turn_messages(turn, of_base)]
 
 
-def _of_turn(turn: Turn, of_base: bool) -> Iterator[dict[str, str]]:
-    said = turn.base if of_base else turn.reply
-    yield {"role": "user", "content": _as_text(turn.typed)}
-    if said:
-        yield {"role": "assistant", "content": _as_text(said.text) + ("" if said.stopped else " […]")}
+def _turn_messages(turn: Turn, of_base: bool) -> Iterator[dict[str, str]]:
+    reply = turn.base if of_base else turn.reply
+    yield {"role": "user", "content": _escape(turn.typed)}
+    if reply:
+        yield {"role": "assistant", "content": _escape(reply.text) + ("" if reply.stopped else " […]")}
 
 
-def _as_text(text: str) -> str:
-    """HTML that shows a text as it is."""
-    return html.escape(harmless(text))
+def _escape(text: str) -> str:
+    """HTML that shows a text literally: Gradio takes messages and errors for HTML."""
+    return html.escape(replace_control_characters(text))

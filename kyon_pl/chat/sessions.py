@@ -1,4 +1,4 @@
-"""What visitors of the page may do, within limits; nothing here knows of Gradio."""
+"""The chat sessions of the web page and their limits, independent of Gradio."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
-from kyon_pl.chat.conversation import Conversation, Turn
-from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.speaker import Said, Sampling, Speaker, StopReply
+from kyon_pl.chat.conversation import Conversation, RolePlay, Turn, check_has_turns
+from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, StopReply
 from kyon_pl.errors import SettingError
 
 Turns = tuple[Turn, ...]
-NAME_CHARACTERS = 40
+MAX_NAME_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one visitor can take of the machine.
+class SessionLimits:
+    """Limits of each session.
 
     Attributes:
-        message_characters: the longest message.
-        turns: kept of a conversation; older ones are forgotten.
-        max_new_tokens: the longest reply.
-        waiting: messages in the queue; more are refused.
+        message_characters: maximum length of a message.
+        turns: number of turns that are kept; older ones are forgotten.
+        max_new_tokens: maximum length of a reply, in tokens.
+        queue_size: number of messages that can wait; more are refused.
 
     Raises:
         SettingError: a number below 1.
@@ -35,24 +34,24 @@ class Limits:
     message_characters: int = 4000
     turns: int = 40
     max_new_tokens: int = 512
-    waiting: int = 32
+    queue_size: int = 32
 
     def __post_init__(self) -> None:
-        names = ("message_characters", "turns_kept", "most_new_tokens", "queue_size")  # of the options
-        for name, number in zip(names, vars(self).values(), strict=True):
+        options = ("message_characters", "turns_kept", "most_new_tokens", "queue_size")
+        for option, number in zip(options, vars(self).values(), strict=True):
             if number < 1:
-                raise SettingError(name, f"{number} is impossible", "Set 1 or more.")
+                raise SettingError(option, f"{number} is out of range", "Set 1 or more.")
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a visitor has set.
+class SessionSettings:
+    """What a visitor has set on the page.
 
     Attributes:
-        role: a name among the host's roles; empty: none.
-        asker: whose name stands before a question to a role.
-        adapter: a name among the speaker's; empty: the first.
-        compares: whether the base replies too.
+        role: name of the role to play; empty: none.
+        asker: the name before a question to a role.
+        adapter: name of the adapter; empty: the model's first.
+        compares: whether the base model replies too.
         sampling: how tokens are chosen.
     """
 
@@ -64,100 +63,95 @@ class Wishes:
 
 
 @dataclass
-class Host:
-    """Holds conversations with many visitors, one reply at a time.
+class Sessions:
+    """Answers all sessions with one model, one reply at a time.
 
     Attributes:
-        speaker: who replies.
-        roles: that can be played, by name.
-        max_tokens: the longest prompt with its reply.
-        limits: for each visitor.
+        model: replies.
+        roles: the roles that can be played, by name.
+        max_tokens: maximum length of prompt and reply together.
+        limits: of each session.
     """
 
-    speaker: Speaker
+    model: ChatModel
     roles: Mapping[str, RolePlay]
     max_tokens: int
-    limits: Limits
-    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    limits: SessionLimits
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def ask(self, turns: Turns, typed: str, wishes: Wishes) -> Iterator[Turns]:
-        """The turns with one more, whose reply grows; closing the iterator ends the reply.
+    def ask(self, turns: Turns, typed: str, settings: SessionSettings) -> Iterator[Turns]:
+        """Yield the turns with a new one whose reply grows. Closing the iterator ends the reply.
 
         Args:
-            turns: so far.
+            turns: the turns so far.
             typed: the question.
-            wishes: what the visitor has set.
+            settings: of the visitor.
 
         Raises:
-            SettingError: an empty or too long message, or an impossible number.
+            SettingError: an empty or too long message, or a number out of range.
             DataError: the question is too long for the model.
         """
         if not typed.strip():
             raise SettingError("message", "it is empty", "Ask something")
         if len(typed) > self.limits.message_characters:
-            found = f"{len(typed):,} characters, and {self.limits.message_characters:,} are taken"
-            raise SettingError("message", found, "Ask in fewer words")
-        tokens = min(wishes.sampling.max_new_tokens, self.limits.max_new_tokens)
-        wishes = replace(wishes, sampling=replace(wishes.sampling, max_new_tokens=tokens))
+            found = f"{len(typed):,} characters; the maximum is {self.limits.message_characters:,}"
+            raise SettingError("message", found, "Shorten it")
+        tokens = min(settings.sampling.max_new_tokens, self.limits.max_new_tokens)
+        sampling = replace(settings.sampling, max_new_tokens=tokens)
         turns = turns[-self.limits.turns + 1 :] if self.limits.turns > 1 else ()
-        conversation = self.conversation(turns, wishes)
-        with self._one_at_a_time:
-            yield from self._replies(conversation, turns, typed, wishes)
+        conversation = self.conversation(turns, settings)
+        with self._lock:
+            question = conversation.question(typed)
+            for text in stream_text(lambda on_text: conversation.ask(typed, sampling, on_text)):
+                yield (*turns, Turn(typed, question, ChatReply(text, stopped=False)))
+            yield tuple(conversation.turns)
+            if settings.compares and self.model.adapters:
+                last = conversation.turns[-1]
+                for text in stream_text(lambda on_text: conversation.compare(sampling, on_text)):
+                    yield (*turns, replace(last, base=ChatReply(text, stopped=False)))
+                yield tuple(conversation.turns)
 
-    def _replies(self, conversation: Conversation, turns: Turns, typed: str, wishes: Wishes) -> Iterator[Turns]:
-        sampling, question = wishes.sampling, conversation.question(typed)
-        for text in growing(lambda tell: conversation.ask(typed, sampling, tell)):
-            yield (*turns, Turn(typed, question, Said(text, stopped=False)))
-        yield tuple(conversation.turns)
-        if not (wishes.compares and self.speaker.tuned):
-            return
-        last = conversation.turns[-1]
-        for text in growing(lambda tell: conversation.compare(sampling, tell)):
-            yield (*turns, replace(last, base=Said(text, stopped=False)))
-        yield tuple(conversation.turns)
+    def conversation(self, turns: Turns, settings: SessionSettings) -> Conversation:
+        """A session's conversation, as in the terminal."""
+        role = self.roles[settings.role] if settings.role else None
+        asker = settings.asker.strip()[:MAX_NAME_CHARACTERS]
+        return Conversation(self.model, self.max_tokens, role, turns=[*turns], asker=asker, adapter=settings.adapter)
 
-    def conversation(self, turns: Turns, wishes: Wishes) -> Conversation:
-        """A visitor's conversation, as the terminal would hold it."""
-        role = self.roles[wishes.role] if wishes.role else None
-        asker = wishes.asker.strip()[:NAME_CHARACTERS]
-        return Conversation(self.speaker, self.max_tokens, role, turns=[*turns], asker=asker, adapter=wishes.adapter)
+    def memories(self, turns: Turns, settings: SessionSettings) -> tuple[str, ...]:
+        """The memories in the prompt of the last question, nearest first."""
+        return self.conversation(turns, settings).memories()
 
-    def memories(self, turns: Turns, wishes: Wishes) -> tuple[str, ...]:
-        """What the last question brought to the role's mind, nearest first."""
-        return self.conversation(turns, wishes).memories()
-
-    def export(self, turns: Turns, wishes: Wishes) -> str:
-        """The conversation as a row that fit can read.
+    def export(self, turns: Turns, settings: SessionSettings) -> str:
+        """The conversation as a training row, a line of JSON.
 
         Raises:
-            SettingError: nothing has been said.
+            SettingError: there are no turns.
         """
-        if not turns:
-            raise SettingError("export", "nothing has been said", "Ask something first")
-        messages = self.conversation(turns, wishes).messages()
+        check_has_turns("export", turns)
+        messages = self.conversation(turns, settings).messages()
         return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
 
 
-def growing(say: Callable[[Callable[[str], None]], Said]) -> Generator[str, None, None]:
-    """A reply's text as it grows, out of a function that tells it piece by piece; closing ends the reply.
+def stream_text(generate: Callable[[Callable[[str], None]], ChatReply]) -> Generator[str, None, None]:
+    """Yield the text of a reply as it grows. Closing the generator ends the reply.
 
     Args:
-        say: is given whom to tell, and runs in a thread of its own.
+        generate: runs in a thread, and calls its argument with each new piece of text.
     """
-    told: SimpleQueue[str | None] = SimpleQueue()
+    pieces: SimpleQueue[str | None] = SimpleQueue()
     closed = threading.Event()
 
-    def listen(piece: str) -> None:
+    def on_text(piece: str) -> None:
         if closed.is_set():
             raise StopReply
-        told.put(piece)
+        pieces.put(piece)
 
     with ThreadPoolExecutor(1) as pool:
-        reply = pool.submit(say, listen)
-        reply.add_done_callback(lambda _: told.put(None))
+        reply = pool.submit(generate, on_text)
+        reply.add_done_callback(lambda _: pieces.put(None))
         text = ""
         try:
-            while (piece := told.get()) is not None:
+            while (piece := pieces.get()) is not None:
                 text += piece
                 yield text
         finally:

@@ -1,4 +1,4 @@
-"""A conversation in a terminal."""
+"""A chat in the terminal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from kyon_pl.chat.conversation import Conversation
-from kyon_pl.chat.role_play import RolePlay, harmless
-from kyon_pl.chat.speaker import Sampling
+from kyon_pl.chat.conversation import Conversation, RolePlay, check_has_turns
+from kyon_pl.chat.model import ChatReply, Sampling, replace_control_characters
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import from_here
 
@@ -22,29 +21,29 @@ HISTORY_LINES = 1000
 
 @dataclass
 class Terminal:
-    """Reads questions and commands, and prints replies as they come.
+    """Reads questions and commands, and streams replies.
 
     Attributes:
-        conversation: so far.
+        conversation: the conversation so far.
         sampling: how tokens are chosen.
-        play: makes a role out of the name of its folder.
-        compares: whether the base replies too.
+        load_role: loads a role by the name of its folder.
+        compares: whether the base model replies too.
     """
 
     conversation: Conversation
     sampling: Sampling
-    play: Callable[[str], RolePlay]
+    load_role: Callable[[str], RolePlay]
     compares: bool = False
 
     def run(self) -> None:
-        """Until /quit or the end of the input."""
+        """Chat until /quit or the end of the input."""
         history = history_file()
         if history.is_file():
             readline.read_history_file(history)
         readline.set_history_length(HISTORY_LINES)
         try:
             while (line := self._read()) is not None:
-                self._answer(line)
+                self._handle(line)
         except SystemExit:
             pass
         finally:
@@ -54,18 +53,18 @@ class Terminal:
     def _read(self) -> str | None:
         while True:
             try:
-                return harmless(input(PROMPT)).strip()
+                return replace_control_characters(input(PROMPT)).strip()
             except EOFError:
                 print()
                 return None
             except KeyboardInterrupt:
                 print("\n(Ctrl-D or /quit ends the program)")
 
-    def _answer(self, line: str) -> None:
+    def _handle(self, line: str) -> None:
         try:
             if line.startswith("/"):
-                name, _, words = line.partition(" ")
-                self._command(name)(words.strip())
+                name, _, argument = line.partition(" ")
+                self._command(name)(argument.strip())
             elif line:
                 self._ask(line)
         except KyonError as error:
@@ -78,41 +77,38 @@ class Terminal:
         return command
 
     def _ask(self, typed: str) -> None:
-        said = self.conversation.ask(typed, self.sampling, show)
-        print("" if said.stopped else " […]")
-        if self.compares and self.conversation.speaker.tuned:
-            show("base: ")
-            print("" if self.conversation.compare(self.sampling, show).stopped else " […]")
+        _end_reply(self.conversation.ask(typed, self.sampling, print_piece))
+        if self.compares and self.conversation.model.adapters:
+            print_piece("base: ")
+            _end_reply(self.conversation.compare(self.sampling, print_piece))
 
-    def help(self, words: str) -> None:
+    def help(self, argument: str) -> None:
         """List the commands."""
         for name, (_, text) in COMMANDS.items():
             print(f"{name:<12}{text}")
 
-    def reset(self, words: str) -> None:
-        """Forget what was said."""
+    def reset(self, argument: str) -> None:
+        """Start a new conversation."""
         self.conversation.turns.clear()
         print("(a new conversation)")
 
-    def undo(self, words: str) -> None:
-        """Forget the last turn.
+    def undo(self, argument: str) -> None:
+        """Remove the last turn.
 
         Raises:
-            SettingError: nothing has been said.
+            SettingError: there is none.
         """
-        if not self.conversation.turns:
-            raise SettingError("/undo", "nothing has been said", "Ask something first")
-        print(f"(forgotten: {self.conversation.turns.pop().typed})")
+        check_has_turns("/undo", self.conversation.turns)
+        print(f"(removed: {self.conversation.turns.pop().typed})")
 
-    def retry(self, words: str) -> None:
-        """Ask the last question again; where tokens are drawn, with the next seed.
+    def retry(self, argument: str) -> None:
+        """Ask the last question again, with the next seed.
 
         Raises:
-            SettingError: nothing has been said.
-            KyonError: the question cannot be asked; then it stays what was said last.
+            SettingError: there is none.
+            KyonError: the question cannot be asked; the turn stays as it was.
         """
-        if not self.conversation.turns:
-            raise SettingError("/retry", "nothing has been said", "Ask something first")
+        check_has_turns("/retry", self.conversation.turns)
         self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
         last = self.conversation.turns.pop()
         try:
@@ -121,117 +117,121 @@ class Terminal:
             self.conversation.turns.append(last)
             raise
 
-    def system(self, words: str) -> None:
+    def system(self, argument: str) -> None:
         """Set or show the system prompt.
 
         Raises:
-            SettingError: the role has its own.
+            SettingError: a role is played.
         """
         if self.conversation.role:
-            raise SettingError("/system", "the role has its own", "Take the role away first: /character none")
-        if words:
-            self.conversation.system = words
+            raise SettingError("/system", "a role has its own system prompt", "Leave the role first: /character none")
+        if argument:
+            self.conversation.system = argument
             self.reset("")
-        print(f"(system prompt: {harmless(self.conversation.system) or 'none'})")
+        print(f"(system prompt: {replace_control_characters(self.conversation.system) or 'none'})")
 
-    def character(self, words: str) -> None:
+    def character(self, argument: str) -> None:
         """Play another role, or none."""
-        if words:
-            self.conversation.role = None if words == "none" else self.play(words)
+        if argument:
+            self.conversation.role = None if argument == "none" else self.load_role(argument)
             self.reset("")
         role = self.conversation.role
-        print(f"(role: {harmless(role.role.name) if role else 'none'})")
+        print(f"(role: {replace_control_characters(role.role.name) if role else 'none'})")
 
-    def adapter(self, words: str) -> None:
-        """Let another adapter reply, or list them.
+    def adapter(self, argument: str) -> None:
+        """Switch to another adapter, or list the adapters.
 
         Raises:
-            SettingError: a merged model, which has none, or no adapter of that name.
+            SettingError: the model has no adapter, or none of that name.
         """
-        names = [*self.conversation.speaker.adapters]
+        names = [*self.conversation.model.adapters]
         if not names:
             raise SettingError("/adapter", "a merged model has none", "Load its adapter instead")
-        if words and words not in names:
-            raise SettingError("/adapter", f"there is no {words!r}", f"Name one of: {', '.join(names)}")
-        self.conversation.adapter = words or self.conversation.adapter or names[0]
+        if argument and argument not in names:
+            raise SettingError("/adapter", f"there is no {argument!r}", f"Name one of: {', '.join(names)}")
+        self.conversation.adapter = argument or self.conversation.adapter or names[0]
         others = [name for name in names if name != self.conversation.adapter]
-        print(harmless(f"(adapter: {self.conversation.adapter}; others: {', '.join(others) or 'none'})"))
+        text = f"(adapter: {self.conversation.adapter}; others: {', '.join(others) or 'none'})"
+        print(replace_control_characters(text))
 
-    def save(self, words: str) -> None:
-        """Write the conversation as one row of messages.
+    def save(self, argument: str) -> None:
+        """Append the conversation to a file, as one row of messages.
 
         Raises:
-            SettingError: nothing has been said, no file is named, or it cannot be written.
+            SettingError: there is no turn, no file is named, or it cannot be written.
         """
-        if not self.conversation.turns:
-            raise SettingError("/save", "nothing has been said", "Ask something first")
-        if not words:
+        check_has_turns("/save", self.conversation.turns)
+        if not argument:
             raise SettingError("/save", "no file is named", "Write /save FILE.jsonl")
-        file = Path(words).expanduser()
+        file = Path(argument).expanduser()
         row = json.dumps({"messages": self.conversation.messages()}, ensure_ascii=False)
         try:
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(row + "\n")
         except OSError as error:
             raise SettingError("/save", f"{file}: {error.strerror}", "Name another file") from error
-        print(f"(added to {from_here(file)}, a row that fit can read)")
+        print(f"(added to {from_here(file)} as a training row)")
 
-    def params(self, words: str) -> None:
-        """Show how tokens are chosen, or change it: /params temperature 0.8.
+    def params(self, argument: str) -> None:
+        """Show the sampling parameters, or set one: /params temperature 0.8.
 
         Raises:
-            SettingError: no such number to set, a word in place of one, or one that is impossible.
+            SettingError: no such parameter, or a value that is not a number or is out of range.
         """
-        if words:
-            name, _, value = words.replace("=", " ").partition(" ")
-            kinds = {field.name: type(getattr(self.sampling, field.name)) for field in fields(self.sampling)}
-            if name not in kinds:
-                raise SettingError("/params", f"there is no {name!r}", f"Set one of: {', '.join(kinds)}")
+        if argument:
+            name, _, value = argument.replace("=", " ").partition(" ")
+            types = {field.name: type(getattr(self.sampling, field.name)) for field in fields(self.sampling)}
+            if name not in types:
+                raise SettingError("/params", f"there is no {name!r}", f"Set one of: {', '.join(types)}")
             try:
-                number = kinds[name](value.strip())
+                number = types[name](value.strip())
             except ValueError:
                 raise SettingError("/params", f"{name} {value!r} is no number", "Write /params NAME NUMBER") from None
             self.sampling = replace(self.sampling, **{name: number})
         print(", ".join(f"{name} {value}" for name, value in asdict(self.sampling).items()))
 
-    def compare(self, words: str) -> None:
-        """Let the base reply beside the tuned model, or no more.
+    def compare(self, argument: str) -> None:
+        """Turn the base model's reply on or off.
 
         Raises:
-            SettingError: a merged model has no base beside it.
+            SettingError: the model is merged.
         """
-        if not self.conversation.speaker.tuned:
-            raise SettingError("/compare", "a merged model has no base beside it", "Load its adapter instead")
+        if not self.conversation.model.adapters:
+            raise SettingError("/compare", "a merged model has no separate base", "Load its adapter instead")
         self.compares = not self.compares
-        print(f"(the base replies too: {'yes' if self.compares else 'no'})")
+        print(f"(base model replies too: {'yes' if self.compares else 'no'})")
 
-    def quit(self, words: str) -> None:
+    def quit(self, argument: str) -> None:
         """End the program."""
         raise SystemExit
 
 
 COMMANDS = {
-    "/help": ("help", "this list"),
-    "/reset": ("reset", "forget what was said"),
-    "/undo": ("undo", "forget the last question and its reply"),
+    "/help": ("help", "list the commands"),
+    "/reset": ("reset", "start a new conversation"),
+    "/undo": ("undo", "remove the last question and its reply"),
     "/retry": ("retry", "ask the last question again, with the next seed"),
-    "/system": ("system", "TEXT: set the system prompt, and begin anew"),
-    "/character": ("character", "FOLDER or none: play a role, and begin anew"),
-    "/adapter": ("adapter", "NAME: let another of the adapters reply; without a name, list them"),
-    "/compare": ("compare", "let the base reply too, or no more"),
-    "/params": ("params", "NAME NUMBER: temperature, top_p, repetition_penalty, max_new_tokens, seed"),
-    "/save": ("save", "FILE.jsonl: add the conversation, as a row that fit can read"),
-    "/quit": ("quit", "end; so does Ctrl-D"),
+    "/system": ("system", "TEXT: set the system prompt and start a new conversation"),
+    "/character": ("character", "FOLDER or none: play a role and start a new conversation"),
+    "/adapter": ("adapter", "NAME: switch to another adapter; without a name, list them"),
+    "/compare": ("compare", "turn the base model's reply on or off"),
+    "/params": ("params", "NAME NUMBER: set temperature, top_p, repetition_penalty, max_new_tokens or seed"),
+    "/save": ("save", "FILE.jsonl: append the conversation as a training row"),
+    "/quit": ("quit", "end the program, like Ctrl-D"),
 }
 
 
-def show(text: str) -> None:
-    """Print a piece of a reply at once."""
-    sys.stdout.write(harmless(text))
+def print_piece(text: str) -> None:
+    """Print a piece of a reply and flush."""
+    sys.stdout.write(replace_control_characters(text))
     sys.stdout.flush()
 
 
+def _end_reply(reply: ChatReply) -> None:
+    print("" if reply.stopped else " […]")
+
+
 def history_file() -> Path:
-    """Where questions are kept for the arrow keys."""
+    """The file of typed lines that the arrow keys recall."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
     return Path(state) / "kyon_pl" / "chat_history"

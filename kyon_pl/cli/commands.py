@@ -1,4 +1,7 @@
-"""The command line: LightningCLI for fit, validate, test and predict, under one door that answers at once."""
+"""The entry point of `kyon-pl`: finds the command, answers `--help`, and checks the names of options and keys.
+
+Heavy imports follow only then.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kyon_pl import __version__
-from kyon_pl.cli.settings import names, with_named_configs
+from kyon_pl.cli.options import check_keys, check_option_names, help_text, wants_help
+from kyon_pl.cli.settings import config_files, names, read_config_file, with_named_configs
 from kyon_pl.doctor.packages import refuse_malicious_releases
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
@@ -20,24 +25,23 @@ from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# name -> what it does, and where the function is that takes its words; what stands there is imported when it is asked
-# for
+# name -> (what it does, module:function that runs it); the module is imported when the command runs
 COMMANDS = {
     "fit": ("train an adapter:  kyon-pl fit --config configs/lora.yaml", "kyon_pl.cli.lightning_cli:run_trainer"),
     "validate": ("loss and perplexity of a checkpoint on the validation rows", "kyon_pl.cli.lightning_cli:run_trainer"),
-    "test": ("the same on the test rows", "kyon_pl.cli.lightning_cli:run_trainer"),
+    "test": ("loss and perplexity of a checkpoint on the test rows", "kyon_pl.cli.lightning_cli:run_trainer"),
     "predict": ("write the replies of a checkpoint as JSONL", "kyon_pl.cli.lightning_cli:run_trainer"),
-    "chat": ("talk to a tuned model, the newest run's if none is named:  kyon-pl chat", "kyon_pl.cli.tools:run_chat"),
+    "chat": ("chat with a fine-tuned model, by default the newest run's:  kyon-pl chat", "kyon_pl.cli.tools:run_chat"),
     "web": (
-        "the same on a page in the browser, needs kyon-pl[web]:  kyon-pl web --characters roles",
+        "chat on a page in the browser, needs kyon-pl[web]:  kyon-pl web --characters roles",
         "kyon_pl.cli.tools:run_web",
     ),
     "build-data": (
-        "dialogues and role folders to rows:  kyon-pl build-data --characters roles/bo --output rows.parquet",
+        "make rows from dialogues and role folders:  kyon-pl build-data --characters roles/bo --output rows.parquet",
         "kyon_pl.cli.tools:run_build_data",
     ),
     "push": (
-        "an adapter to the Hub, with a model card:  kyon-pl push --repo_id NAME",
+        "upload an adapter with a model card to the Hub:  kyon-pl push --repo_id NAME",
         "kyon_pl.cli.tools:run_push",
     ),
     "preview": (
@@ -45,20 +49,20 @@ COMMANDS = {
         "kyon_pl.cli.tools:run_preview",
     ),
     "report": (
-        "runs as Markdown and pictures:  kyon-pl report lightning_logs/version_0",
+        "report runs as Markdown with pictures:  kyon-pl report lightning_logs/version_0",
         "kyon_pl.cli.tools:run_report",
     ),
     "merge": (
-        "an adapter added into its base, a model of its own:  kyon-pl merge --format glm --output merged",
+        "merge an adapter into its base:  kyon-pl merge --format glm --output merged",
         "kyon_pl.cli.tools:run_merge",
     ),
     "convert-adapter": (
-        "an adapter for transformers' GlmForCausalLM, or back:  kyon-pl convert-adapter --to glm --output converted",
+        "convert an adapter to transformers' GLM, or back:  kyon-pl convert-adapter --to glm --output converted",
         "kyon_pl.cli.tools:run_convert_adapter",
     ),
     "doctor": (
-        "what this machine has, what a config needs, what is missing:  kyon-pl doctor --config configs/lora.yaml",
-        "kyon_pl.doctor.command:run_doctor",
+        "check whether a config can run on this machine:  kyon-pl doctor --config configs/lora.yaml",
+        "kyon_pl.cli.tools:run_doctor",
     ),
 }
 HELP = f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
@@ -69,15 +73,15 @@ commands:
 {chr(10).join(f"  {name:<17}{text}" for name, (text, _) in COMMANDS.items())}
 
 Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
-  kyon-pl fit --help            all of them, explained
-  kyon-pl fit --print_config    all of them with their values, as a file to start from
+  kyon-pl fit --help            the settings, one line each; --help all explains every one
+  kyon-pl fit --print_config    all settings with their values, as a YAML file to start from
 
-Configs by name, wherever you are; --config may be given again, the last on top:
+Configs by name; of several --config, the last one wins:
   {", ".join(names())}
 
-with every command:
-  --log_level LEVEL    what the terminal shows: {", ".join(LEVELS)}; run.log in the run folder has it all
-  --debug              all lines, and the traceback of an error
+for every command:
+  --log_level LEVEL    lowest level shown in the terminal: {", ".join(LEVELS)}; run.log in the run folder has all
+  --debug              show all levels, and the traceback of an error
 """
 log = logging.getLogger(__name__)
 
@@ -86,10 +90,10 @@ def main(args: list[str] | None = None) -> None:
     """Run one command.
 
     Args:
-        args: the words after `kyon-pl`; unset, those of this process.
+        args: the command and its options; by default, those of this process.
 
     Raises:
-        SystemExit: status 2 after an error that the user can mend, which stands in one paragraph on standard error.
+        SystemExit: status 2 after a `KyonError`, which is printed as one paragraph on standard error.
     """
     words = sys.argv[1:] if args is None else args
     if not words or words[0] in ("-h", "--help", "help"):
@@ -103,11 +107,16 @@ def main(args: list[str] | None = None) -> None:
     try:
         words, level, debug = take_log_options(words)
         set_up_logging(level)
-        words = with_named_configs(words)  # before the imports, which take seconds
-        # read when torch is imported: on a busy machine, threads that spin while they wait for each other make a small
-        # model's step ten times slower
+        check_command(words[0])
+        if wants_help(words):
+            print(help_text(words), end="")
+            return
+        words = with_named_configs(words)
+        check_names(words)
+        # torch reads this when it is imported: on a busy machine, threads that spin while they wait for each other make
+        # a step of a small model ten times slower
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        run = command(words[0])
+        run = load_command(words[0])
         quiet_libraries(level)
         run(words)
     except KyonError as error:
@@ -118,13 +127,16 @@ def main(args: list[str] | None = None) -> None:
 
 
 def take_log_options(words: list[str]) -> tuple[list[str], str, bool]:
-    """The options that every command has, taken out of its words.
+    """Split off the options that every command has.
+
+    Args:
+        words: the command line.
 
     Returns:
-        the other words; the level of the terminal's lines, one of `LEVELS`; whether to show tracebacks.
+        The other words; the lowest level shown in the terminal, one of `LEVELS`; whether to show tracebacks.
 
     Raises:
-        SettingError: a level that does not exist, or a command that stands behind its options.
+        SettingError: a level that does not exist, or no command.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--debug", action="store_true")
@@ -138,18 +150,46 @@ def take_log_options(words: list[str]) -> tuple[list[str], str, bool]:
     return rest, "debug" if options.debug else options.log_level, options.debug
 
 
-def command(name: str) -> Callable[[list[str]], None]:
-    """The function behind a command's name; heavy imports happen here and not before.
+def check_command(name: str) -> None:
+    """Refuse a command that does not exist.
+
+    Args:
+        name: of the command.
 
     Raises:
-        KyonError: no command of that name.
-        MachineError: a dependency is installed in a release that is known to steal credentials.
+        KyonError: it names the closest command.
     """
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         fix = f"Did you mean '{close[0]}'?" if close else f"Use one of: {', '.join(COMMANDS)}."
         raise KyonError(where=f"command '{name}'", found="there is no such command", fix=fix)
-    if name != "doctor":  # which says more about it
+
+
+def check_names(words: list[str]) -> None:
+    """Refuse unknown options and unknown keys of config files.
+
+    Args:
+        words: the command and its options. A config file that does not exist is left to the parser.
+
+    Raises:
+        SettingError: an unknown name, or a file that is not YAML.
+    """
+    check_option_names(words)
+    for file in map(Path, config_files(words)):
+        if file.is_file():
+            check_keys(words[0], file, read_config_file(file))
+
+
+def load_command(name: str) -> Callable[[list[str]], None]:
+    """Import the function that runs a command.
+
+    Args:
+        name: of the command.
+
+    Raises:
+        MachineError: an installed dependency is a release that is known to steal credentials.
+    """
+    if name != "doctor":  # which reports it in detail
         refuse_malicious_releases()
     module, _, function = COMMANDS[name][1].partition(":")
     run: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)

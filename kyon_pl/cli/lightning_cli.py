@@ -1,13 +1,10 @@
-"""fit, validate, test and predict: LightningCLI with this project's two classes, its checks before and its words
-after.
-"""
+"""fit, validate, test and predict: LightningCLI with this package's model and data, checks and messages."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.constants import default_pg_timeout
 
-from kyon_pl.cli.arguments import add_own_arguments
+from kyon_pl.cli.arguments import check_trainer, link_settings
 from kyon_pl.cli.messages import explain, explain_misuse
 from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
-from kyon_pl.cli.settings import check_config_files, check_trainer
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.doctor import check_precision, check_run
 from kyon_pl.errors import KyonError, MachineError
@@ -56,6 +52,8 @@ from kyon_pl.training.callbacks import (
     Progress,
     Randomness,
     Ranks,
+    ReplySettings,
+    ReplyWriter,
     RunEstimate,
     RunLog,
     RunRecord,
@@ -70,25 +68,24 @@ from kyon_pl.training.elastic import keep_optimizer_steps
 log = logging.getLogger(__name__)
 
 
-def run_trainer(args: list[str] | None) -> None:
+def run_trainer(words: list[str]) -> None:
     """Parse a command of LightningCLI and run it.
 
     Args:
-        args: the command and its options; unset, those of this process.
+        words: the command and its options.
 
     Raises:
         SettingError: a key or value that the parser does not take.
         KyonError: whatever the run itself refuses.
     """
-    check_config_files(sys.argv[1:] if args is None else args)
     try:
-        KyonCLI(args=args)
+        KyonCLI(words)
     except RunFinished as finished:
         log.info("%s", finished)
-    except MisconfigurationException as error:  # what Lightning says of settings that do not go together
+    except MisconfigurationException as error:
         raise explain_misuse(error) from error
     except argparse.ArgumentError as error:
-        raise explain(error, args) from error
+        raise explain(error, words) from error
     except OSError as error:
         if isinstance(error, KyonError) or error.errno not in DISK_ERRORS:
             raise
@@ -101,39 +98,58 @@ def run_trainer(args: list[str] | None) -> None:
 
 
 class RunFinished(Exception):  # noqa: N818 (it is no error)
-    """The run that this command would go on with has ended; the text says so, and how to train more."""
+    """The run to resume has finished; the message tells how to train it further."""
 
 
 class KyonCLI(LightningCLI):
     """LightningCLI bound to `ChatGLM2LoRA` and `DialogueDataModule`."""
 
-    def __init__(self, args: list[str] | None) -> None:
-        self.asked = (sys.argv[1:] if args is None else args)[0]
-        self.saved: dict[str, str] = {}  # the fingerprint of the run that this one goes on with
+    def __init__(self, words: list[str]) -> None:
+        self.command = words[0]
+        self.saved: dict[str, str] = {}  # the fingerprint of the run that is resumed
         super().__init__(
             ChatGLM2LoRA,
             DialogueDataModule,
-            args=args,
+            args=words,
             seed_everything_default=2023,
-            save_config_callback=SaveConfigCallback if self.asked == "fit" else None,
+            save_config_callback=SaveConfigCallback if self.command == "fit" else None,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, self.asked: {"allow_abbrev": False}},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, self.command: {"allow_abbrev": False}},
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning has it without self
-        """Of the commands, the one that is asked for: a parser takes a tenth of a second to make."""
-        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == self.asked}
+        """Only the command that runs: building a parser takes 0.1 s."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == self.command}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """See `add_own_arguments`."""
-        add_own_arguments(parser)
+        """Add the settings that LightningCLI does not have."""
+        parser.add_lightning_class_args(ReplyWriter, "replies")
+        parser.add_argument(
+            "--held_out",
+            type=ReplySettings | None,
+            default=None,
+            help="replies to held-out questions during training, validate and test; null: none",
+        )
+        parser.add_argument(
+            "--auto_resume",
+            type=bool,
+            default=False,
+            help="resume the newest unfinished run with the same settings in the log folder; false: start a new run",
+        )
+        parser.add_argument(
+            "--allow_changed_settings",
+            type=bool,
+            default=False,
+            help="with --ckpt_path: resume a checkpoint of a run with other settings, for example for more epochs",
+        )
+        link_settings(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and look at settings and at a named checkpoint before Lightning does, whose errors are tracebacks.
+        """Parse, then check settings and `--ckpt_path` before Lightning does, whose errors are tracebacks.
 
         Raises:
-            SettingError: a setting that its Trainer cannot work with.
+            SettingError: a setting that the Trainer cannot work with.
             CheckpointError: the checkpoint cannot be read.
         """
         super().parse_arguments(parser, args)
@@ -144,13 +160,13 @@ class KyonCLI(LightningCLI):
             read_checkpoint(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with this project's callbacks and its way of writing checkpoints."""
+        """Make the Trainer with this package's callbacks and checkpoint writer."""
         writer = AdapterCheckpointIO(self.model.write_adapter, self._config_text())
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         callbacks = self._get(self.config_init, "trainer.callbacks") or []
         callbacks = self._callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
-        # batches are planned over ranks already; Lightning's own sampler would deal them out a second time
+        # the batches are planned over ranks already; Lightning's sampler would split them again
         return super().instantiate_trainer(
             **kwargs, callbacks=callbacks, plugins=[*plugins, writer], use_distributed_sampler=False
         )
@@ -173,7 +189,7 @@ class KyonCLI(LightningCLI):
         record = RunRecord(self.fingerprint, settings.allow_changed_settings)
         timeout = timeout_of(settings.trainer.strategy)
         callbacks += [record, Ranks(lambda: self._identity(record.fingerprint), timeout)]
-        callbacks += [ShownRows(), FinalMetrics(self._settings)]  # behind the record, which cuts the curves
+        callbacks += [ShownRows(), FinalMetrics(self._settings)]  # after the record, which truncates the curves
         if replies := self.config_init[str(self.subcommand)].held_out:
             callbacks.append(HeldOutReplies(replies))
         if settings.trainer.enable_progress_bar is not False:
@@ -183,33 +199,33 @@ class KyonCLI(LightningCLI):
         return [*callbacks, *best_before_newest(chosen), StopSignals(timeout)]
 
     def fingerprint(self) -> dict[str, str]:
-        """What the result depends on: settings, base, data; these two are fetched where they are not there yet."""
+        """What the result depends on: settings, base and data. Downloads base and data if they are missing."""
         model: ChatGLM2LoRA = self.model
         rows: dict[str, str] = self.datamodule.fingerprint()
         return self._settings() | model.frozen_base.fingerprint() | model.initial_adapter.fingerprint() | rows
 
     def _settings(self) -> dict[str, str]:
-        found = fingerprint_of_settings(yaml.safe_load(self._config_text()))
-        found["kind of device"] = self.trainer.strategy.root_device.type
+        settings = fingerprint_of_settings(yaml.safe_load(self._config_text()))
+        settings["kind of device"] = self.trainer.strategy.root_device.type
         accumulated = self.config[str(self.subcommand)].trainer.accumulate_grad_batches
-        found[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
-        return keep_accumulation(self.saved, found)
+        settings[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
+        return keep_accumulation(self.saved, settings)
 
     def _identity(self, fingerprint: dict[str, str]) -> dict[str, str]:
         """What must be the same on every rank."""
-        start = self.config_init["fit"].ckpt_path
+        checkpoint = self.config_init["fit"].ckpt_path
         of_packages = dict(text.rsplit(" ", 1) for text in versions().split(", "))
-        return fingerprint | of_packages | {"checkpoint": Path(start).name if start else "none"}
+        return fingerprint | of_packages | {"checkpoint": Path(checkpoint).name if checkpoint else "none"}
 
     def before_fit(self) -> None:
-        """Find the run to go on with, and refuse what cannot work here while nothing large has been downloaded.
+        """Find the run to resume, and refuse what cannot run here before anything large is downloaded.
 
         Raises:
-            RunFinished: there is nothing to do.
+            RunFinished: the run to resume has finished.
             MissingFileError: no such checkpoint, or no such base.
-            CheckpointError: the checkpoint is not one of a run with these settings.
-            MachineError: the base does not fit this machine, or nothing may be written into the run folder.
-            SettingError: a precision that this model was not made for.
+            CheckpointError: the checkpoint is of a run with other settings.
+            MachineError: the base does not fit this machine, or the run folder is not writable.
+            SettingError: a precision that the model does not support.
         """
         say_start(self.config["fit"], self.trainer)
         self._check_run()
@@ -218,9 +234,9 @@ class KyonCLI(LightningCLI):
             raise RunFinished(finished(start))
         check_writable(start.folder or folder_of_runs(self.trainer) or Path(self.trainer.default_root_dir))
         if start.folder:
-            self._go_on_in(start.folder)
-            beginning = start.checkpoint.name if start.checkpoint else "its beginning"
-            log.info("going on with %s from %s", from_here(start.folder), beginning)
+            self._log_into(start.folder)
+            checkpoint = start.checkpoint.name if start.checkpoint else "its beginning"
+            log.info("resuming %s from %s", from_here(start.folder), checkpoint)
         self._share_steps(start.fingerprint)
         self.config_init["fit"]["ckpt_path"] = start.checkpoint
         if self.trainer.local_rank == 0:
@@ -236,18 +252,18 @@ class KyonCLI(LightningCLI):
                 check_fingerprint({FINGERPRINT: known}, now)
             return start
         requeued = SLURMEnvironment.detect() and any(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
-        if not settings.auto_resume or settings.trainer.fast_dev_run or requeued:  # Lightning finds its own then
+        if not settings.auto_resume or settings.trainer.fast_dev_run or requeued:  # Lightning resumes requeued jobs
             return Start()
         return find_resumable_run(self.trainer, self._settings(), self.fingerprint)
 
     def _share_steps(self, saved: dict[str, str]) -> None:
-        """Take the optimizer steps of the run that goes on for this one's, if it has other devices."""
+        """Keep the optimizer steps of the resumed run if the number of devices has changed."""
         self.saved = saved
         if saved.get(MICRO_BATCHES) == self._settings()[MICRO_BATCHES]:
             keep_optimizer_steps(self.trainer, saved)
 
-    def _go_on_in(self, folder: Path) -> None:
-        """Have the logger write into a run folder that exists."""
+    def _log_into(self, folder: Path) -> None:
+        """Let the logger write into an existing run folder."""
         chosen = self.config["fit"].trainer.logger
         chosen = chosen[0] if isinstance(chosen, list) else chosen
         given = {} if chosen in (None, True) else {**chosen.get("init_args", {}), **chosen.get("dict_kwargs", {})}
@@ -257,7 +273,7 @@ class KyonCLI(LightningCLI):
     def _check_run(self) -> None:
         precision = str(self.config[str(self.subcommand)].trainer.precision or "32-true")
         base, device = self.model.frozen_base, self.trainer.strategy.root_device
-        check_precision(precision, device.type)  # before the base's config, which may have to come from the Hub
+        check_precision(precision, device.type)  # before the base's config, which may be on the Hub
         base.check(self.model.initial_adapter, precision, device)
         check_run(
             base.config,
@@ -268,7 +284,7 @@ class KyonCLI(LightningCLI):
         )
 
     def before_predict(self) -> None:
-        """Find the checkpoint, and refuse what cannot work here while nothing large has been downloaded.
+        """Find the checkpoint, and refuse what cannot run here before anything large is downloaded.
 
         Raises:
             KyonError: as `before_fit`.
@@ -280,17 +296,17 @@ class KyonCLI(LightningCLI):
     before_validate = before_test = before_predict
 
     def after_fit(self) -> None:
-        """Say what was written where, and what to type next."""
-        run = from_here(self.trainer.log_dir or self.trainer.default_root_dir)  # all ranks: it is broadcast
+        """Log what was written where, and the next command."""
+        run = from_here(self.trainer.log_dir or self.trainer.default_root_dir)  # on all ranks: it is broadcast
         if self.trainer.is_global_zero:
             say_where(self.trainer, run)
 
 
 def best_before_newest(callbacks: list[Callback]) -> list[Callback]:
-    """A StepCheckpoint saves the state of a ModelCheckpoint of the same step, and so has to come after it.
+    """Move each StepCheckpoint behind the ModelCheckpoints, whose state of the same step it saves.
 
     Args:
-        callbacks: as chosen; without a StepCheckpoint they get one.
+        callbacks: of the config; a StepCheckpoint is added where there is none.
     """
     steps = [callback for callback in callbacks if isinstance(callback, StepCheckpoint)] or [StepCheckpoint()]
     others = [callback for callback in callbacks if not isinstance(callback, StepCheckpoint)]
@@ -299,6 +315,10 @@ def best_before_newest(callbacks: list[Callback]) -> list[Callback]:
 
 
 def timeout_of(strategy: Any) -> timedelta:
-    """How long a rank waits for another, by the settings of a strategy."""
-    given = strategy.get("init_args.timeout") if isinstance(strategy, Namespace) else None
-    return given or default_pg_timeout
+    """How long a rank waits for another one.
+
+    Args:
+        strategy: `trainer.strategy`, parsed.
+    """
+    timeout = strategy.get("init_args.timeout") if isinstance(strategy, Namespace) else None
+    return timeout or default_pg_timeout

@@ -1,4 +1,4 @@
-"""What a run says of itself at its start and at its end."""
+"""What a run logs at its start and at its end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 def say_start(settings: Namespace, trainer: Trainer) -> None:
-    """Which versions run, and what was chosen.
+    """Log versions, config files, devices and batches.
 
     Args:
-        settings: of fit, as parsed.
-        trainer: that runs.
+        settings: of fit, parsed.
+        trainer: of the run.
     """
     log.info("kyon-pl fit: %s", versions())
     files = ", ".join(str(from_here(str(file))) for file in settings.config or []) or "no file, defaults"
@@ -36,10 +36,10 @@ def say_start(settings: Namespace, trainer: Trainer) -> None:
 
 
 def say_where(trainer: Trainer, run: Path) -> None:
-    """What was written where, and what to type next.
+    """Log what was written where, and the next command.
 
     Args:
-        trainer: that has run.
+        trainer: of the run.
         run: its folder.
     """
     callbacks = trainer.checkpoint_callbacks
@@ -56,7 +56,11 @@ def say_where(trainer: Trainer, run: Path) -> None:
 
 
 def finished(start: Start) -> str:
-    """What to say of a run that has ended, and what to type to train more."""
+    """The message for a run that has finished, with the options to train it further.
+
+    Args:
+        start: with the folder of that run.
+    """
     assert start.folder is not None
     adapter = f", adapter {from_here(start.checkpoint.with_suffix(''))}" if start.checkpoint else ""
     return (
@@ -66,6 +70,6 @@ def finished(start: Start) -> str:
 
 
 def versions() -> str:
-    """This package's, Python's and those of the libraries that a result depends on."""
+    """The versions of this package, of Python and of the libraries that results depend on."""
     libraries = (f"{name} {version(name)}" for name in ("torch", "lightning", "transformers", "peft"))
     return ", ".join([f"kyon_pl {__version__}", *libraries, f"Python {platform.python_version()}"])

@@ -1,63 +1,62 @@
-"""Config files by path or name, and settings that are refused before anything is built from them."""
+"""Config files: their paths or names on the command line, and YAML that is refused before a parser reads it."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
-from jsonargparse import Namespace
 
 from kyon_pl.errors import SettingError
 
-CONFIGS = Path(__file__).parents[1] / "configs"  # in a clone a link to configs/
+CONFIGS = Path(__file__).parents[1] / "configs"  # in a clone, a link to configs/
+REMOTE_CODE = "trust_remote_code"
+_SECTIONS = ("trainer", "model", "data")
+_MAX_DEPTH = 100
+_FIX = "Write settings as `key: value`, as in configs/lora.yaml."
 
 
 def names() -> list[str]:
-    """Of all of them, such as `lora` and `overlay/ddp`."""
+    """The names of the package's configs, such as `lora` and `overlay/ddp`."""
     return sorted(file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.rglob("*.yaml"))
 
 
 def with_named_configs(words: list[str]) -> list[str]:
-    """A command line with the paths of the configs that it names.
+    """Replace the names of configs on a command line by their paths.
 
-    What is a file where one stands is that file. What is none, but is the name of a config of the package, also as
-    `configs/NAME.yaml`, is that config. A YAML file that is not there is refused at once, before the seconds that a
-    parser's imports take; everything else stays as it is, for the parser to refuse.
+    A file comes before a config of the same name. `configs/NAME.yaml` is the config NAME where there is no such file.
 
     Args:
-        words: of the command line.
+        words: the command line.
 
     Raises:
-        SettingError: there is no such YAML file.
+        SettingError: a YAML file that does not exist.
     """
-    found = list(words)
-    for place, option, file in _configs(words):
-        found[place] = option + _path(file)
-    return found
+    replaced = list(words)
+    for position, option, file in _configs(words):
+        replaced[position] = option + _path(file)
+    return replaced
 
 
 def config_files(words: list[str]) -> list[str]:
-    """What a command line names as configs, in any of a parser's spellings.
+    """The config files that a command line names, in any of the parser's spellings.
 
     Args:
-        words: of the command line.
+        words: the command line.
     """
     return [file for _, _, file in _configs(words)]
 
 
 def _configs(words: list[str]) -> Iterator[tuple[int, str, str]]:
-    """The place of each word that names a config, what stands before the name in it, and the name."""
-    for place, word in enumerate(words):
+    """The position of each word that names a config, what precedes the name in that word, and the name."""
+    for position, word in enumerate(words):
         if word in ("--config", "-c"):
-            if place + 1 < len(words):
-                yield place + 1, "", words[place + 1]
+            if position + 1 < len(words):
+                yield position + 1, "", words[position + 1]
         elif match := re.match("--config=|-c=?", word):
-            yield place, match[0], word[match.end() :]
+            yield position, match[0], word[match.end() :]
 
 
 def _path(word: str) -> str:
@@ -74,19 +73,12 @@ def _path(word: str) -> str:
     return word
 
 
-REMOTE_CODE = "trust_remote_code"
-_SECTIONS = ("trainer", "model", "data")
-_MOST_NESTED = 100
-_FSDP1 = "is torch's first FSDP, which wants one dtype in a layer, and the frozen base and its adapter have two"
-_OTHER_SHARDING = {
-    "ModelParallelStrategy": "leaves sharding and the exchange of gradients to the model, and cannot resume this one",
-    **dict.fromkeys(("FSDPStrategy", "fsdp", "fsdp_cpu_offload"), _FSDP1),
-}
-_LEAST = {"accumulate_grad_batches": 1, "log_every_n_steps": 1, "num_nodes": 1, "max_epochs": -1, "max_steps": -1}
-
-
 def no_remote_code(where: str) -> SettingError:
-    """Why `trust_remote_code` is no setting."""
+    """The error for `trust_remote_code`, which is refused everywhere.
+
+    Args:
+        where: the key, with file and line where it is from a file.
+    """
     return SettingError(
         where,
         "no code from a repository is ever run: model and tokenizer are part of kyon_pl, and only tensors are read",
@@ -94,22 +86,19 @@ def no_remote_code(where: str) -> SettingError:
     )
 
 
-def check_config_files(words: list[str]) -> None:
-    """Read the YAML files of a command line for what a parser lets pass, or says without a line.
+def read_config_file(file: Path) -> yaml.MappingNode:
+    """Read a YAML file of settings, and refuse what the parser would accept or report without a line.
 
     Args:
-        words: of the command line. A file that is not there is left to the parser.
+        file: that exists.
+
+    Returns:
+        Its content as nodes, which know their lines.
 
     Raises:
-        SettingError: no UTF-8, no YAML, no mapping, a key twice, or `trust_remote_code`; it names file and line.
+        SettingError: not UTF-8, not YAML, not a mapping, a duplicate key, or `trust_remote_code`; it names file and
+            line.
     """
-    for file in map(Path, config_files(words)):
-        if file.is_file():
-            _check_file(file)
-
-
-def _check_file(file: Path) -> None:
-    fix = "Write settings as `key: value`, as in configs/lora.yaml."
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
@@ -121,36 +110,44 @@ def _check_file(file: Path) -> None:
     except yaml.YAMLError as error:
         raise SettingError(str(file), f"not YAML: {str(error).splitlines()[0]}", "Correct the file.") from None
     except RecursionError:
-        raise SettingError(str(file), "not YAML that can be read: nested too deeply", fix) from None
+        raise SettingError(str(file), "not YAML that can be read: nested too deeply", _FIX) from None
     if not isinstance(root, yaml.MappingNode):
-        raise SettingError(str(file), f"{_kind(root)} in place of settings", fix)
+        raise SettingError(str(file), f"{_kind(root)} in place of settings", _FIX)
     for key, value in root.value:
         if key.value in _SECTIONS and not isinstance(value, yaml.MappingNode):
-            raise SettingError(f"{_place(file, key)}: {key.value}", f"{_kind(value)} in place of settings", fix)
-    _check_keys(file, root, depth=0)
+            raise SettingError(f"{place(file, key)}: {key.value}", f"{_kind(value)} in place of settings", _FIX)
+    _check_mappings(file, root, depth=0)
+    return root
 
 
-def _check_keys(file: Path, node: yaml.Node, depth: int) -> None:
-    if depth > _MOST_NESTED:
-        raise SettingError(_place(file, node), "nested too deeply", "No setting is.")
+def _check_mappings(file: Path, node: yaml.Node, depth: int) -> None:
+    """Refuse duplicate keys and `trust_remote_code`, at any depth."""
+    if depth > _MAX_DEPTH:
+        raise SettingError(place(file, node), "nested too deeply", "No setting is.")
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _check_keys(file, item, depth + 1)
+            _check_mappings(file, item, depth + 1)
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
     for key, value in node.value:
         name, line = str(key.value), key.start_mark.line + 1
         if name == REMOTE_CODE:
-            raise no_remote_code(f"{_place(file, key)}: {name}")
+            raise no_remote_code(f"{place(file, key)}: {name}")
         if name in lines:
-            found = f"the key stands in line {lines[name]} too"
-            raise SettingError(f"{_place(file, key)}: {name}", found, "Keep one of them, with what belongs under it.")
+            fix = "Keep one of them, with what belongs under it."
+            raise SettingError(f"{place(file, key)}: {name}", f"the key is in line {lines[name]} too", fix)
         lines[name] = line
-        _check_keys(file, value, depth + 1)
+        _check_mappings(file, value, depth + 1)
 
 
-def _place(file: Path, node: yaml.Node) -> str:
+def place(file: Path, node: yaml.Node) -> str:
+    """File and line of a node.
+
+    Args:
+        file: that it is from.
+        node: a key or value.
+    """
     return f"{file}, line {node.start_mark.line + 1}"
 
 
@@ -158,67 +155,3 @@ def _kind(node: yaml.Node | None) -> str:
     if isinstance(node, yaml.SequenceNode):
         return "a list"
     return "a text" if isinstance(node, yaml.ScalarNode) and node.value else "nothing"
-
-
-def check_trainer(settings: Namespace) -> None:
-    """Refuse what Lightning's Trainer cannot work with, by key; the rest of its own checks are in its own words.
-
-    Args:
-        settings: of one command, parsed.
-
-    Raises:
-        SettingError: it names the key.
-    """
-    from lightning.pytorch.strategies import StrategyRegistry  # a second, which chat has no use for
-
-    seed, trainer = settings.seed_everything, settings.trainer
-    if not 0 <= int(seed) < 2**32:
-        raise SettingError("seed_everything", f"{seed} is no seed", "Set a number from 0 to 4294967295.")
-    _check_word("accelerator", trainer.accelerator, ["auto", "cpu", "gpu", "cuda", "mps"])
-    _check_word("strategy", trainer.strategy, ["auto", *StrategyRegistry.available_strategies()])
-    _check_devices(trainer.devices, trainer.accelerator)
-    for key, least in _LEAST.items():
-        value = trainer[key]
-        if value is not None and value < least:
-            raise SettingError(f"trainer.{key}", f"{value} is too low", f"Set {least} or more.")
-    clip = trainer.gradient_clip_val
-    if clip is not None and not 0 <= clip < math.inf:
-        raise SettingError("trainer.gradient_clip_val", f"{clip} is no length", "Set 1.0, or null for no clipping.")
-    if trainer.limit_train_batches == 0:
-        raise SettingError("trainer.limit_train_batches", "0 leaves nothing to train on", "Set 1 or more, or a share.")
-    if trainer.val_check_interval == 0:
-        raise SettingError("trainer.val_check_interval", "0 is no interval", "Set 1.0: once an epoch.")
-    _check_sharding(trainer, settings.model.shard_base)
-
-
-def _check_sharding(trainer: Namespace, shard_base: bool) -> None:
-    """What a sharded base needs, and strategies that would shard something else."""
-    chosen = trainer.strategy
-    name = str(chosen.class_path if isinstance(chosen, Namespace) else chosen).rpartition(".")[2]
-    fix = "Take all of configs/overlay/fsdp.yaml; or, for GPUs that hold the base, ddp.yaml without model.shard_base."
-    if name in _OTHER_SHARDING:
-        raise SettingError("trainer.strategy", f"{name} {_OTHER_SHARDING[name]}", fix)
-    if not shard_base:
-        return
-    if name not in ("ddp", "DDPStrategy"):
-        raise SettingError("trainer.strategy", f"model.shard_base needs ddp for the adapter, not {name}", fix)
-    if trainer.inference_mode:
-        found = "weights that are gathered in torch's inference mode for validation could not be trained on after it"
-        raise SettingError("trainer.inference_mode", found, fix)
-
-
-def _check_word(key: str, value: Any, known: list[str]) -> None:
-    if isinstance(value, str) and value not in known:
-        shown = [word for word in known if "_find_unused" not in word and "_fork" not in word]
-        raise SettingError(f"trainer.{key}", f"there is no {value!r}", f"Use one of: {', '.join(shown)}.")
-
-
-def _check_devices(devices: Any, accelerator: Any) -> None:
-    all_of_them = ("auto", -1, "-1")
-    text = isinstance(devices, str) and not devices.replace(",", "").replace(" ", "").isdecimal()
-    count = int(devices) if isinstance(devices, str) and devices.isdecimal() else devices
-    if (devices in all_of_them and accelerator != "cpu") or devices == "auto":
-        return
-    if text or count == [] or (isinstance(count, int) and count < 1):
-        fix = "Set 1 or more" + ("." if accelerator == "cpu" else ", -1 for all, or a list of numbers of GPUs.")
-        raise SettingError("trainer.devices", f"{devices!r} is no number of devices", fix)

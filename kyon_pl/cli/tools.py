@@ -1,48 +1,100 @@
-"""The commands that are typed functions, and the parser that they share with fit."""
+"""The commands that do not train: each is a typed function, and its parameters are the options."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
-from kyon_pl.cli.messages import explain_words
-from kyon_pl.cli.settings import check_config_files
+from kyon_pl.cli.messages import explain
+from kyon_pl.cli.options import SPELLINGS
+from kyon_pl.errors import SettingError
 
 
-def run_preview(args: list[str] | None) -> None:
-    """Parse the options of `preview` and run it.
+def run_preview(words: list[str]) -> None:
+    """Run `preview` with its options and the settings of fit.
 
     Args:
-        args: the command and its options; unset, those of this process.
+        words: the command and its options.
 
     Raises:
         SettingError: a key or value that the parser does not take.
         KyonError: whatever `preview` refuses.
     """
-    from lightning.pytorch.cli import LightningArgumentParser
-
-    from kyon_pl.cli.arguments import add_fit_arguments
-    from kyon_pl.cli.messages import explain
+    from kyon_pl.cli.arguments import add_settings, parse_settings
     from kyon_pl.data.dialogue_data import DialogueData
     from kyon_pl.preview.command import preview
 
-    description = "Rows as the model sees them. Takes the YAML and the options of fit."
-    parser = LightningArgumentParser(
-        prog="kyon-pl preview", description=description, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_function_arguments(preview, skip={"data"})
-    add_fit_arguments(parser)
-    words = sys.argv[1:] if args is None else args
-    check_config_files(words)
-    try:
-        settings = parser.parse_args(words[1:])
-    except argparse.ArgumentError as error:
-        raise explain(error, args) from error
+    parser = ArgumentParser(prog="kyon-pl preview", exit_on_error=False, allow_abbrev=False)
+    add_preview_options(parser)
+    add_settings(parser, types={})
+    settings = parse_settings(parser, words, types={})
     preview(DialogueData(**settings.data.as_dict()), rows=settings.rows, png=settings.png)
+
+
+def add_preview_options(parser: ArgumentParser) -> None:
+    """Add the options that only `preview` has.
+
+    Args:
+        parser: to add to.
+    """
+    from kyon_pl.preview.command import preview
+
+    parser.add_function_arguments(preview, skip={"data"})
+
+
+def run_doctor(words: list[str]) -> None:
+    """Run `doctor` with its options and the settings of fit.
+
+    Args:
+        words: the command and its options.
+
+    Raises:
+        SettingError: a key or value that the parser does not take.
+        MachineError: `kyon-pl` is not installed.
+        SystemExit: status 1 if something is missing.
+    """
+    from kyon_pl.doctor.command import doctor
+
+    with_config = any(word.partition("=")[0] != "--json" for word in words[1:])
+    doctor(lambda: doctor_settings(words), as_json="--json" in words, with_config=with_config)
+
+
+def doctor_settings(words: list[str]) -> Namespace:
+    """The options of `doctor` and the settings of fit.
+
+    Args:
+        words: the command and its options.
+
+    Raises:
+        SettingError: a key or value that the parser does not take.
+    """
+    from peft import LoraConfig
+
+    from kyon_pl.cli.arguments import add_settings, parse_settings
+
+    types = {"model.lora": LoraConfig | None}
+    parser = ArgumentParser(prog="kyon-pl doctor", exit_on_error=False, allow_abbrev=False)
+    add_doctor_options(parser)
+    add_settings(parser, types)
+    settings = parse_settings(parser, words, types)
+    if settings.gpu_gib is not None and not settings.gpu_gib > 0:
+        raise SettingError("--gpu_gib", str(settings.gpu_gib), "Give the memory of a GPU in GiB, such as 16")
+    return settings
+
+
+def add_doctor_options(parser: ArgumentParser) -> None:
+    """Add the options that only `doctor` has.
+
+    Args:
+        parser: to add to.
+    """
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--gpu_gib", type=float | None, default=None, help="memory of a GPU of another machine to plan for, in GiB"
+    )
 
 
 def run_build_data(words: list[str]) -> None:
@@ -53,10 +105,9 @@ def run_build_data(words: list[str]) -> None:
 
 
 def run_chat(words: list[str]) -> None:
-    """Run `chat` with its options; `-p` is `--prompt`, `--json` and `--compare` need no value."""
+    """Run `chat` with its options; `--json` and `--compare` need no value."""
     from kyon_pl.chat.command import chat
 
-    words = ["--prompt" if word == "-p" else word for word in words]
     run_function(chat, flags_as_values(words, ("--json", "--compare")))
 
 
@@ -68,7 +119,7 @@ def run_web(words: list[str]) -> None:
 
 
 def run_report(words: list[str]) -> None:
-    """Run `report`; the run folders stand before the options."""
+    """Run `report` with its options; the run folders come before them."""
     from kyon_pl.evaluation.report import report
 
     first_option = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
@@ -94,35 +145,37 @@ def run_push(words: list[str]) -> None:
     """Run `push` with its options; `--dry-run` needs no value."""
     from kyon_pl.publish.push import push
 
-    words = ["--dry_run" if word == "--dry-run" else word for word in words]
     run_function(push, flags_as_values(words, ("--dry_run",)))
 
 
 def flags_as_values(words: list[str], flags: tuple[str, ...]) -> list[str]:
-    """Options that are true where no value stands behind them."""
+    """Add `=true` to each flag that no value follows.
+
+    Args:
+        words: the command and its options.
+        flags: options that may be given without a value.
+    """
+    words = [SPELLINGS.get(word, word) for word in words]
     pairs = zip(words, [*words[1:], "-"], strict=True)
-    return [f"{word}=true" if word in flags and then[:1] == "-" else word for word, then in pairs]
+    return [f"{word}=true" if word in flags and following[:1] == "-" else word for word, following in pairs]
 
 
 def run_function(function: Callable[..., None], words: list[str]) -> None:
-    """Run a typed function as a command: its parameters are the options, its docstring explains them.
+    """Run a typed function as a command.
 
     Args:
-        function: documented in Google's style; what it returns is not looked at.
-        words: the command's name and its options.
+        function: its parameters are the options, and its docstring in Google's style explains them.
+        words: the command and its options.
 
     Raises:
         SettingError: an option or value that the function does not take.
         KyonError: whatever the function refuses.
     """
-    summary = (function.__doc__ or "").partition("\n")[0]
-    parser = ArgumentParser(prog=f"kyon-pl {words[0]}", description=summary, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog=f"kyon-pl {words[0]}", exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function, as_positional=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file with the options below")
-    check_config_files(words)
     try:
         settings = parser.parse_args(words[1:])
     except argparse.ArgumentError as error:
-        known = [name for name in parser.get_defaults().keys() if name != "config"]  # noqa: SIM118 (a Namespace)
-        raise explain_words(error, words, lambda: known, words[0]) from error
+        raise explain(error, words) from error
     function(**{key: value for key, value in settings.as_dict().items() if key != "config"})

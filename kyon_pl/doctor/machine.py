@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""The hardware, disks and drivers of this machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
-from kyon_pl.doctor.check import memory_bytes
 from kyon_pl.doctor.report import Finding, gib
 
-# where torch's loader workers hand over their batches
+# torch's loader workers pass their batches through it
 SHARED_MEMORY = Path("/dev/shm")
-# The oldest driver for a CUDA of that major version.
+# Major version of CUDA -> the oldest driver that it supports.
 # Source: NVIDIA, CUDA Toolkit release notes, table "CUDA Toolkit and Minimum Required Driver Version"
 OLDEST_DRIVER = {12: 525, 13: 580}
 
@@ -28,9 +27,9 @@ class Gpu:
     """A GPU that torch can use.
 
     Attributes:
-        name: as its maker calls it.
-        memory_bytes: all of its memory.
-        free_bytes: what no process holds now.
+        name: the model's name.
+        memory_bytes: total memory.
+        free_bytes: memory that no process uses now.
         compute_capability: such as (9, 0).
         has_kernels: whether this torch was built for it.
     """
@@ -44,23 +43,23 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run could use here.
+    """What this machine offers to a run.
 
     Attributes:
-        system: operating system and kind of processor.
+        system: operating system and architecture.
         cpus: cores that this process may use.
-        memory_bytes: of the machine or of its control group; None where the system does not tell.
-        run_folder: where runs would be written.
-        run_folder_free_bytes: room there.
+        memory_bytes: memory of the machine or of its control group; None: unknown.
+        run_folder: the folder for runs.
+        run_folder_free_bytes: free disk space for runs.
         cache_folder: huggingface_hub's cache.
-        cache_free_bytes: room there.
-        shared_memory_bytes: of `/dev/shm`; None where there is none.
-        torch_version: of torch.
-        torch_cuda: the CUDA that torch was built with; None: a build without.
-        cuda_available: whether torch can use a GPU of NVIDIA's here.
-        mps_available: whether torch sees a GPU of Apple's.
-        driver: NVIDIA's driver; None: there is none.
-        gpus: those that torch can use.
+        cache_free_bytes: free disk space for the cache.
+        shared_memory_bytes: size of `/dev/shm`; None: it does not exist.
+        torch_version: the version of torch.
+        torch_cuda: the CUDA version that torch was built with; None: built without CUDA.
+        cuda_available: whether torch can use an NVIDIA GPU.
+        mps_available: whether torch can use an Apple GPU.
+        driver: the version of the NVIDIA driver; None: no driver.
+        gpus: the GPUs that torch can use.
     """
 
     system: str
@@ -79,11 +78,11 @@ class Machine:
     gpus: tuple[Gpu, ...]
 
 
-def look_at_machine(run_folder: Path) -> Machine:
-    """Look.
+def inspect_machine(run_folder: Path) -> Machine:
+    """Collect the properties of this machine.
 
     Args:
-        run_folder: where the run would be written.
+        run_folder: the folder that the run would write to.
     """
     available = torch.cuda.is_available()
     run_folder, cache = run_folder.absolute(), Path(constants.HF_HUB_CACHE)
@@ -105,27 +104,38 @@ def look_at_machine(run_folder: Path) -> Machine:
     )
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Total memory of a GPU, or of this machine or its control group, whichever is less, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        return min(total, int(text))
+    return total
+
+
 def free_bytes(folder: Path) -> int:
-    """Room for a folder that need not be there yet."""
+    """Free disk space for a folder, which need not exist yet."""
     return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.is_dir())).free
 
 
 def driver_version() -> str | None:
-    """NVIDIA's driver as `nvidia-smi` tells it; None: there is no such program, or it finds no driver."""
+    """Version of the NVIDIA driver, from `nvidia-smi`; None if the program is not installed or fails."""
     if not (program := shutil.which("nvidia-smi")):
         return None
     command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return next(iter(told.stdout.split()), None)
+    return next(iter(answer.stdout.split()), None)
 
 
 def machine_findings(machine: Machine) -> Iterator[Finding]:
-    """The lines about this machine, but those of Python and packages."""
-    yield _system(machine)
-    yield _torch(machine)
+    """The findings about this machine, without Python and packages."""
+    yield _system_finding(machine)
+    yield _torch_finding(machine)
     for gpu in machine.gpus:
         yield _gpu_finding(gpu)
     memory = gib(machine.memory_bytes) if machine.memory_bytes is not None else "unknown"
@@ -136,45 +146,46 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
         yield Finding("shared memory", "ok", f"{gib(machine.shared_memory_bytes)} at {SHARED_MEMORY}")
 
 
-def _system(machine: Machine) -> Finding:
+def _system_finding(machine: Machine) -> Finding:
     if machine.system.startswith("Windows"):
-        return Finding("system", "missing", f"{machine.system}: not supported", "Use WSL 2, which is Linux")
+        return Finding("system", "missing", f"{machine.system} is not supported", "Use WSL 2, which is Linux")
     if machine.system.startswith("Darwin"):
-        fix = "The demo and everything but training 6B: with --trainer.accelerator cpu"
-        return Finding("system", "warning", f"{machine.system}: Apple's GPU (MPS) is not supported", fix)
+        fix = "Use --trainer.accelerator cpu: the demo and everything but training 6B work"
+        return Finding("system", "warning", f"{machine.system}: the Apple GPU (MPS) is not supported", fix)
     return Finding("system", "ok", machine.system)
 
 
-def _torch(machine: Machine) -> Finding:
+def _torch_finding(machine: Machine) -> Finding:
     name, version = "torch and GPU", machine.torch_version
     if machine.cuda_available:
         driver = f", driver {machine.driver}" if machine.driver else ""
         return Finding(name, "ok", f"torch {version} with CUDA {machine.torch_cuda}{driver}")
     if machine.driver is None:
         built = f"with CUDA {machine.torch_cuda}" if machine.torch_cuda else "without CUDA"
-        return Finding(name, "warning", f"torch {version} {built}, and no NVIDIA driver: a CPU machine")
+        return Finding(name, "warning", f"torch {version} {built}, no NVIDIA driver: a CPU machine")
     if machine.torch_cuda is None:
         fix = "Install a torch with CUDA: https://pytorch.org/get-started/locally"
-        found = f"torch {version} is a build without CUDA, though a GPU and its driver {machine.driver} are here"
+        found = f"torch {version} is a build without CUDA, though the machine has NVIDIA driver {machine.driver}"
         return Finding(name, "missing", found, fix)
-    found = f"torch {version} with CUDA {machine.torch_cuda} cannot use the GPU of driver {machine.driver}"
+    found = f"torch {version} with CUDA {machine.torch_cuda} cannot use the GPU with driver {machine.driver}"
     oldest = OLDEST_DRIVER.get(int(machine.torch_cuda.split(".")[0]))
     if oldest and int(machine.driver.split(".")[0]) < oldest:
         fix = f"Update the driver to {oldest} or newer, or install a torch for an older CUDA"
-        return Finding(name, "missing", f"{found}, which is too old for it", fix)
-    fix = 'Look at CUDA_VISIBLE_DEVICES and at what `python -c "import torch; torch.zeros(1).cuda()"` says'
+        return Finding(name, "missing", f"{found}, which is too old for this CUDA", fix)
+    fix = 'Check CUDA_VISIBLE_DEVICES and the error of python -c "import torch; torch.zeros(1).cuda()"'
     return Finding(name, "missing", found, fix)
 
 
 def _gpu(index: int) -> Gpu:
     properties, capability = torch.cuda.get_device_properties(index), torch.cuda.get_device_capability(index)
-    free, whole = torch.cuda.mem_get_info(index)
-    return Gpu(properties.name, whole, free, capability, _has_kernels(capability, torch.cuda.get_arch_list()))
+    free, total = torch.cuda.mem_get_info(index)
+    return Gpu(properties.name, total, free, capability, _has_kernels(capability, torch.cuda.get_arch_list()))
 
 
 def _has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether one of `sm_75`, `sm_80`, … is this GPU's, or an older one of the same major version, whose code it runs;
-    `compute_…` is translated for newer ones.
+    """Whether a torch built for `sm_75`, `sm_80`, … has code for a GPU.
+
+    A GPU runs `sm_` code of the same major version up to its own, and `compute_` code of any version up to its own.
     """
     numbers = [(name.split("_")[0], int("".join(c for c in name.split("_")[1] if c.isdigit()))) for name in built_for]
     own = capability[0] * 10 + capability[1]
@@ -183,7 +194,7 @@ def _has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
 
 def _gpu_finding(gpu: Gpu) -> Finding:
     architecture = "sm_{}{}".format(*gpu.compute_capability)
-    found = f"{gpu.name}, {architecture}, {gib(gpu.memory_bytes)}, {gib(gpu.free_bytes)} of it free"
+    found = f"{gpu.name}, {architecture}, {gib(gpu.memory_bytes)}, {gib(gpu.free_bytes)} free"
     if not gpu.has_kernels:
         fix = "Install a torch that was built for it (an older CUDA for older GPUs)"
         return Finding("GPU", "missing", f"{found}; this torch was not built for it", fix)

@@ -1,4 +1,9 @@
-"""An estimate of the device memory that training needs, part by part."""
+"""An estimate of the device memory that training needs, part by part.
+
+Symbols in the formulas: R rows, T slots, N trained tokens of a micro-batch; L layers, C hidden size, F channels of the
+feed-forward, V vocabulary; H heads of D channels; Q = H * D channels of the queries, K of the keys, P = Q + 2 * K of
+the fused projection; r LoRA rank; h bytes of a number in the compute precision.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,25 @@ from peft import LoraConfig
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.lora import Checkpointing, Quantization, checkpointed_layers, frozen_dtype
 
+FLOAT32_BYTES = 4
+# per weight: half a byte, one byte of scale per 64 weights, and 4 bytes per 256 scales
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+FP8_BYTES = 2  # two copies
+# cuBLAS allocates one workspace of this size on Hopper (8 MiB elsewhere), and cuBLASLt another, from torch's allocator;
+# see CUBLAS_WORKSPACE_CONFIG in torch's notes on CUDA semantics
+WORKSPACE_BYTES = 2 * 32 * 2**20
+# CUDA's context with torch's kernels, outside the allocator: 0.3 to 0.5 GiB, depending on GPU and driver
+CONTEXT_BYTES = 2**29
+
 
 @dataclass(frozen=True, kw_only=True)
-class Slots:
+class BatchShape:
     """The size of a micro-batch on one device.
 
     Attributes:
         rows: R, 1 if packed.
         slots: T, tokens of the longest row, or of the pack.
-        trained_tokens: N of the whole micro-batch.
+        trained_tokens: N, over all rows.
     """
 
     rows: int
@@ -33,18 +48,18 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySettings:
-    """What the peak depends on, beside the shape of the model.
+    """The settings that the peak depends on.
 
     Attributes:
         precision: `trainer.precision`.
-        lora: PEFT's settings; variants of LoRA that compute more (DoRA, ...) are not counted.
+        lora: PEFT's settings; the extra memory of variants such as DoRA is not estimated.
         checkpointing: `model.checkpointing`.
-        attention: `varlen`, `sdpa` or `eager`, as it will run.
-        packed: whether several rows share a row of the batch.
-        training: the training batch that needs the most.
+        attention: the implementation that runs: `varlen`, `sdpa` or `eager`.
+        packed: whether batches are packed.
+        training: the training batch that needs the most memory.
         validation: the largest validation batch, padded; None: no validation.
         device_type: `cuda` or `cpu`.
-        sharded_over: ranks that share out the base (`model.shard_base`); 1: each has all of it.
+        sharded_over: number of ranks that share the base (`model.shard_base`); 1: each rank has all of it.
         quantization: `model.quantization`.
         compiled: `model.compile`.
     """
@@ -54,8 +69,8 @@ class MemorySettings:
     checkpointing: Checkpointing
     attention: str
     packed: bool
-    training: Slots
-    validation: Slots | None
+    training: BatchShape
+    validation: BatchShape | None
     device_type: str = "cuda"
     sharded_over: int = 1
     quantization: Quantization | None = None
@@ -63,206 +78,29 @@ class MemorySettings:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of a number in the compute precision, h."""
+        """h, bytes of a number in the compute precision."""
         return frozen_dtype(self.precision).itemsize
 
-
-FLOAT32_BYTES = 4
-# half a byte, one for the scale of 64 weights, and 4 for that of 256 scales
-NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
-FP8_BYTES = 2  # two copies
-
-
-def lora_targets(config: ChatGLM2Config, lora: LoraConfig) -> list[tuple[int, int]]:
-    """Input and output channels of the linear maps of one layer that LoRA wraps, chosen by name as PEFT does."""
-    maps = _maps(config)
-    chosen = lora.target_modules or ["query_key_value"]  # PEFT's default for this model type
-    if chosen == "all-linear":
-        return list(maps.values())
-    if isinstance(chosen, str):
-        prefix = "transformer.encoder.layers.0"
-        return [size for name, size in maps.items() if re.fullmatch(chosen, f"{prefix}.{name}")]
-    return [size for name, size in maps.items() if any(f".{name}".endswith(f".{target}") for target in chosen)]
-
-
-def trained_parameters(config: ChatGLM2Config, lora: LoraConfig) -> int:
-    """Weights of the adapter: L * r * (in + out) of each wrapped map."""
-    return config.num_layers * sum(lora.r * (inputs + outputs) for inputs, outputs in lora_targets(config, lora))
-
-
-def frozen_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
-    """h a weight; in nf4 and fp8 NF4_BYTES and FP8_BYTES a weight of the layers' linear maps.
-
-    Sharded: a rank's share, and twice the largest part that is gathered, a layer or V * C. Twice,
-    because what has been received is copied to its place, and because the next layer comes while one computes.
-    """
-    whole, table = config.parameter_count, config.padded_vocab_size * config.hidden_size
-    if settings.quantization:
-        quantized = config.num_layers * sum(inputs * outputs for inputs, outputs in _maps(config).values())
-        each = {"nf4": NF4_BYTES, "fp8": FP8_BYTES}[settings.quantization]
-        return (whole - quantized) * settings.compute_bytes + round(quantized * each)
-    if settings.sharded_over > 1:
-        layer = (whole - 2 * table) // config.num_layers
-        whole = -(-whole // settings.sharded_over) + 2 * max(layer, table)
-    return whole * settings.compute_bytes
-
-
-def adapter_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
-    """A weight, its gradient and Adam's two averages in float32, and autocast's copy in half: (4 * 4 + 2) a weight."""
-    autocast = settings.compute_bytes if settings.compute_bytes < FLOAT32_BYTES else 0
-    return trained_parameters(config, settings.lora) * (4 * FLOAT32_BYTES + autocast)
-
-
-def mask_bytes(settings: MemorySettings) -> int:
-    """One byte for each pair of a pack's tokens, T * T, where SDPA keeps its rows apart. Eager has numbers: h * T * T.
-
-    Padded batches need none with SDPA: their pads stand where causal attention never looks.
-    """
-    pairs = settings.training.slots**2
-    if settings.attention == "eager":
-        return settings.compute_bytes * pairs
-    return pairs if _masked(settings) else 0
-
-
-def layer_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
-    """What autograd keeps of one layer for its backward pass, in bytes: R * T times the sum of
-
-    - two norms: their input in float32 and one number a token, 2 * (4 * C + 4)
-    - each LoRA map of i inputs: what goes into A and what comes out, h * (i + r), and with dropout its mask, i bytes
-      (on a CPU 4 * i: it keeps the mask as numbers)
-    - rotation: cosine and sine, h * D, once for all R rows
-    - attention: `attention_saved_bytes`
-    - feed-forward: gate and what it gates, and the activated gate, 3 * h * F
-
-    Compiled, a norm keeps its input in the compute precision, and the activated gate is computed again.
-
-    The frozen maps keep nothing but their weights. The first layer keeps a little less, since its input asks for no
-    gradient.
-    """
-    _, _, gated = _channels(config)
-    h = settings.compute_bytes
-    norms = 2 * ((h if settings.compiled else FLOAT32_BYTES) * config.hidden_size + FLOAT32_BYTES)
-    mask = 0 if not settings.lora.lora_dropout else 1 if settings.device_type == "cuda" else FLOAT32_BYTES
-    wrapped = lora_targets(config, settings.lora)
-    lora = sum(h * (inputs + settings.lora.r) + mask * inputs for inputs, _ in wrapped)
-    rotation = settings.training.slots * h * config.kv_channels
-    swiglu = (2 if settings.compiled else 3) * h * gated
-    return settings.training.total * (norms + lora + swiglu) + rotation + attention_saved_bytes(config, settings)
-
-
-def attention_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
-    """What the attention of one layer keeps, in bytes.
-
-    - flash (`varlen`, and `sdpa` without a mask): queries, keys and output, the fused projection that the values are a
-      part of, and one number a head: R * T * (h * (2 * Q + K + P) + 4 * H)
-    - `sdpa` with a mask: keys and values repeated for every head, and the mask as numbers:
-      R * T * (4 * h * Q + 4 * H) + h * R * T * T
-    - `eager`: queries, keys and values likewise, R * T * 3 * h * Q, and the probabilities in float32 and, under
-      autocast, again in half: R * H * T * T * (4 + h)
-    """
-    queries, fused, _ = _channels(config)
-    heads, h = config.num_attention_heads, settings.compute_bytes
-    keys = (fused - queries) // 2
-    batch = settings.training
-    pairs = batch.total * batch.slots
-    if settings.attention == "eager":
-        return batch.total * 3 * h * queries + heads * pairs * _probability_bytes(h)
-    if _masked(settings):
-        return batch.total * (4 * h * queries + FLOAT32_BYTES * heads) + h * pairs
-    return batch.total * (h * (2 * queries + keys + fused) + FLOAT32_BYTES * heads)
-
-
-def layer_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
-    """The most that the backward pass of a layer holds at once beside what was kept: R * T times
-
-    - the residual's gradient, h * C, and in the feed-forward that of the product and of its two factors, 3 * h * F
-    - or, where LoRA wraps the map of F inputs under autocast, four of them: by the base and by A in half, and in
-      float32 before and after the dropout, (2 * h + 8) * F
-    - or, with `eager`, probabilities, their gradient and the scores' in float32, H * T * 12, when the other things
-      that attention and feed-forward kept of them are gone again
-    - with fp8 beside any of these, the gradient of gate and what it gates a second time, a byte a number, 2 * F
-    """
-    _, _, gated = _channels(config)
-    h, batch = settings.compute_bytes, settings.training
-    most = 3 * h * gated
-    if h < FLOAT32_BYTES and (gated, config.hidden_size) in lora_targets(config, settings.lora):
-        most = (2 * h + 2 * FLOAT32_BYTES) * gated
-    if settings.attention == "eager":
-        scores = config.num_attention_heads * batch.slots * (3 * FLOAT32_BYTES - _probability_bytes(h))
-        most = max(most, scores - 3 * h * gated)
-    in_fp8 = 2 * gated if settings.quantization == "fp8" else 0
-    return batch.total * (h * config.hidden_size + most + in_fp8)
-
-
-def head_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
-    """Log-softmax, its gradient and the logits' in float32, 12 * N * V, and what the last norm keeps, R * T * 4 * C."""
-    batch = settings.training
-    logits = 3 * FLOAT32_BYTES * batch.trained_tokens * config.padded_vocab_size
-    return logits + batch.total * FLOAT32_BYTES * (config.hidden_size + 1)
-
-
-def validation_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
-    """A forward pass without gradients, in bytes: the larger one of
-
-    - a layer in its feed-forward, R * T * h * (4 * C + 4 * F): its input, the attention's output, their sum and its
-      norm; gate and what it gates, the activated gate and the product
-    - the head: logits in the compute precision and in float32, and their log-softmax, (h + 8) * N * V
-    """
-    if settings.validation is None:
-        return 0
-    _, _, gated = _channels(config)
-    h, batch = settings.compute_bytes, settings.validation
-    layer = batch.total * h * 4 * (config.hidden_size + gated)
-    return max(layer, (h + 2 * FLOAT32_BYTES) * batch.trained_tokens * config.padded_vocab_size)
-
-
-def _maps(config: ChatGLM2Config) -> dict[str, tuple[int, int]]:
-    """Input and output channels of the linear maps of a layer."""
-    queries, fused, gated = _channels(config)
-    return {
-        "self_attention.query_key_value": (config.hidden_size, fused),
-        "self_attention.dense": (queries, config.hidden_size),
-        "mlp.dense_h_to_4h": (config.hidden_size, 2 * gated),
-        "mlp.dense_4h_to_h": (gated, config.hidden_size),
-    }
-
-
-def _masked(settings: MemorySettings) -> bool:
-    return settings.attention == "sdpa" and settings.packed
-
-
-def _probability_bytes(h: int) -> int:
-    return FLOAT32_BYTES + h if h < FLOAT32_BYTES else FLOAT32_BYTES
-
-
-def _channels(config: ChatGLM2Config) -> tuple[int, int, int]:
-    """Q, P and F."""
-    queries = config.num_attention_heads * config.kv_channels
-    keys = config.multi_query_group_num * config.kv_channels
-    return queries, queries + 2 * keys, config.ffn_hidden_size
-
-
-# cuBLAS takes one workspace of this size on Hopper (8 MiB elsewhere), and cuBLASLt another, out of torch's allocator;
-# see CUBLAS_WORKSPACE_CONFIG in torch's notes on CUDA semantics
-WORKSPACE_BYTES = 2 * 32 * 2**20
-# CUDA's context with torch's kernels, which no allocator counts: 0.3 to 0.5 GiB, by GPU and driver
-CONTEXT_BYTES = 2**29
+    @property
+    def masked(self) -> bool:
+        """Whether SDPA needs a mask to separate the rows of a pack."""
+        return self.attention == "sdpa" and self.packed
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes by what holds them. Each is as large as where it is largest; they are not all there at one time.
+    """Bytes per part, each at its own peak; the parts do not all exist at the same time.
 
     Attributes:
-        frozen_weights: the base, or a rank's share with what is gathered of it, all the time.
-        adapter: trained weights with gradients and Adam's state, all the time.
-        workspace: of cuBLAS, all the time.
-        mask: the attention mask of a batch, from its beginning to its end.
-        saved: what the layers keep for the backward pass; those that are checkpointed, their inputs.
-        recomputed: what one layer keeps while it is computed again; 0 where none is.
-        layer_gradients: the most that the backward pass of one layer holds beside what was kept.
-        head: logits at trained positions, their softmax and its gradients; then no layer is computed again.
-        validation: a forward pass without gradients, beside weights and adapter only.
+        frozen_weights: the base, or a rank's shard with the gathered layers, all the time.
+        adapter: trained weights, gradients and Adam's state, all the time.
+        workspace: cuBLAS, all the time.
+        mask: the attention mask of a batch, during its forward and backward pass.
+        saved: activations kept for the backward pass; of checkpointed layers, their inputs.
+        recomputed: activations of one checkpointed layer during its backward pass; 0 without checkpointing.
+        layer_gradients: the peak of the backward pass of one layer beyond its activations.
+        head: logits at trained positions, their softmax and gradients; before any layer is recomputed.
+        validation: a forward pass without gradients, beside the parts that exist all the time.
     """
 
     frozen_weights: int
@@ -277,7 +115,7 @@ class MemoryEstimate:
 
     @property
     def resident(self) -> int:
-        """What is there all the time: frozen_weights + adapter + workspace."""
+        """The parts that exist all the time: frozen_weights + adapter + workspace."""
         return self.frozen_weights + self.adapter + self.workspace
 
     @property
@@ -287,23 +125,23 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """The larger one of training and of resident + validation."""
+        """The larger of training and resident + validation."""
         return max(self.training, self.resident + self.validation)
 
 
 def memory_estimate(config: ChatGLM2Config, settings: MemorySettings) -> MemoryEstimate:
-    """Add up the peak of allocated memory, without CUDA's own context and without what the allocator leaves unused.
+    """Estimate the peak of allocated memory, without CUDA's context and the allocator's fragmentation.
 
     Args:
-        config: the shape of the base.
-        settings: the run.
+        config: the configuration of the base.
+        settings: the settings of the run.
 
     Raises:
-        SettingError: a precision that does not keep trained weights in float32; a number of checkpointed layers that
-            the model does not have.
+        SettingError: a precision that does not keep trained weights in float32, or more checkpointed layers than the
+            model has.
     """
     batch, layers = settings.training, config.num_layers
-    kept_by_a_layer = layer_saved_bytes(config, settings)
+    saved_per_layer = layer_saved_bytes(config, settings)
     checkpointed = checkpointed_layers(settings.checkpointing, layers)
     inputs = checkpointed * batch.total * config.hidden_size * settings.compute_bytes
     return MemoryEstimate(
@@ -311,8 +149,8 @@ def memory_estimate(config: ChatGLM2Config, settings: MemorySettings) -> MemoryE
         adapter=adapter_bytes(config, settings),
         workspace=WORKSPACE_BYTES if settings.device_type == "cuda" else 0,
         mask=mask_bytes(settings),
-        saved=inputs + (layers - checkpointed) * kept_by_a_layer,
-        recomputed=kept_by_a_layer if checkpointed else 0,
+        saved=inputs + (layers - checkpointed) * saved_per_layer,
+        recomputed=saved_per_layer if checkpointed else 0,
         layer_gradients=layer_gradient_bytes(config, settings),
         head=head_bytes(config, settings),
         validation=validation_bytes(config, settings),
@@ -320,5 +158,165 @@ def memory_estimate(config: ChatGLM2Config, settings: MemorySettings) -> MemoryE
 
 
 def needed_bytes(allocated_bytes: int, device_type: str) -> int:
-    """What a device has to have for that much allocated memory: a GPU keeps CUDA's context beside it."""
+    """Memory that a device needs for this much allocated memory: on a GPU, CUDA's context is added."""
     return allocated_bytes + (CONTEXT_BYTES if device_type == "cuda" else 0)
+
+
+def frozen_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """h per weight; with nf4 and fp8, `NF4_BYTES` and `FP8_BYTES` per weight of the layers' linear layers.
+
+    Sharded: a rank's shard, and twice the largest gathered part, a layer or V * C. Twice, because the received weights
+    are copied, and because the next layer is gathered while one computes.
+    """
+    parameters, embedding = config.parameter_count, config.padded_vocab_size * config.hidden_size
+    if settings.quantization:
+        quantized = config.num_layers * sum(inputs * outputs for inputs, outputs in _linear_layers(config).values())
+        each = {"nf4": NF4_BYTES, "fp8": FP8_BYTES}[settings.quantization]
+        return (parameters - quantized) * settings.compute_bytes + round(quantized * each)
+    if settings.sharded_over > 1:
+        layer = (parameters - 2 * embedding) // config.num_layers
+        parameters = -(-parameters // settings.sharded_over) + 2 * max(layer, embedding)
+    return parameters * settings.compute_bytes
+
+
+def lora_targets(config: ChatGLM2Config, lora: LoraConfig) -> list[tuple[int, int]]:
+    """Input and output channels of the linear layers per layer that LoRA wraps; names match as in PEFT."""
+    linear = _linear_layers(config)
+    targets = lora.target_modules or ["query_key_value"]  # PEFT's default for this model type
+    if targets == "all-linear":
+        return list(linear.values())
+    if isinstance(targets, str):
+        prefix = "transformer.encoder.layers.0"
+        return [size for name, size in linear.items() if re.fullmatch(targets, f"{prefix}.{name}")]
+    return [size for name, size in linear.items() if any(f".{name}".endswith(f".{target}") for target in targets)]
+
+
+def trained_parameters(config: ChatGLM2Config, lora: LoraConfig) -> int:
+    """Number of weights of the adapter: L * r * (inputs + outputs), summed over the wrapped linear layers."""
+    return config.num_layers * sum(lora.r * (inputs + outputs) for inputs, outputs in lora_targets(config, lora))
+
+
+def adapter_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """4 * 4 + 2 per weight: weight, gradient and Adam's two averages in float32, and autocast's copy in half."""
+    autocast = settings.compute_bytes if settings.compute_bytes < FLOAT32_BYTES else 0
+    return trained_parameters(config, settings.lora) * (4 * FLOAT32_BYTES + autocast)
+
+
+def mask_bytes(settings: MemorySettings) -> int:
+    """T * T with SDPA on a packed batch (boolean), h * T * T with eager attention.
+
+    Padded batches need no mask with SDPA: padding is on the right, where causal attention does not look.
+    """
+    pairs = settings.training.slots**2
+    if settings.attention == "eager":
+        return settings.compute_bytes * pairs
+    return pairs if settings.masked else 0
+
+
+def layer_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """What autograd saves of one layer for its backward pass, in bytes: R * T times the sum of
+
+    - two norms: their input in float32 and one number per token, 2 * (4 * C + 4)
+    - each LoRA layer of i inputs: the input of A and of B, h * (i + r), and with dropout its mask, i bytes (4 * i on a
+      CPU, where the mask is a float)
+    - rotation: cosine and sine, h * D, once for all R rows
+    - attention: `attention_saved_bytes`
+    - feed-forward: the two halves of the first projection and the activated gate, 3 * h * F
+
+    Compiled, a norm saves its input in the compute precision, and the activated gate is recomputed. The frozen linear
+    layers save nothing. The first layer saves slightly less, because its input needs no gradient.
+    """
+    ffn, h = config.ffn_hidden_size, settings.compute_bytes
+    norms = 2 * ((h if settings.compiled else FLOAT32_BYTES) * config.hidden_size + FLOAT32_BYTES)
+    mask = 0 if not settings.lora.lora_dropout else 1 if settings.device_type == "cuda" else FLOAT32_BYTES
+    wrapped = lora_targets(config, settings.lora)
+    lora = sum(h * (inputs + settings.lora.r) + mask * inputs for inputs, _ in wrapped)
+    rotation = settings.training.slots * h * config.kv_channels
+    swiglu = (2 if settings.compiled else 3) * h * ffn
+    return settings.training.total * (norms + lora + swiglu) + rotation + attention_saved_bytes(config, settings)
+
+
+def attention_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """What autograd saves of the attention of one layer, in bytes.
+
+    - flash (`varlen`, and `sdpa` without a mask): queries, keys and output, the fused projection, of which the values
+      are a view, and one number per head: R * T * (h * (2 * Q + K + P) + 4 * H)
+    - `sdpa` with a mask: keys and values repeated for every head, and the mask in the compute precision:
+      R * T * (4 * h * Q + 4 * H) + h * R * T * T
+    - `eager`: queries, and keys and values repeated for every head, R * T * 3 * h * Q; and the probabilities in float32
+      and, under autocast, again in half: R * H * T * T * (4 + h)
+    """
+    queries, fused = _attention_channels(config)
+    heads, h = config.num_attention_heads, settings.compute_bytes
+    keys = (fused - queries) // 2
+    batch = settings.training
+    pairs = batch.total * batch.slots
+    if settings.attention == "eager":
+        return batch.total * 3 * h * queries + heads * pairs * _probability_bytes(h)
+    if settings.masked:
+        return batch.total * (4 * h * queries + FLOAT32_BYTES * heads) + h * pairs
+    return batch.total * (h * (2 * queries + keys + fused) + FLOAT32_BYTES * heads)
+
+
+def layer_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """Peak of the backward pass of one layer beyond its saved activations: R * T times
+
+    - the residual's gradient, h * C, and in the feed-forward the gradients of the product and its two factors,
+      3 * h * F
+    - or, if LoRA wraps the layer of F inputs under autocast, four gradients of its input: from the base and from A in
+      half, and before and after the dropout in float32, (2 * h + 8) * F
+    - or, with `eager`, probabilities, their gradient and that of the scores in float32, H * T * 12, after the other
+      activations of attention and feed-forward have been freed
+    - with fp8, in addition to any of these, the gradient of the first projection in 8 bits, 2 * F
+    """
+    ffn, h, batch = config.ffn_hidden_size, settings.compute_bytes, settings.training
+    most = 3 * h * ffn
+    if h < FLOAT32_BYTES and (ffn, config.hidden_size) in lora_targets(config, settings.lora):
+        most = (2 * h + 2 * FLOAT32_BYTES) * ffn
+    if settings.attention == "eager":
+        scores = config.num_attention_heads * batch.slots * (3 * FLOAT32_BYTES - _probability_bytes(h))
+        most = max(most, scores - 3 * h * ffn)
+    in_fp8 = 2 * ffn if settings.quantization == "fp8" else 0
+    return batch.total * (h * config.hidden_size + most + in_fp8)
+
+
+def head_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """Log-softmax and the gradients of it and of the logits in float32, 12 * N * V; the last norm's, R * T * 4 * C."""
+    batch = settings.training
+    logits = 3 * FLOAT32_BYTES * batch.trained_tokens * config.padded_vocab_size
+    return logits + batch.total * FLOAT32_BYTES * (config.hidden_size + 1)
+
+
+def validation_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """A forward pass without gradients, in bytes: the larger of
+
+    - a layer in its feed-forward, R * T * h * (4 * C + 4 * F): its input, the attention's output, their sum and its
+      norm; the two halves of the first projection, the activated gate and the product
+    - the head: logits in the compute precision and in float32, and their log-softmax, (h + 8) * N * V
+    """
+    if settings.validation is None:
+        return 0
+    h, batch = settings.compute_bytes, settings.validation
+    layer = batch.total * h * 4 * (config.hidden_size + config.ffn_hidden_size)
+    return max(layer, (h + 2 * FLOAT32_BYTES) * batch.trained_tokens * config.padded_vocab_size)
+
+
+def _linear_layers(config: ChatGLM2Config) -> dict[str, tuple[int, int]]:
+    """Input and output channels of the linear layers of a layer, by name."""
+    queries, fused = _attention_channels(config)
+    return {
+        "self_attention.query_key_value": (config.hidden_size, fused),
+        "self_attention.dense": (queries, config.hidden_size),
+        "mlp.dense_h_to_4h": (config.hidden_size, 2 * config.ffn_hidden_size),
+        "mlp.dense_4h_to_h": (config.ffn_hidden_size, config.hidden_size),
+    }
+
+
+def _attention_channels(config: ChatGLM2Config) -> tuple[int, int]:
+    """Q and P."""
+    queries = config.num_attention_heads * config.kv_channels
+    return queries, queries + 2 * config.multi_query_group_num * config.kv_channels
+
+
+def _probability_bytes(h: int) -> int:
+    return FLOAT32_BYTES + h if h < FLOAT32_BYTES else FLOAT32_BYTES

@@ -1,4 +1,4 @@
-"""The versions of what this package depends on, read from the installed metadata: nothing of it is imported."""
+"""The versions of the required packages, read from the installed metadata without importing them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from packaging.version import InvalidVersion
 from kyon_pl.doctor.report import Finding
 from kyon_pl.errors import MachineError
 
-# Releases that were uploaded by a thief of credentials, whose code runs when they are imported.
+# Releases whose import runs code that steals credentials.
 # Source: https://github.com/Lightning-AI/pytorch-lightning/issues/21691
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3")}
-RESULTS_DEPEND_ON = ("torch", "lightning", "transformers", "peft")
-CURE = "pip install -c constraints.txt -e . installs versions that were tried"
+MALICIOUS_FOUND = "a malicious release that steals credentials when it is imported; it was not imported here"
+NAMED_PACKAGES = ("torch", "lightning", "transformers", "peft")  # results depend on their versions
+INSTALL_FIX = "pip install -c constraints.txt -e . installs tested versions"
 
 
 @dataclass(frozen=True)
 class Package:
-    """A dependency.
+    """A required package.
 
     Attributes:
-        name: as `pip install` takes it.
-        version: the installed one; None: it is not installed.
-        wanted: the versions that are admitted, such as `>=2.11`.
-        malicious: whether this release steals.
+        name: the name for `pip install`.
+        version: the installed version; None: not installed.
+        wanted: the accepted versions, such as `>=2.11`.
+        malicious: whether the installed release is known to be malicious.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Package:
 
     @property
     def usable(self) -> bool:
-        """Whether it is installed, harmless, and of a version that is admitted."""
+        """Whether an accepted version is installed that is not malicious."""
         if self.version is None or self.malicious:
             return False
         try:
@@ -49,72 +50,68 @@ class Package:
 
 
 def packages() -> list[Package]:
-    """What `kyon-pl` requires, its extras aside.
+    """The packages that `kyon-pl` requires, without those of its extras.
 
     Raises:
-        MachineError: `kyon-pl` itself is not installed, so nobody says what it needs.
+        MachineError: `kyon-pl` is not installed, so that its requirements are unknown.
     """
     try:
         lines = requires("kyon-pl") or []
     except PackageNotFoundError as error:
-        raise MachineError("kyon-pl", "it is not installed in this Python", "pip install -e . in its folder") from error
-    wanted = [requirement for requirement in map(Requirement, lines) if requirement.marker is None]
-    return [_package(requirement) for requirement in wanted]
+        fix = "Run pip install -e . in its folder"
+        raise MachineError("kyon-pl", "it is not installed in this Python", fix) from error
+    return [_package(requirement) for requirement in map(Requirement, lines) if requirement.marker is None]
 
 
 def refuse_malicious_releases() -> None:
-    """Stop before the first import of a release that is known to steal.
+    """Stop before a malicious release is imported.
 
     Raises:
         MachineError: one is installed.
     """
     for name, versions in MALICIOUS.items():
-        for version in _installed(name):
+        for version in _installed_versions(name):
             if version in versions:
-                raise MachineError(f"{name} {version}", _harm(), _rescue(name))
+                raise MachineError(f"{name} {version}", MALICIOUS_FOUND, _removal(name))
 
 
 def python_finding() -> Finding:
-    """The version of Python."""
-    found, wanted = platform.python_version(), str(metadata("kyon-pl")["Requires-Python"])
-    if SpecifierSet(wanted).contains(found, prereleases=True):
-        return Finding("Python", "ok", found)
-    return Finding("Python", "missing", f"{found}, and {wanted} is needed", "Make an environment of such a Python")
+    """Whether the version of Python is supported."""
+    version, wanted = platform.python_version(), str(metadata("kyon-pl")["Requires-Python"])
+    if SpecifierSet(wanted).contains(version, prereleases=True):
+        return Finding("Python", "ok", version)
+    return Finding("Python", "missing", f"{version}; {wanted} is needed", "Make an environment with such a Python")
 
 
-def package_findings(found: list[Package]) -> Iterator[Finding]:
-    """One line for those that are as they should be, and one for each of the others."""
-    usable = [package for package in found if package.usable]
+def package_findings(required: list[Package]) -> Iterator[Finding]:
+    """One finding for all usable packages, and one for each of the others."""
+    usable = [package for package in required if package.usable]
     if usable:
-        named = [f"{package.name} {package.version}" for package in usable if package.name in RESULTS_DEPEND_ON]
+        named = [f"{package.name} {package.version}" for package in usable if package.name in NAMED_PACKAGES]
         yield Finding("packages", "ok", f"{', '.join(named)} and {len(usable) - len(named)} others")
-    for package in found:
+    for package in required:
         if package.malicious:
-            yield Finding(package.name, "missing", f"{package.version}: {_harm()}", _rescue(package.name))
+            yield Finding(package.name, "missing", f"{package.version}: {MALICIOUS_FOUND}", _removal(package.name))
         elif package.version is None:
-            yield Finding(package.name, "missing", f"not installed ({package.wanted} is needed)", CURE)
+            yield Finding(package.name, "missing", f"not installed; {package.wanted} is needed", INSTALL_FIX)
         elif not package.usable:
-            yield Finding(package.name, "missing", f"{package.version}, and {package.wanted} is needed", CURE)
+            yield Finding(package.name, "missing", f"{package.version}; {package.wanted} is needed", INSTALL_FIX)
 
 
 def _package(requirement: Requirement) -> Package:
-    versions = _installed(requirement.name)
-    bad = [version for version in versions if version in MALICIOUS.get(requirement.name, ())]
-    version = next(iter(bad or versions), None)
-    return Package(requirement.name, version, str(requirement.specifier), malicious=bool(bad))
+    versions = _installed_versions(requirement.name)
+    malicious = [version for version in versions if version in MALICIOUS.get(requirement.name, ())]
+    version = next(iter(malicious or versions), None)
+    return Package(requirement.name, version, str(requirement.specifier), malicious=bool(malicious))
 
 
-def _installed(name: str) -> list[str]:
-    """Every version on the path: a bad one behind a good one can still be imported."""
+def _installed_versions(name: str) -> list[str]:
+    """All versions on the path: a later entry can still be imported."""
     return [distribution.version for distribution in distributions(name=name)]
 
 
-def _harm() -> str:
-    return "a malicious release that steals credentials when it is imported; it was not imported here"
-
-
-def _rescue(name: str) -> str:
+def _removal(name: str) -> str:
     return (
-        f"pip uninstall {name}, then {CURE}; if it was ever imported, replace every token and key that this account "
-        "could read"
+        f"pip uninstall {name}, then {INSTALL_FIX}; if it was ever imported, replace every token and key that this "
+        "account could read"
     )

@@ -1,92 +1,176 @@
-"""What the settings of a run come to on a machine."""
+"""The base, devices, work and needs of a run, computed from its settings without downloading or training anything."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from jsonargparse import Namespace
 from peft import LoraConfig
 
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.attention import choose_attention
-from kyon_pl.doctor.base import Base, Target, choose_target, look_at_base
+from kyon_pl.chatglm2.files import weight_files
+from kyon_pl.demo import BASE
+from kyon_pl.doctor.device import Target, choose_target
 from kyon_pl.doctor.machine import Machine
 from kyon_pl.doctor.memory import (
     FLOAT32_BYTES,
+    BatchShape,
     MemoryEstimate,
     MemorySettings,
-    Slots,
     memory_estimate,
     needed_bytes,
     trained_parameters,
 )
-from kyon_pl.doctor.report import Finding, finding_of
-from kyon_pl.doctor.work import LONGEST_ROW, Schedule, Speed, Work, assume_work, estimate_time, look_at_work
-from kyon_pl.errors import KyonError
+from kyon_pl.doctor.report import Finding, error_finding
+from kyon_pl.doctor.work import LONGEST_ROW, Schedule, TrainingTime, Work, count_work, estimate_time, estimate_work
+from kyon_pl.errors import KyonError, MissingFileError
+from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.lora import Checkpointing, frozen_dtype, reference_lora
 
-# packs larger than this are not looked for, in steps of
+# ids under which the model with the default configuration is published, in float16
+PUBLISHED = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b")
+PUBLISHED_WEIGHT_BYTES = 2
+TOKENIZER_BYTES = 2**20
+# range and step of the search for the largest pack that fits, in tokens
 LARGEST_PACK, PACK_STEP = 65_536, 512
 STEP_CHECKPOINT, BEST_CHECKPOINT = "StepCheckpoint", "ModelCheckpoint"
 CHECKPOINT_COUNTS = {STEP_CHECKPOINT: "keep", BEST_CHECKPOINT: "save_top_k"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a base of known shape needs.
+@dataclass(frozen=True)
+class Base:
+    """A base model.
 
     Attributes:
-        config: the shape.
-        settings: what the memory depends on.
+        name: `model.base`.
+        folder: the folder with its files, complete or not; None: not on this machine, or random weights.
+        config: its configuration; None: unknown.
+        download_bytes: size of the missing files; None: unknown.
+    """
+
+    name: str
+    folder: Path | None
+    config: ChatGLM2Config | None
+    download_bytes: int | None
+
+
+def find_base(name: str, revision: str | None, random_config: str | None) -> Base:
+    """Find a base in its folder or in the Hub's cache.
+
+    Args:
+        name: `model.base`.
+        revision: `model.revision`.
+        random_config: `model.random_config`.
+
+    Raises:
+        MissingFileError: a folder without `config.json` or weights, or a name that is neither a folder nor an id.
+        SettingError: a configuration that is not implemented.
+        CheckpointError: an index of weights that cannot be read.
+    """
+    if name == "random":
+        config = ChatGLM2Config.from_pretrained(random_config) if random_config else ChatGLM2Config()
+        return Base(name, None, config, 0)
+    folder = BASE if name == "demo" else Path(name).expanduser()
+    if not folder.is_dir():
+        return _find_in_cache(name, revision)
+    if not (folder / "config.json").is_file():
+        raise MissingFileError(str(folder), "no config.json", "Give the folder of a ChatGLM2 base.")
+    config = ChatGLM2Config.from_pretrained(folder)
+    weight_files(folder)
+    return Base(name, folder, config, 0)
+
+
+def _find_in_cache(name: str, revision: str | None) -> Base:
+    published = ChatGLM2Config() if name in PUBLISHED else None
+    try:
+        file = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError as error:
+        found = "there is no such folder, and it is not the id of a repository either"
+        fix = "Name a folder that exists, or an id such as THUDM/chatglm2-6b."
+        raise MissingFileError(name, found, fix) from error
+    if not isinstance(file, str):  # None, or a record that the repository does not have the file
+        return Base(name, None, published, _published_bytes(published) if published else None)
+    folder = Path(file).parent
+    config = ChatGLM2Config.from_pretrained(folder)
+    try:
+        weight_files(folder)
+    except MissingFileError:
+        return Base(name, folder, config, max(1, _published_bytes(config) - sum(_cached_sizes(folder))))
+    tokenizer = (folder / "tokenizer.model").is_file()
+    return Base(name, folder, config, 0 if tokenizer else TOKENIZER_BYTES)
+
+
+def _published_bytes(config: ChatGLM2Config) -> int:
+    return config.parameter_count * PUBLISHED_WEIGHT_BYTES + TOKENIZER_BYTES
+
+
+def _cached_sizes(folder: Path) -> Iterator[int]:
+    for file in {file for pattern in (*MODEL_FILES, *TOKENIZER_FILES) for file in folder.glob(pattern)}:
+        yield os.stat(file).st_size  # noqa: PTH116 (of the link's target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a base of known configuration needs.
+
+    Attributes:
+        config: the configuration.
+        settings: the settings that the memory depends on.
         memory: the peak on one device.
-        checkpoints_bytes: what the run folder holds at most.
-        speed: a guess at the time; None where it is not known how much there is to do, or on what.
+        checkpoints_bytes: the most that the checkpoints of the run folder take.
+        time: the training time; None: the amount of work is unknown, or the device is not here.
     """
 
     config: ChatGLM2Config
     settings: MemorySettings
     memory: MemoryEstimate
     checkpoints_bytes: int
-    speed: Speed | None
+    time: TrainingTime | None
 
     @property
     def device_bytes(self) -> int:
-        """What the device has to have."""
+        """Memory that one device needs."""
         return needed_bytes(self.memory.peak, self.settings.device_type)
 
     def largest_pack(self, shortest: int, available_bytes: int, *, checkpointing: Checkpointing) -> int:
-        """The most tokens of a packed batch that fit, a multiple of `PACK_STEP`, or 0 where `shortest` do not."""
+        """The most tokens of a packed batch that fit, a multiple of `PACK_STEP`; 0 if `shortest` does not fit."""
         share = self.settings.training.trained_tokens / self.settings.training.total
         for tokens in range(LARGEST_PACK, shortest - 1, -PACK_STEP):
-            batch = Slots(rows=1, slots=tokens, trained_tokens=round(tokens * share))
-            tried = replace(self.settings, checkpointing=checkpointing, packed=True, training=batch)
-            peak = memory_estimate(self.config, tried).peak
-            if needed_bytes(peak, self.settings.device_type) <= available_bytes:
+            batch = BatchShape(rows=1, slots=tokens, trained_tokens=round(tokens * share))
+            settings = replace(self.settings, checkpointing=checkpointing, packed=True, training=batch)
+            if self._fits(settings, available_bytes):
                 return tokens
         return 0
 
     def fewest_checkpointed(self, available_bytes: int) -> int | None:
-        """The fewest layers that have to be checkpointed for this batch to fit; None where all of them are too few."""
+        """The fewest checkpointed layers with which this batch fits; None if it never fits."""
         for layers in range(self.config.num_layers + 1):
-            peak = memory_estimate(self.config, replace(self.settings, checkpointing=layers)).peak
-            if needed_bytes(peak, self.settings.device_type) <= available_bytes:
+            if self._fits(replace(self.settings, checkpointing=layers), available_bytes):
                 return layers
         return None
+
+    def _fits(self, settings: MemorySettings, available_bytes: int) -> bool:
+        return needed_bytes(memory_estimate(self.config, settings).peak, settings.device_type) <= available_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run on a machine, as far as it can be foreseen.
+    """A run as its settings describe it.
 
     Attributes:
         base: the base.
         target: the devices.
         work: rows, steps and batches.
-        longest_row: the most tokens of a row, which a packed batch has to hold.
-        problems: what the run would refuse in base and rows.
-        needs: None while nobody here knows the shape of the base.
+        longest_row: the most tokens of a row; a packed batch is at least as long.
+        problems: the errors that the run would raise for its base and rows.
+        needs: memory, disk and time; None if the base's configuration is unknown.
     """
 
     base: Base
@@ -98,29 +182,29 @@ class Plan:
 
 
 def make_plan(settings: Namespace, machine: Machine, gpu_gib: float | None) -> Plan:
-    """Foresee a run.
+    """Plan a run.
 
     Args:
-        settings: of fit.
-        machine: where.
-        gpu_gib: the memory of another machine's GPU to plan for, in GiB; None: for this machine.
+        settings: the settings of fit.
+        machine: this machine.
+        gpu_gib: memory in GiB of a GPU of another machine to plan for; None: plan for this machine.
 
     Raises:
-        SettingError: a setting that no run could have.
+        SettingError: a setting with an invalid value.
     """
     model, precision, problems = settings.model, str(settings.trainer.precision or "32-true"), list[Finding]()
     try:
-        base = look_at_base(model.base, model.revision, model.random_config)
+        base = find_base(model.base, model.revision, model.random_config)
     except KyonError as error:
-        problems.append(finding_of("base", error))
+        problems.append(error_finding("base", error))
         base = Base(model.base, None, None, None)
     target = choose_target(settings.trainer, precision, base.config, machine, gpu_gib)
     data, schedule = settings.data.as_dict(), _schedule(settings.trainer, target.devices)
     try:
-        work = look_at_work(data, base.folder, schedule)
+        work = count_work(data, base.folder, schedule)
     except KyonError as error:
-        problems.append(finding_of("rows", error))
-        work = assume_work(data, schedule)
+        problems.append(error_finding("rows", error))
+        work = estimate_work(data, schedule)
     return Plan(
         base=base,
         target=target,
@@ -139,57 +223,56 @@ def _needs(config: ChatGLM2Config, settings: Namespace, precision: str, target: 
         checkpointing=settings.model.checkpointing,
         quantization=settings.model.quantization,
         compiled=settings.model.compile,
-        attention=_attention(settings.model.attention, device, precision, here=target.here),
+        attention=_attention(settings.model.attention, device, precision, is_local=target.is_local),
         packed=settings.data.batching == "packed",
         training=work.training,
         validation=None if settings.trainer.limit_val_batches == 0 else work.validation,
         device_type=target.device_type,
         sharded_over=target.devices if settings.model.shard_base else 1,
     )
-    one_more = 1 + _kept_checkpoints(settings.trainer)  # the old ones go when the new one is whole
+    checkpoints = _kept_checkpoints(settings.trainer) + 1  # an old one is deleted after the new one is complete
     return Needs(
         config=config,
         settings=memory_settings,
         memory=memory_estimate(config, memory_settings),
-        checkpoints_bytes=one_more * checkpoint_bytes(config, lora),
-        speed=estimate_time(config, memory_settings, work, device) if target.here else None,
+        checkpoints_bytes=checkpoints * checkpoint_bytes(config, lora),
+        time=estimate_time(config, memory_settings, work, device) if target.is_local else None,
     )
 
 
 def checkpoint_bytes(config: ChatGLM2Config, lora: LoraConfig) -> int:
-    """One checkpoint: weights and Adam's two averages in float32, and the weights again in the folder beside it."""
+    """Size of one checkpoint: weights and Adam's two averages in float32, and the adapter folder with the weights."""
     return trained_parameters(config, lora) * FLOAT32_BYTES * (3 + 1)
 
 
 def _schedule(trainer: Namespace, devices: int) -> Schedule:
-    """How often the rows are gone through; Lightning's own default is 1,000 epochs."""
     steps = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
-    epochs = 1000 if trainer.max_epochs is None and steps is None else trainer.max_epochs
+    epochs = 1000 if trainer.max_epochs is None and steps is None else trainer.max_epochs  # Lightning's default
     epochs = epochs if epochs and epochs > 0 else None
     return Schedule(epochs, steps, trainer.accumulate_grad_batches, devices, trainer.limit_train_batches)
 
 
 def _lora(model: Namespace) -> LoraConfig:
-    """What is trained: the settings, or those of an adapter to start from, where it is a folder."""
+    """The LoRA settings of the run: those of `model.adapter` if it is a folder, else `model.lora`."""
     if model.adapter and Path(model.adapter).is_dir():
-        found = LoraConfig.from_pretrained(model.adapter)
-        assert isinstance(found, LoraConfig)
-        return found
+        adapter = LoraConfig.from_pretrained(model.adapter)
+        assert isinstance(adapter, LoraConfig)
+        return adapter
     if model.lora is None:
         return reference_lora()
-    chosen = model.lora.get("init_args", model.lora)
+    lora = model.lora.get("init_args", model.lora)
     return LoraConfig(
-        r=chosen.r,
-        lora_dropout=chosen.lora_dropout,
-        target_modules=chosen.target_modules,
-        use_dora=chosen.get("use_dora", False),
+        r=lora.r,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        use_dora=lora.get("use_dora", False),
     )
 
 
-def _attention(attention: str, device: torch.device, precision: str, *, here: bool) -> str:
-    """The attention that will run; on a GPU that is not here, what a recent one would do."""
+def _attention(attention: str, device: torch.device, precision: str, *, is_local: bool) -> str:
+    """The attention implementation that will run; for another machine's GPU, that of a recent GPU."""
     dtype = frozen_dtype(precision)
-    if here:
+    if is_local:
         return choose_attention(attention, device, dtype)[0]
     if attention == "auto":
         return "varlen" if dtype.itemsize < FLOAT32_BYTES else "sdpa"
@@ -197,12 +280,12 @@ def _attention(attention: str, device: torch.device, precision: str, *, here: bo
 
 
 def _kept_checkpoints(trainer: Namespace) -> int:
-    """How many checkpoints the run folder holds at the end; of a callback that keeps all, one is counted."""
+    """Number of checkpoints at the end of the run; a callback that keeps all of them counts as one."""
     if trainer.enable_checkpointing is False:
         return 0
-    kept, chosen = {STEP_CHECKPOINT: 1}, trainer.callbacks or []
-    for callback in chosen if isinstance(chosen, list) else [chosen]:
-        name, given = callback.class_path.rpartition(".")[2], callback.get("init_args") or {}
+    counts, callbacks = {STEP_CHECKPOINT: 1}, trainer.callbacks or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        name, arguments = callback.class_path.rpartition(".")[2], callback.get("init_args") or {}
         if name in CHECKPOINT_COUNTS:
-            kept[name] = max(1, int(given.get(CHECKPOINT_COUNTS[name], 1)))
-    return sum(kept.values())
+            counts[name] = max(1, int(arguments.get(CHECKPOINT_COUNTS[name], 1)))
+    return sum(counts.values())

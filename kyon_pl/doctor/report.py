@@ -1,4 +1,4 @@
-"""Findings of the doctor, and how they are printed."""
+"""The findings of `kyon-pl doctor`, and the report that prints them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,34 @@ from kyon_pl.errors import KyonError
 if TYPE_CHECKING:
     from kyon_pl.doctor.memory import MemoryEstimate
 
-
 State = Literal["ok", "warning", "missing"]
 MARKS: dict[State, str] = {"ok": "ok", "warning": "!", "missing": "✗"}
 GIB = 2**30
 COLUMNS = 110
 
+# The parts of the peak and their meaning; the formulas are in memory.py
+MEMORY_PARTS = {
+    "frozen_weights": "the base in the compute precision, all the time",
+    "adapter": "trained weights, gradients and Adam's state, all the time",
+    "workspace": "cuBLAS, all the time",
+    "mask": "separates the rows of a pack where flash attention does not",
+    "saved": "activations that the layers keep for the backward pass",
+    "recomputed": "activations of one checkpointed layer during its backward pass",
+    "layer_gradients": "the backward pass of one layer",
+    "head": "logits of the trained tokens; not at the same time as a layer's backward pass",
+    "validation": "a forward pass; not at the same time as a training batch",
+}
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One line.
+    """The result of one check, printed as one line.
 
     Attributes:
-        name: of what was looked at.
-        state: `ok`; `warning`: it works, but look at it; `missing`: the run cannot work.
-        found: what there is.
-        fix: what to do, where there is something to do.
+        name: what was checked.
+        state: `ok`; `warning`: the run works, but with a drawback; `missing`: the run cannot work.
+        found: what was found.
+        fix: what to do; empty if nothing needs to be done.
     """
 
     name: str
@@ -36,61 +48,47 @@ class Finding:
     fix: str = ""
 
     def lines(self, width: int) -> list[str]:
-        """The line, and what to do below it.
+        """The finding as printed lines, the fix below what was found.
 
         Args:
-            width: of the column of names.
+            width: of the column of names, in characters.
         """
         first = f"  {MARKS[self.state]:<2} {self.name:<{width}}  "
         rest = " " * len(first)
-        lines = _wrapped(self.found, first, rest)
-        return lines + _wrapped(self.fix, f"{rest}→ ", f"{rest}  ") if self.fix else lines
+        lines = _wrap(self.found, first, rest)
+        return lines + _wrap(self.fix, f"{rest}→ ", f"{rest}  ") if self.fix else lines
 
 
-def finding_of(name: str, error: KyonError) -> Finding:
-    """An error that a run would end with, found before."""
+def error_finding(name: str, error: KyonError) -> Finding:
+    """The finding for an error that would end the run."""
     return Finding(name, "missing", f"{error.where}: {error.found}", error.fix)
 
 
 def gib(size_bytes: float) -> str:
-    """Bytes in GiB, or in MiB where that says more."""
+    """A size in GiB, or in MiB if it is below 1 GiB."""
     if size_bytes >= GIB:
         return f"{size_bytes / GIB:,.1f} GiB"
     return f"{size_bytes / 2**20:,.{0 if size_bytes >= 10 * 2**20 else 1}f} MiB"
 
 
-def _wrapped(text: str, first: str, rest: str) -> list[str]:
+def _wrap(text: str, first: str, rest: str) -> list[str]:
     return textwrap.wrap(
         text, COLUMNS, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
 
 
-# the parts of the peak, and what each is; their formulas stand in `memory_parts.py`
-MEMORY_PARTS = {
-    "frozen_weights": "the base in the compute precision, all the time",
-    "adapter": "trained weights, gradients and Adam's state, all the time",
-    "workspace": "cuBLAS, all the time",
-    "mask": "keeps the rows of a pack apart where flash attention does not",
-    "saved": "kept by the layers for the backward pass",
-    "recomputed": "one layer, computed again for its backward pass",
-    "layer_gradients": "the backward pass of one layer",
-    "head": "logits of the trained tokens; no layer is computed then",
-    "validation": "a forward pass; no training batch is there then",
-}
-
-
 @dataclass
 class Report:
-    """Everything that was found.
+    """All findings, and the numbers behind them.
 
     Attributes:
-        machine: the lines about the machine.
-        config: the lines about the settings; none without settings.
-        numbers: of the machine, under names with units.
-        needs: of the settings, likewise.
-        memory: the peak and its parts.
-        advice: the largest packed batches that fit, in tokens, and the fewest layers of the configured batch that have
-            to be checkpointed (None: all are too few); none without a GPU, here or planned for.
+        machine: findings about the machine.
+        config: findings about the settings; empty without settings.
+        numbers: the machine in numbers; the keys carry units.
+        needs: the needs of the run in numbers; the keys carry units.
+        memory: the estimated peak and its parts.
+        advice: the largest packed batches that fit, in tokens, and the fewest layers that have to be checkpointed for
+            the configured batch to fit (None: it never fits). Empty unless a GPU is here or planned for.
     """
 
     machine: list[Finding]
@@ -102,11 +100,11 @@ class Report:
 
     @property
     def missing(self) -> list[str]:
-        """The names of what is missing."""
+        """The names of the findings in state `missing`."""
         return [finding.name for finding in self.machine + self.config if finding.state == "missing"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same content for a program; the keys stay as they are."""
+        """The report for `--json`; the keys are stable."""
         return {
             "works": not self.missing,
             "missing": self.missing,
@@ -121,21 +119,20 @@ class Report:
 
 
 def print_report(report: Report) -> None:
-    """Print the three sections."""
-    for line in report_lines(report):
+    """Print the sections machine, config and verdict."""
+    width = max(len(finding.name) for finding in report.machine + report.config)
+    for line in _report_lines(report, width):
         print(line)
 
 
-def report_lines(report: Report) -> Iterator[str]:
-    """The three sections, line by line."""
-    width = max(len(finding.name) for finding in report.machine + report.config)
+def _report_lines(report: Report, width: int) -> Iterator[str]:
     yield "this machine"
     for finding in report.machine:
         yield from finding.lines(width)
     yield ""
     yield "this config"
     if not report.config:
-        yield "     none was looked at; add one: kyon-pl doctor --config configs/lora.yaml"
+        yield "     no config was given; add one: kyon-pl doctor --config configs/lora.yaml"
     for finding in report.config:
         yield from finding.lines(width)
     if report.memory is not None:
@@ -147,17 +144,17 @@ def report_lines(report: Report) -> Iterator[str]:
 
 def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:
     yield ""
-    yield "     peak of one device's memory, estimated from the shapes"
+    yield "     peak memory of one device, estimated from the shapes"
     for name, meaning in MEMORY_PARTS.items():
         if size_bytes := getattr(memory, name):
             yield f"     {name.replace('_', ' '):<16}{gib(size_bytes):>10}  {meaning}"
-    yield f"     {'peak':<16}{gib(memory.peak):>10}  not the sum: what is there at one time"
+    yield f"     {'peak':<16}{gib(memory.peak):>10}  less than the sum: the parts do not all exist at the same time"
 
 
 def _verdict(report: Report) -> Iterator[str]:
     if report.missing:
-        thing = "this run cannot work here" if report.config else "no run can work here"
-        yield f"  {MARKS['missing']:<2} {thing}; missing: {', '.join(report.missing)}"
+        subject = "this run cannot work here" if report.config else "no run can work here"
+        yield f"  {MARKS['missing']:<2} {subject}; missing: {', '.join(report.missing)}"
     elif not report.config:
         yield f"  {MARKS['ok']:<2} nothing is missing"
     else:

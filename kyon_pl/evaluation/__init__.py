@@ -1,1 +1,1 @@
-"""What replies are worth, and what a run says of itself: metrics, curves, report."""
+"""Metrics of generated replies, and reports of runs."""

@@ -1,4 +1,4 @@
-"""Replies to held-out questions, and text as Markdown."""
+"""Replies to held-out questions, formatted as Markdown."""
 
 from __future__ import annotations
 
@@ -6,45 +6,42 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# what Markdown, GitHub's too, or HTML can make something of; a dot in a number and a dash in a word it cannot
-_MARKUP = re.compile(
-    r"[!#$&()*+<>@\[\\\]`{|}~]|:(?=[/\w+-])|(?<!\d)\.|\.(?!\d)|(?<!\w)[_-]|[_-](?!\w)",
-)
+REPLIES = "held_out_replies.jsonl"
+# markup in Markdown (GitHub's too) and HTML, except dots between digits and dashes inside words
+_MARKUP = re.compile(r"[!#$&()*+<>@\[\\\]`{|}~]|:(?=[/\w+-])|(?<!\d)\.|\.(?!\d)|(?<!\w)[_-]|[_-](?!\w)")
 
 
-def plain(text: str) -> str:
-    """One line that shows a text as it is: line ends as ↵, what cannot be seen as �, markup as HTML entities."""
-    line = " ↵ ".join(text.splitlines())
-    seen = "".join(character if character.isprintable() else "�" for character in line)
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", seen)
+def exchange(row: Mapping[str, Any], replies: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """A question with a table of its reference, the base's reply and other replies, as Markdown.
+
+    Args:
+        row: a row of `held_out_replies.jsonl`.
+        replies: pairs of a label and a reply.
+    """
+    base = [["base", row["base"]]] if row["base"] is not None else []
+    labelled = [[label, reply["reply"] + ("" if reply["stopped"] else " […]")] for label, reply in replies]
+    rows = [["reference", row["reference"]], *base, *labelled]
+    return f"{escape_markdown(question(row))}\n\n" + table(["", "reply"], rows)
+
+
+def question(row: Mapping[str, Any]) -> str:
+    """The last segment of a row's prompt on one line, or the row's number if the row came as ids."""
+    return " ".join(row["prompt"].rpartition("###")[2].split()) or f"row {row['row']}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; all cells are data."""
-    lines = [head, ["---"] * len(head), *([plain(cell) for cell in row] for row in rows)]
+    """A Markdown table; cells are escaped, the head is not."""
+    lines = [head, ["---"] * len(head), *([escape_markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def block(text: str) -> str:
-    """Lines as they are. The block is an indented one, since no line of it can end that."""
+    """A code block. It is indented, because no line of the text can end an indented block."""
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-REPLIES = "held_out_replies.jsonl"
-
-
-def question(row: Mapping[str, Any]) -> str:
-    """The last segment of a row's prompt, on one line; of a row that came as ids, its number."""
-    return " ".join(row["prompt"].rpartition("###")[2].split()) or f"row {row['row']}"
-
-
-def exchange(row: Mapping[str, Any], replies: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    """The question, its reference, what the base says, and replies, as Markdown.
-
-    Args:
-        row: of the question.
-        replies: each with what stands before it.
-    """
-    base = [["base", row["base"]]] if row["base"] is not None else []
-    said = [[name, reply["reply"] + ("" if reply["stopped"] else " […]")] for name, reply in replies]
-    return f"{plain(question(row))}\n\n" + table(["", "reply"], [["reference", row["reference"]], *base, *said])
+def escape_markdown(text: str) -> str:
+    """The text on one line that renders literally: line ends as ↵, unprintable characters as �, markup as entities."""
+    line = " ↵ ".join(text.splitlines())
+    printable = "".join(character if character.isprintable() else "�" for character in line)
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", printable)

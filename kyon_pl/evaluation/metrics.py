@@ -1,23 +1,24 @@
-"""Metrics of generated replies, on characters, as Chinese has it: white space does not count.
+"""Metrics of generated replies, computed on characters without white space, which suits Chinese.
 
-| name | from | what it says |
+| name | range | meaning |
 |---|---|---|
-| `bleu` | 0 to 100 | n-grams of up to 4 characters in common with the reference; sacrebleu's `char`, not smoothed |
-| `rouge_l` | 0 to 100 | longest common subsequence with the reference, F1, the mean over replies |
-| `chrf` | 0 to 100 | n-grams of up to 6 characters in common with the reference, F2: to choose checkpoints by |
-| `distinct_1`, `distinct_2` | 0 to 1 | different characters, or pairs, among all: low where all replies are alike |
-| `repeated_4grams` | 0 to 1 | 4-grams that the same reply has had before: high where the model goes in circles |
-| `stop_rate` | 0 to 1 | replies that ended by themselves and not at the limit |
-| `length_ratio` | 0 up | characters of all replies to those of all references |
-| `copied_share` | 0 to 1 | characters in runs of 8 or more that a memory or turn of the prompt holds word for word |
-| `opens_with_name` | 0 to 1 | replies that open with the name that the reference opens with (`凉宫:「…`) |
+| `bleu` | 0 to 100 | n-grams of up to 4 characters shared with the reference; sacrebleu's `char`, not smoothed |
+| `rouge_l` | 0 to 100 | longest common subsequence with the reference, F1, mean over replies |
+| `chrf` | 0 to 100 | n-grams of up to 6 characters shared with the reference, F2; use it to choose checkpoints |
+| `distinct_1`, `distinct_2` | 0 to 1 | share of distinct characters, or pairs; low if all replies are alike |
+| `repeated_4grams` | 0 to 1 | 4-grams that occurred before in the same reply; high if the model repeats itself |
+| `stop_rate` | 0 to 1 | replies that ended with the end-of-sequence token and not at the limit |
+| `length_ratio` | 0 up | characters of all replies divided by those of all references |
+| `copied_share` | 0 to 1 | characters in runs of 8 or more that a memory or turn of the prompt contains verbatim |
+| `opens_with_name` | 0 to 1 | replies that begin with the same name as the reference (`凉宫:「…`) |
 
-All but `rouge_l` and `opens_with_name`, which are means over replies, count over all replies together; over all ranks.
+`rouge_l` and `opens_with_name` are means over replies; the others pool all replies. All of them include all ranks.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,32 +26,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.functional.text import rouge_score
 from torchmetrics.text import SacreBLEUScore
 
-from kyon_pl.evaluation.ratios import (
-    CopiedShare,
-    LengthRatio,
-    OpensWithName,
-    RepeatedNGrams,
-    RougeL,
-    StopRate,
-    n_grams,
-    squeezed,
-)
-
-CHRF_ORDER, CHRF_BETA = 6, 2  # characters; how much more recall counts than precision
-COPIED_RUN = 8  # characters: shorter runs are names and turns of phrase, which a reply may well share
+CHRF_ORDER, CHRF_BETA = 6, 2  # characters; weight of recall relative to precision
+COPIED_RUN = 8  # characters: shorter runs are names and phrases that a reply may share
+_NAME = re.compile(r"([^:：「」『』\"“”]{1,20})[:：]")
 
 
 @dataclass(frozen=True)
 class JudgedReply:
-    """A reply and what it is judged by.
+    """A reply with what it is compared to.
 
     Attributes:
-        reply: what the model said.
-        reference: the row's own target.
-        memories: of its prompt, and the turns, which no mark tells from memories; a text each.
-        stopped: the model ended the reply by itself.
+        reply: the generated text.
+        reference: the target of the row.
+        memories: the memories and turns of the prompt, which are not distinguished.
+        stopped: whether the reply ended with the end-of-sequence token.
     """
 
     reply: str
@@ -60,16 +52,16 @@ class JudgedReply:
 
 
 class ReplyMetrics:
-    """All of them.
+    """All metrics of replies.
 
-    Every rank updates with its own replies, none at all included, and then all compute together.
+    Each rank updates with its own replies, possibly none; then all ranks compute together.
 
     Args:
-        device: where the ranks exchange their counts from.
+        device: the device on which the ranks exchange their states.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        # compute groups would make one of two metrics whose counts happen to be equal at first
+        # compute groups would merge two metrics whose states happen to be equal after the first update
         self.metrics = MetricCollection(
             {
                 "bleu": SacreBLEUScore(tokenize="char"),
@@ -88,17 +80,17 @@ class ReplyMetrics:
 
     def update(self, replies: Sequence[JudgedReply]) -> None:
         """Add replies."""
-        self.metrics.update(  # each metric takes what it has a parameter for
-            preds=[squeezed(reply.reply) for reply in replies],
-            target=[[squeezed(reply.reference)] for reply in replies],
-            memories=[[squeezed(text) for text in reply.memories] for reply in replies],
+        self.metrics.update(  # each metric takes the arguments that it has parameters for
+            preds=[remove_whitespace(reply.reply) for reply in replies],
+            target=[[remove_whitespace(reply.reference)] for reply in replies],
+            memories=[[remove_whitespace(text) for text in reply.memories] for reply in replies],
             stopped=[reply.stopped for reply in replies],
         )
 
     def compute(self) -> dict[str, float]:
-        """The values by name; what the references leave nothing to count of is left out, as names where none has one.
+        """The values by name, without metrics that the references do not define, such as names if none has a name.
 
-        What is left out does not depend on the replies: a curve has all its points.
+        The set of names does not depend on the replies, so that every point of a curve exists.
         """
         values = {name: float(value) for name, value in self.metrics.compute().items()}
         percent = {name: values[name] * 100 for name in ("bleu", "rouge_l", "chrf")}
@@ -106,10 +98,9 @@ class ReplyMetrics:
 
 
 class Chrf(Metric):
-    """chrF2 of all replies together, as sacrebleu computes it.
+    """chrF2 over all replies, as sacrebleu computes it.
 
-    torchmetrics' own leaves a reference out of the count where nothing of its reply is right, and so praises replies
-    that are beside the point.
+    The class of torchmetrics drops references whose reply shares no n-gram with them, and so overrates such replies.
     """
 
     is_differentiable = False
@@ -126,14 +117,14 @@ class Chrf(Metric):
         counts = [[0, 0, 0] for _ in range(CHRF_ORDER)]
         for reply, (reference,) in zip(preds, target, strict=True):
             for order, count in enumerate(counts, start=1):
-                said, wanted = Counter(n_grams(reply, order)), Counter(n_grams(reference, order))
-                count[0] += (said & wanted).total()
-                count[1] += said.total() if wanted else 0
-                count[2] += wanted.total()
+                ours, theirs = Counter(n_grams(reply, order)), Counter(n_grams(reference, order))
+                count[0] += (ours & theirs).total()
+                count[1] += ours.total() if theirs else 0
+                count[2] += theirs.total()
         self.counts += torch.tensor(counts, device=self.counts.device)
 
     def compute(self) -> Tensor:
-        """No dimensions, float64."""
+        """A scalar in float64, 0 to 1."""
         counts = self.counts[(self.counts[:, 1:] > 0).all(1)]
         precision, recall = (counts[:, 0] / counts[:, side] for side in (1, 2))
         weighted = CHRF_BETA**2 * precision.mean() + recall.mean()
@@ -142,10 +133,10 @@ class Chrf(Metric):
 
 
 class Distinct(Metric):
-    """Different n-grams of characters among all n-grams of all replies; 0 if there is none.
+    """Share of distinct n-grams of characters among all n-grams of all replies; 0 if there are none.
 
     Args:
-        n: 1 or 2, so that an n-gram fits a whole number of 64 bits.
+        n: 1 or 2, so that an n-gram fits an integer of 64 bits.
     """
 
     is_differentiable = False
@@ -158,19 +149,147 @@ class Distinct(Metric):
         self.add_state("grams", [], dist_reduce_fx="cat")
 
     def update(self, preds: list[str]) -> None:
-        """Add replies; without any, an empty tensor, since ranks wait for each other's."""
-        numbers = [number(gram) for reply in preds for gram in n_grams(reply, self.n)]
-        self.grams.append(torch.tensor(numbers, dtype=torch.int64, device=self.device))
+        """Add replies; without replies, an empty tensor, because ranks wait for each other's tensors."""
+        ids = [n_gram_id(gram) for reply in preds for gram in n_grams(reply, self.n)]
+        self.grams.append(torch.tensor(ids, dtype=torch.int64, device=self.device))
 
     def compute(self) -> Tensor:
-        """No dimensions, float64."""
-        grams = self.grams if isinstance(self.grams, Tensor) else torch.cat(self.grams)  # one tensor after an exchange
+        """A scalar in float64, 0 to 1."""
+        grams = self.grams if isinstance(self.grams, Tensor) else torch.cat(self.grams)  # a tensor after the exchange
         return torch.tensor(len(set(grams.tolist())) / max(1, len(grams)), dtype=torch.float64)
 
 
-def number(gram: str) -> int:
-    """A number for each n-gram of one or two characters; a hash would differ from process to process."""
+class Ratio(Metric):
+    """The ratio of two numbers, each summed over replies and ranks. Subclasses call `add` in `update`.
+
+    Attributes:
+        empty_value: the value if the denominator is 0.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    empty_value = math.nan
+    numerator: Tensor
+    denominator: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("numerator", "denominator"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def add(self, numerator: float, denominator: float) -> None:
+        """Add to both sums."""
+        self.numerator += numerator
+        self.denominator += denominator
+
+    def compute(self) -> Tensor:
+        """A scalar in float64."""
+        if not self.denominator:
+            return torch.full_like(self.numerator, self.empty_value)
+        return self.numerator / self.denominator
+
+
+class RougeL(Ratio):
+    """The mean F1 of ROUGE-L.
+
+    The class of torchmetrics keeps one list entry per reply, so ranks with different numbers of replies would deadlock.
+    """
+
+    def update(self, preds: list[str], target: list[list[str]]) -> None:
+        """Add replies and their references."""
+        if preds:
+            scores = rouge_score(preds, target, rouge_keys="rougeL", normalizer=str, tokenizer=list)
+            self.add(float(scores["rougeL_fmeasure"]) * len(preds), len(preds))
+
+
+class RepeatedNGrams(Ratio):
+    """Share of n-grams of characters that occurred before in the same reply.
+
+    Args:
+        n: length of an n-gram, in characters.
+    """
+
+    empty_value = 0.0
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def update(self, preds: list[str]) -> None:
+        """Add replies."""
+        for reply in preds:
+            grams = n_grams(reply, self.n)
+            self.add(len(grams) - len(set(grams)), len(grams))
+
+
+class StopRate(Ratio):
+    """Share of replies that ended with the end-of-sequence token."""
+
+    def update(self, stopped: list[bool]) -> None:
+        """Add replies."""
+        self.add(sum(stopped), len(stopped))
+
+
+class LengthRatio(Ratio):
+    """Characters of the replies divided by characters of their references."""
+
+    def update(self, preds: list[str], target: list[list[str]]) -> None:
+        """Add replies and their references."""
+        for reply, (reference,) in zip(preds, target, strict=True):
+            self.add(len(reply), len(reference))
+
+
+class CopiedShare(Ratio):
+    """Share of characters in runs that a memory of the prompt contains verbatim.
+
+    Args:
+        run: the shortest run that counts, in characters.
+    """
+
+    empty_value = 0.0
+
+    def __init__(self, run: int) -> None:
+        super().__init__()
+        self.run = run
+
+    def update(self, preds: list[str], memories: list[list[str]]) -> None:
+        """Add replies and the memories of their prompts."""
+        for reply, texts in zip(preds, memories, strict=True):
+            known = {gram for text in texts for gram in n_grams(text, self.run)}
+            grams = n_grams(reply, self.run)
+            copied = {start + offset for start, gram in enumerate(grams) if gram in known for offset in range(self.run)}
+            self.add(len(copied), len(reply))
+
+
+class OpensWithName(Ratio):
+    """Share of replies that begin with the same name as the reference; references without a name do not count."""
+
+    def update(self, preds: list[str], target: list[list[str]]) -> None:
+        """Add replies and their references."""
+        for reply, (reference,) in zip(preds, target, strict=True):
+            if name := role_name(reference):
+                self.add(role_name(reply) == name, 1)
+
+
+def remove_whitespace(text: str) -> str:
+    """The text without white space."""
+    return "".join(text.split())
+
+
+def n_grams(text: str, n: int) -> list[str]:
+    """The substrings of n characters, in order."""
+    return [text[start : start + n] for start in range(len(text) - n + 1)]
+
+
+def n_gram_id(gram: str) -> int:
+    """A unique integer for an n-gram of one or two characters, the same in every process (a hash is not)."""
     value = 0
     for character in gram:
-        value = value << 21 | ord(character)  # Unicode ends below 2 ** 21
+        value = value << 21 | ord(character)  # code points are below 2 ** 21
     return value
+
+
+def role_name(text: str) -> str | None:
+    """The speaker's name at the beginning of a text without white space such as `凉宫:「…」`; None if there is none."""
+    match = _NAME.match(text)
+    return match[1] if match else None

@@ -1,4 +1,4 @@
-"""A run folder as it is read for a report: whatever of it is there."""
+"""Reads a run folder for a report; files may be missing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} rank (\d+) (\w+) +(.
 
 @dataclass(frozen=True)
 class LogLine:
-    """An event of `run.log`.
+    """A line of `run.log`.
 
     Attributes:
+        time: when it was logged.
         level: `INFO`, `WARNING` or `ERROR`.
-        text: one line.
+        text: the message.
     """
 
     time: datetime
@@ -37,17 +38,17 @@ class LogLine:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run has left.
+    """The contents of a run folder.
 
     Attributes:
         folder: the run folder.
-        name: the end of its path, as long as it takes to tell it from others.
-        settings: of `config.yaml`, dotted name to value.
-        finished_at_step: the optimizer step at which it ended; None if it has not.
-        log: of the first rank.
-        curves: as drawn.
-        replies: a row each, as `HeldOutReplies` writes them.
-        missing: what is not there or cannot be read, in words.
+        name: the end of its path, long enough to be unique in the report.
+        settings: the settings of `config.yaml`, dotted name to value.
+        finished_at_step: the last optimizer step; None if the run has not finished.
+        log: the lines of rank 0.
+        curves: the curves of TensorBoard's files.
+        replies: the rows that `HeldOutReplies` wrote.
+        missing: descriptions of files that are missing or cannot be read.
     """
 
     folder: Path
@@ -61,36 +62,36 @@ class RunFolder:
 
     @property
     def last_step(self) -> int:
-        """The newest that any curve has."""
+        """The newest step of any curve."""
         return max((points[-1][0] for points in self.curves.values() if points), default=0)
 
     def state(self) -> str:
-        """Whether it has finished, and if not, what it said last."""
+        """Whether the run has finished; if not, its last step and log line."""
         if self.finished_at_step is not None:
             return f"finished at step {self.finished_at_step}"
         last = f"; its last line: {self.log[-1].text}" if self.log else ""
         return f"NOT FINISHED: curves up to step {self.last_step}{last}"
 
     def last_start(self) -> list[LogLine]:
-        """The lines since the run was started, or gone on with, for the last time."""
-        starts = [place for place, line in enumerate(self.log) if line.text.startswith("kyon-pl fit: ")]
+        """The log lines since the run was last started or resumed."""
+        starts = [number for number, line in enumerate(self.log) if line.text.startswith("kyon-pl fit: ")]
         return self.log[starts[-1] if starts else 0 :]
 
 
 def read_run_folders(folders: Sequence[Path]) -> list[RunFolder]:
-    """Read what is there.
+    """Read run folders, as far as their files exist.
 
     Args:
-        folders: different ones, such as `lightning_logs/version_N`.
+        folders: distinct folders, such as `lightning_logs/version_N`.
 
     Raises:
-        MissingFileError: one is no run folder: not even one of the files of a run is there.
+        MissingFileError: a folder contains none of the files of a run.
     """
-    return [_read_run_folder(folder, name) for folder, name in zip(folders, names_apart(folders), strict=True)]
+    return [_read_run_folder(folder, name) for folder, name in zip(folders, unique_names(folders), strict=True)]
 
 
-def names_apart(folders: Sequence[Path]) -> list[str]:
-    """The last two parts of their paths, and more of them where these are the same."""
+def unique_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the paths: two, or more until the names differ."""
     paths, names = [folder.absolute().parts for folder in folders], list[str]()
     parts = 2
     while len(set(names)) < len(paths):
@@ -102,8 +103,8 @@ def names_apart(folders: Sequence[Path]) -> list[str]:
 def _read_run_folder(folder: Path, name: str) -> RunFolder:
     names = (RECORD, CONFIG, RUN_LOG, "events.out.tfevents.*")
     if not any(any(folder.glob(name)) for name in names):
-        fix = f"Name a run folder, such as lightning_logs/version_0; it has one of: {', '.join(names)}."
-        raise MissingFileError(f"run {folder}", "there is no run in it", fix)
+        fix = f"Name a run folder, such as lightning_logs/version_0; it contains at least one of: {', '.join(names)}."
+        raise MissingFileError(f"run {folder}", "it contains no run", fix)
     missing: list[str] = []
     record, config = _read(folder / RECORD, missing), _read(folder / CONFIG, missing)
     curves = read_curves(folder)
@@ -122,24 +123,24 @@ def _read_run_folder(folder: Path, name: str) -> RunFolder:
 
 
 def _read(file: Path, missing: list[str]) -> dict[str, Any]:
-    """A mapping in YAML or JSON, which is YAML."""
+    """A mapping from a YAML or JSON file; empty, and noted in `missing`, if it cannot be read."""
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        found, reason = None, type(error).__name__
+        content, reason = None, type(error).__name__
     else:
-        reason = "no mapping"
-    if not isinstance(found, dict):
+        reason = "not a mapping"
+    if not isinstance(content, dict):
         missing.append(f"{file.name} cannot be read ({reason})")
         return {}
-    return found
+    return content
 
 
 def _replies(file: Path, missing: list[str]) -> list[dict[str, Any]]:
     if not file.is_file():
-        missing.append(f"no {file.name}: held_out was null, or the run did not come that far")
+        missing.append(f"no {file.name}: held_out was null, or the run stopped before the first replies")
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]  # written whole or not at all
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]  # written atomically
 
 
 def _log_lines(file: Path, missing: list[str]) -> Iterator[LogLine]:

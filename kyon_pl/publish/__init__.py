@@ -1,1 +1,1 @@
-"""Pushing an adapter or built rows to the Hub."""
+"""Pushes adapters, merged models and built rows to the Hub."""

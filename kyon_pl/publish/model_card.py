@@ -1,4 +1,4 @@
-"""The model card of a pushed adapter or merged model: what it is, what it comes from, and how to use it."""
+"""The model card of a pushed adapter or merged model: base, licence, data, settings, metrics and use."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from kyon_pl.runs.adapters import SETTINGS
 from kyon_pl.runs.facts import RunFacts, read_run_facts
 
 CURVE_ROWS = 12
-CHATGLM2_6B = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b")  # one repository, under its old name and its new one
+CHATGLM2_6B = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b")  # the old and the new name of one repository
 LICENSE_LINK = "https://huggingface.co/THUDM/chatglm2-6b/blob/main/MODEL_LICENSE"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
 
 
 def hub_id(name: str | None) -> str | None:
-    """A name if it is an id on the Hub, and no folder of this machine."""
+    """The name if it is an id on the Hub and not a folder of this machine, else None."""
     return name if name and _HUB_ID.fullmatch(name) and not Path(name).exists() else None
 
 
 def model_card(folder: Path, repo_id: str, base: str | None) -> ModelCard:
-    """The card for what lies in a folder.
+    """The card of an adapter or a merged model.
 
     Args:
-        folder: a PEFT folder, or that of a merged model.
-        repo_id: where it goes, as `USER/NAME`.
-        base: what it was made from, a Hub id or a folder; None if nothing says.
+        folder: a PEFT folder, or the folder of a merged model.
+        repo_id: the repository, `USER/NAME`.
+        base: the base, a Hub id or a folder; None: unknown.
 
     Returns:
-        Front matter that the Hub accepts, and text. Nothing in it names a folder of this machine.
+        Front matter that the Hub accepts, and text. It contains no local paths.
 
     Raises:
-        CheckpointError: `config.yaml` of the run is not YAML.
+        CheckpointError: the run's `config.yaml` is not YAML.
     """
     facts = read_run_facts(folder)
     merged = not (folder / SETTINGS).is_file()
@@ -89,13 +89,13 @@ def _header(facts: RunFacts, repo_id: str, base: str | None, merged: bool) -> Mo
 
 def _base_and_licence(base: str | None, merged: bool) -> list[str]:
     if base in CHATGLM2_6B:
-        this = "This model is" if merged else "This adapter, which is of use with those weights only, is"
+        subject = "This model" if merged else "This adapter, which can only be used with those weights,"
         licence = (
             f"Its weights are under the [ChatGLM2-6B License]({LICENSE_LINK}), which forbids military and illegal use, "
-            f"among others. {this} under the same terms."
+            f"among others. {subject} is under the same terms."
         )
     else:
-        licence = "The licence of the base applies to whatever is made from it: see there."
+        licence = "The licence of the base also applies to this repository."
     named = f"[{base}](https://huggingface.co/{base})" if hub_id(base) else f"`{Path(base or 'not named').name}`"
     return ["## Base and licence", f"Base: {named}. {licence}"]
 
@@ -107,18 +107,18 @@ def _data(facts: RunFacts) -> list[str]:
         f"[{source}](https://huggingface.co/datasets/{source})" if hub_id(source) else f"`{Path(source).name}`"
         for source in facts.sources
     )
-    terms = "Characters and lines may belong to others: see the licence of the data before you publish what it writes."
+    terms = "Characters and lines may belong to others: read the licence of the data before you publish generated text."
     return ["## Data", f"{', '.join(named)}. {terms}"]
 
 
 def _settings(folder: Path, facts: RunFacts, merged: bool) -> list[str]:
     lora = {} if merged else json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    rows = [(f"lora.{key}", _shown(lora[key])) for key in _LORA if lora.get(key)]
-    rows += [(key, _shown(value)) for key, value in facts.settings.items()]
+    rows = [(f"lora.{key}", _value_text(lora[key])) for key in _LORA if lora.get(key)]
+    rows += [(key, _value_text(value)) for key, value in facts.settings.items()]
     return ["## Settings", _table(("setting", "value"), rows) if rows else "Not recorded."]
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     return ", ".join(sorted(map(str, value))) if isinstance(value, list) else str(value)
 
 
@@ -134,7 +134,7 @@ def _metrics(facts: RunFacts) -> list[str]:
 
 
 def _curve(facts: RunFacts) -> str:
-    """Loss by step, at no more than `CURVE_ROWS` of the steps that were validated."""
+    """Table of the losses at up to `CURVE_ROWS` of the validated steps, the first and the last included."""
     train, val = facts.curves.get("train/loss", []), facts.curves.get("val/loss", [])
     kept = sorted({round(i * (len(val) - 1) / (CURVE_ROWS - 1)) for i in range(CURVE_ROWS)}) if val else []
     rows = []
@@ -152,12 +152,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _use_adapter(repo_id: str, base: str) -> list[str]:
     return [
         "## Use",
-        "With kyon_pl, to talk to it, or to train it further:",
+        "With kyon_pl, chat with it or train it further:",
         f"""```bash
 kyon-pl chat --adapter {repo_id}
 kyon-pl fit --config configs/lora.yaml --model.adapter {repo_id}
 ```""",
-        "With PEFT; the base is built by kyon_pl, so that no code from a repository is run:",
+        "With PEFT; kyon_pl builds the base, so no code from a repository is run:",
         _snippet(
             "from kyon_pl import ChatGLM2ForCausalLM, ChatGLMTokenizer",
             "from peft import PeftModel",
@@ -166,34 +166,26 @@ kyon-pl fit --config configs/lora.yaml --model.adapter {repo_id}
             f'base = ChatGLM2ForCausalLM.from_pretrained("{base}", dtype="auto", device_map="auto")',
             f'model = PeftModel.from_pretrained(base, "{repo_id}")',
         ),
-        "With ChatHaruhi (2.0), which loads its adapter by id in `ChatGLM2GPT.py`: write "
-        f'`{repo_id}` there in place of `silk-road/Chat-Haruhi-Fusion_B`, and choose `llm="ChatGLM2GPT"`.',
-        "The prompt is the row's `context` as it stands, from the character's description to the question. Its ids are "
-        "encoded apart from the answer's, and an answer ends with the end-of-sequence token.",
+        "With ChatHaruhi (2.0), which loads its adapter by id in `ChatGLM2GPT.py`: replace "
+        f'`silk-road/Chat-Haruhi-Fusion_B` there with `{repo_id}`, and choose `llm="ChatGLM2GPT"`.',
+        "The prompt is the row's unchanged `context`, from the character's description to the question. Prompt and "
+        "answer are tokenized separately, and an answer ends with the end-of-sequence token.",
     ]
 
 
 def _use_merged(folder: Path, repo_id: str) -> list[str]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") == "glm":
-        first, model, tokenizer = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "AutoModelForCausalLM",
-            "AutoTokenizer",
-        )
-        needs = "With transformers alone:"
+        package, model, tokenizer = "transformers", "AutoModelForCausalLM", "AutoTokenizer"
+        introduction = "With transformers alone:"
     else:
-        first, model, tokenizer = (
-            "from kyon_pl import ChatGLM2ForCausalLM, ChatGLMTokenizer",
-            "ChatGLM2ForCausalLM",
-            "ChatGLMTokenizer",
-        )
-        needs = "With kyon_pl; it stands where THUDM/chatglm2-6b would, in `model.base` for one:"
+        package, model, tokenizer = "kyon_pl", "ChatGLM2ForCausalLM", "ChatGLMTokenizer"
+        introduction = "With kyon_pl, which accepts it wherever it accepts THUDM/chatglm2-6b, such as in `model.base`:"
     return [
         "## Use",
-        needs,
+        introduction,
         _snippet(
-            first,
+            f"from {package} import {model}, {tokenizer}",
             "",
             f'tokenizer = {tokenizer}.from_pretrained("{repo_id}")',
             f'model = {model}.from_pretrained("{repo_id}", dtype="auto", device_map="auto")',

@@ -1,4 +1,4 @@
-"""`kyon-pl push`: an adapter, or a merged model, to the Hub, with a card, as one commit."""
+"""`kyon-pl push`: uploads an adapter or a merged model with a model card to the Hub, after checking its files."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+from peft import get_peft_model
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from kyon_pl.errors import SettingError
+from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
+from kyon_pl.chatglm2.configuration import read_config
+from kyon_pl.chatglm2.files import UNREADABLE, read_json_object, weight_files, why_unreadable
+from kyon_pl.demo import fetch_base_config
+from kyon_pl.errors import CheckpointError, KyonError, SettingError
 from kyon_pl.hub.download import limited_waits
 from kyon_pl.logs import from_here
-from kyon_pl.publish.export_checks import RECORD, check_export
+from kyon_pl.lora.saved import check_fit, read_adapter, weights_file
 from kyon_pl.publish.model_card import hub_id, model_card
-from kyon_pl.publish.repository import page, prepare_repository, told
-from kyon_pl.runs.adapters import SETTINGS, find_adapter
-from kyon_pl.runs.integrity import MARKER
+from kyon_pl.publish.repository import prepare_repository, push_errors, repository_url
+from kyon_pl.runs.adapters import SETTINGS, adapter_base, find_adapter
+from kyon_pl.runs.integrity import MARKER, fault_of_adapter, size_and_sha256
 
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
-# of this machine: the marker of a whole checkpoint, and what holds paths
+RECORD = "kyon_pl.json"  # written by kyon-pl merge: the base, and the SHA-256 of every file
+# not uploaded by default: the marker of a complete checkpoint, and files with paths of this machine
 LEFT_OUT = (MARKER, "config.yaml", RECORD)
+_EXPORT_AGAIN = "Export it again; do not publish this one"
 
 
 def push(
@@ -40,121 +50,202 @@ def push(
     delete_patterns: list[str] | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Send an adapter, or a merged model, to the Hub with a model card.
+    """Push an adapter or a merged model to the Hub, with a model card.
 
-    What is sent is read again first. All of it arrives as one commit, or nothing does. The token comes from HF_TOKEN or
-    from `hf auth login`.
+    The files are checked first and uploaded as one commit. The token comes from HF_TOKEN or from `hf auth login`.
 
     Args:
-        repo_id: USER/NAME; a NAME alone goes to the account of the token. The repository is made if need be.
+        repo_id: USER/NAME; a NAME alone goes to the account of the token. The repository is created if needed.
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or the folder of a merged model; unset,
             the newest run here.
         which: of a run, the best checkpoint by validation loss, or the last.
-        base: the Hub id to name as the base, where the adapter names a folder of this machine.
-        private: whether a repository that is made now is private; one that exists stays as it is.
+        base: the Hub id of the base, if the adapter names a folder of this machine.
+        private: whether a new repository is private; an existing one is not changed.
         revision: the branch; unset, main.
         commit_message: unset, it names the adapter and its step.
-        allow_patterns: send only these files, such as `*.safetensors`.
-        ignore_patterns: do not send these; unset, COMPLETE, config.yaml and kyon_pl.json, which speak of this machine.
-        delete_patterns: remove these files of the repository in the same commit.
-        dry_run: show the files and the card, and send nothing.
+        allow_patterns: upload only these files, such as `*.safetensors`.
+        ignore_patterns: do not upload these files; unset, COMPLETE, config.yaml and kyon_pl.json, which describe this
+            machine.
+        delete_patterns: delete these files of the repository in the same commit.
+        dry_run: show the files and the card, and upload nothing.
 
     Raises:
-        MissingFileError: no such adapter, or no way to the Hub.
-        CheckpointError: what would be sent is not whole, or not what was saved.
-        SettingError: no token, no right to write there, a conflict, or nothing to send.
+        MissingFileError: no such adapter, or the Hub cannot be reached.
+        CheckpointError: the files are incomplete, or differ from what was saved.
+        SettingError: no token, no write access, a conflict, or no files to upload.
     """
     folder = find_export(adapter, which)
     check_export(folder)
-    base = base or base_of(folder)
+    base = base or base_name(folder)
     ignored = LEFT_OUT if ignore_patterns is None else ignore_patterns
-    files = files_to_send(folder, allow_patterns, ignored)
+    files = files_to_upload(folder, allow_patterns, ignored)
     if dry_run:
-        show(folder, files, str(model_card(folder, repo_id if "/" in repo_id else f"USER/{repo_id}", base)))
+        _print_dry_run(folder, files, str(model_card(folder, repo_id if "/" in repo_id else f"USER/{repo_id}", base)))
         return
-    warn_of_local_base(base)
+    if not hub_id(base):
+        log.warning("the base %s is not an id on the Hub: others cannot find it; name it with --base", base)
     api = HfApi()
-    with told(repo_id), limited_waits():
+    with push_errors(repo_id), limited_waits():
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         parent = prepare_repository(api, repo_id, "model", private, revision)
-    card = str(model_card(folder, repo_id, base))
-    operations = [*additions(folder, files, card, base)]
+    additions = _additions(folder, files, str(model_card(folder, repo_id, base)), base)
     message = commit_message or f"{folder.name}, with kyon-pl push"
-    with told(repo_id):
-        deleted = deletions(api, repo_id, revision, delete_patterns, keep=[*files, CARD])
+    with push_errors(repo_id):
+        deletions = _deletions(api, repo_id, revision, delete_patterns, keep=[*files, CARD])
         commit = api.create_commit(
-            repo_id, [*deleted, *operations], commit_message=message, revision=revision, parent_commit=parent
+            repo_id, [*deletions, *additions], commit_message=message, revision=revision, parent_commit=parent
         )
+    url = repository_url(repo_id, "model")
     if commit.oid == parent:
-        log.info("nothing new: %s has all of %s", page(repo_id, "model"), from_here(folder))
+        log.info("nothing new: %s already has all files of %s", url, from_here(folder))
         return
     megabytes = sum((folder / file).stat().st_size for file in files) / 1e6
-    told_where = from_here(folder), page(repo_id, "model")
-    log.info("pushed %d files (%.1f MB) of %s: %s", len(operations), megabytes, *told_where)
+    log.info("pushed %d files (%.1f MB) of %s: %s", len(additions), megabytes, from_here(folder), url)
 
 
-def find_export(word: str | None, which: Literal["best", "last"]) -> Path:
-    """The folder to send: that of a merged model as it is, else what `find_adapter` finds."""
-    folder = Path(word) if word else None
+def find_export(name: str | None, which: Literal["best", "last"]) -> Path:
+    """The folder to upload: the folder of a merged model, or what `find_adapter` returns."""
+    folder = Path(name) if name else None
     if folder and (folder / "config.json").is_file() and not (folder / SETTINGS).is_file():
         return folder
-    return find_adapter(word, which)
+    return find_adapter(name, which)
 
 
-def base_of(folder: Path) -> str | None:
-    """What an adapter, or the record of a merged model, names as its base."""
+def base_name(folder: Path) -> str | None:
+    """The base that an adapter's settings or a merged model's record name."""
     for name, key in ((SETTINGS, "base_model_name_or_path"), (RECORD, "base")):
         if (folder / name).is_file():
-            named = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
-            return named if isinstance(named, str) else None
+            base = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+            return base if isinstance(base, str) else None
     return None
 
 
-def files_to_send(folder: Path, allow: Sequence[str] | None, ignore: Sequence[str]) -> list[str]:
-    """Names of the folder's files that pass the patterns; the card takes the place of any README.md.
+def files_to_upload(folder: Path, allow: Sequence[str] | None, ignore: Sequence[str]) -> list[str]:
+    """Names of the folder's files that match the patterns, without README.md: the card replaces it.
 
     Raises:
-        SettingError: none does.
+        SettingError: no file matches.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     allowed = None if allow is None else list(allow)
     kept = [str(name) for name in filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=list(ignore))]
     kept = [name for name in kept if name != CARD]
     if not kept:
-        raise SettingError("--allow_patterns", f"no file of {folder} is left to send", "Leave the patterns out")
+        raise SettingError("--allow_patterns", f"no file of {folder} matches the patterns", "Remove the patterns")
     return kept
 
 
-def show(folder: Path, files: Sequence[str], card: str) -> None:
-    """Print what would be sent."""
+def _print_dry_run(folder: Path, files: Sequence[str], card: str) -> None:
     for name in files:
         print(f"{(folder / name).stat().st_size:>15,}  {name}")
     print(f"{len(card.encode()):>15,}  {CARD}\n\n{card}")
-    log.info("dry run: nothing was sent of %s", from_here(folder))
+    log.info("dry run: no files of %s were uploaded", from_here(folder))
 
 
-def warn_of_local_base(base: str | None) -> None:
-    """Say that nobody else will find a base that is a folder here."""
-    if not hub_id(base):
-        log.warning("the base %s is no id on the Hub: name it with --base, or others cannot find it", base)
-
-
-def additions(folder: Path, files: Sequence[str], card: str, base: str | None) -> list[CommitOperationAdd]:
-    """The files, with the card, and with the base's public name in the adapter's settings."""
+def _additions(folder: Path, files: Sequence[str], card: str, base: str | None) -> list[CommitOperationAdd]:
+    """The files and the card; the adapter's settings name the base by its public id."""
     contents: dict[str, Any] = {name: folder / name for name in files}
     contents[CARD] = card.encode()
-    if SETTINGS in contents and base != base_of(folder):
+    if SETTINGS in contents and base != base_name(folder):
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
         contents[SETTINGS] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
     return [CommitOperationAdd(name, content) for name, content in contents.items()]
 
 
-def deletions(
+def _deletions(
     api: HfApi, repo_id: str, revision: str | None, patterns: Sequence[str] | None, keep: Sequence[str]
 ) -> list[CommitOperationDelete]:
-    """The repository's files to remove: those that match, unless they are sent anew."""
+    """The repository's files that match the patterns and are not uploaded again."""
     if not patterns:
         return []
-    there = [name for name in api.list_repo_files(repo_id, revision=revision) if name not in {*keep, ".gitattributes"}]
-    return [CommitOperationDelete(name) for name in filter_repo_objects(there, allow_patterns=list(patterns))]
+    names = [name for name in api.list_repo_files(repo_id, revision=revision) if name not in {*keep, ".gitattributes"}]
+    return [CommitOperationDelete(name) for name in filter_repo_objects(names, allow_patterns=list(patterns))]
+
+
+def check_export(folder: Path) -> None:
+    """Check that a folder can be loaded and holds what was saved.
+
+    Args:
+        folder: a PEFT folder, or the folder of a merged model.
+
+    Raises:
+        MissingFileError: a file is missing.
+        CheckpointError: a file differs from what was saved, weights do not fit the settings or the base, or an adapter
+            is untrained; the message names the tensor or file.
+    """
+    if (folder / SETTINGS).is_file():
+        check_adapter(folder)
+    else:
+        check_merged(folder)
+
+
+def check_adapter(folder: Path) -> None:
+    """Check an adapter's checksum, settings, names, shapes and dtypes, and that no `lora_B` is zero.
+
+    Raises:
+        MissingFileError: the weights are missing.
+        CheckpointError: as `check_export`.
+    """
+    if (folder / MARKER).is_file() and (fault := fault_of_adapter(folder)):
+        raise CheckpointError(str(folder), fault, _EXPORT_AGAIN)
+    config, state = read_adapter(folder)
+    file = weights_file(folder)
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
+    if len(dtypes) > 1:
+        raise CheckpointError(str(file), f"its tensors have several dtypes: {', '.join(dtypes)}", _EXPORT_AGAIN)
+    for name, tensor in state.items():
+        partner = name.replace(".lora_A.", ".lora_B.") if ".lora_A." in name else name.replace(".lora_B.", ".lora_A.")
+        if partner not in state:
+            raise CheckpointError(f"{file}: {partner}", "it is missing", _EXPORT_AGAIN)
+        if ".lora_B." in name and not tensor.any():
+            raise CheckpointError(f"{file}: {name}", "it is all zero: this layer is untrained", _EXPORT_AGAIN)
+    if base_config := _base_config(folder, state):
+        with torch.device("meta"):
+            model = ChatGLM2ForCausalLM(base_config)
+        config.base_model_name_or_path = None  # PEFT would warn that it differs from the model's own name
+        check_fit(folder, get_peft_model(model, config), state)
+
+
+def check_merged(folder: Path) -> None:
+    """Check a merged model's checksums, if recorded, and its names and shapes against its `config.json`.
+
+    Raises:
+        MissingFileError: the weights or a shard are missing.
+        CheckpointError: as `check_export`.
+    """
+    if (folder / RECORD).is_file():
+        for name, sha256 in read_json_object(folder / RECORD).get("files", {}).items():
+            if not (folder / name).is_file():
+                raise CheckpointError(str(folder / name), "it is missing", _EXPORT_AGAIN)
+            if size_and_sha256(folder / name)["sha256"] != sha256:
+                raise CheckpointError(str(folder / name), "it is not what was written", _EXPORT_AGAIN)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            AutoConfig.from_pretrained(folder, local_files_only=True)
+        )
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    actual = {name: shape for file in weight_files(folder) for name, shape in _shapes_in(file).items()}
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
+            found = f"{actual.get(name, 'missing')} instead of {expected.get(name, 'nothing')}"
+            raise CheckpointError(f"{folder}: {name}", found, _EXPORT_AGAIN)
+
+
+def _base_config(folder: Path, state: dict[str, torch.Tensor]) -> ChatGLM2Config | None:
+    """The configuration of the base; None if it cannot be read or the adapter's names are not ChatGLM2's."""
+    if not any(".transformer.encoder." in name for name in state):
+        return None
+    try:
+        return read_config(fetch_base_config(adapter_base(folder), None))
+    except KyonError as error:
+        log.warning("the adapter was not compared with its base: %s", error)
+        return None
+
+
+def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except UNREADABLE as error:
+        raise CheckpointError(str(file), f"it cannot be read ({why_unreadable(error)})", _EXPORT_AGAIN) from error

@@ -1,1 +1,1 @@
-"""A character on disk: its folder, its dialogues, and the training rows that are built from them."""
+"""Roles on disk, and the training rows that are built from their dialogues."""

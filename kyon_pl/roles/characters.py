@@ -1,4 +1,4 @@
-"""Role data under the original's names, with the original's results."""
+"""Role data under the names of the original script, with identical results."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from kyon_pl.roles.role import json_objects, read_role
 
 
 def read_jsonl_file(path: str | PathLike[str]) -> list[dict[str, Any]]:
-    """All objects of a file of JSON lines; several may share a line.
+    """All objects of a file of JSON lines; a line can hold several.
 
-    The original skipped what it could not read, and so took a file with all its objects on one line for an empty one.
+    The original skipped unreadable lines, so a file with all objects on one line was empty to it.
 
     Args:
         path: the file.
 
     Raises:
         MissingFileError: there is no such file; it is a `FileNotFoundError` too.
-        DataError: a line holds something else than objects.
+        DataError: a line holds anything but objects.
     """
     return [row for _, row in json_objects(Path(path))]
 
 
 class CharacterDataset(Dataset[dict[str, Any]]):
-    """Rows of a role, each with the memories that its question brings to mind: the original's contexts, to the bit.
+    """Rows of a role with retrieved memories; contexts are identical to the original's.
 
-    `kyon-pl build-data` makes better ones; its docstring says in what they differ. Where the original fails, on fewer
-    memories than `memory_number`, all of them are taken.
+    `kyon-pl build-data` makes better contexts; its docstring lists the differences. With fewer memories than
+    `memory_number`, where the original fails, all are used.
 
     Args:
         rows: each with `query`, `answer`, `chat_history` (list of turns), `embedding` (list of floats, of the query),
             `source`.
         character_path: folder with `system_prompt.txt` and `jsonl/title_text_embed.jsonl`.
-        memory_number: memories to look at, the nearest by dot product.
-        memory_length: characters that the memories may take together.
+        memory_number: number of memories to retrieve, by dot product.
+        memory_length: total length of the memories, in characters.
 
     Items: `query`, `answer`, `source` of the row; `system_prompt`; `retrieved_memory` and `chat_history`, each joined;
     `embedding`, (dimensions,) float32; `input`, the whole context.
@@ -73,19 +73,19 @@ class CharacterDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The item of a row.
 
         Raises:
-            DataError: its vector is not as long as those of the memories.
+            DataError: its vector has another size than those of the memories.
         """
-        row = self.rows[place]
+        row = self.rows[index]
         embedding = torch.tensor(row["embedding"], dtype=torch.float32)
         vectors = self.vectors.get(len(embedding))
         if vectors is None:
             sizes = " or ".join(f"{size:,}" for size in self.vectors)
             found = f"{len(embedding):,} numbers in 'embedding'; the memories have {sizes}"
-            raise DataError(f"row {place}", found, "Use kyon-pl build-data, which ranks memories by their characters.")
+            raise DataError(f"row {index}", found, "Use kyon-pl build-data, which ranks memories by their characters.")
         nearest = nearest_vectors(embedding[None], vectors, self.memory_number)[0].tolist()
         memory = original_memory([self.memories[i] for i in nearest], self.memory_length)
         return {
@@ -101,7 +101,7 @@ class CharacterDataset(Dataset[dict[str, Any]]):
 
 
 def collate_fn(batch: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
-    """The inputs and the answers of a batch of `CharacterDataset` items.
+    """Inputs and answers of a batch of `CharacterDataset` items.
 
     Args:
         batch: items with `input` and `answer`.

@@ -1,4 +1,4 @@
-"""A question, its history and the memories it brings to mind, put together into a context: as the original, or well."""
+"""Contexts of rows, built from system prompt, memories, history and question, by our rules and by the original's."""
 
 from __future__ import annotations
 
@@ -12,75 +12,21 @@ from kyon_pl.data.prompt import SEPARATOR, Context
 from kyon_pl.errors import SettingError
 from kyon_pl.roles.role import TITLE_END
 
-ROOM = {"characters": (2000, 1000), "tokens": (1000, 500)}  # for memories and for the history, if nothing is said
 MEMORY_NUMBER = 8
-_SHORT_WORDS = 8  # characters; a shorter reply ("Yes, of course") stands in many a scene that is not its own
+DEFAULT_LENGTHS = {"characters": (2000, 1000), "tokens": (1000, 500)}  # of memories, and of the history
+_SHORT_ANSWER = 8  # characters; a shorter answer ("Yes, of course") occurs in many scenes that are not its own
 _SPEAKER = re.compile(r"[^:：\n]{0,40}[:：]")
 _SEPARATORS = re.compile(f"{SEPARATOR}+")
 
 
-def original_memory(memories: Sequence[str], memory_length: int) -> str:
-    """Memories joined until one does not fit; those behind it are not looked at.
-
-    Each has the length of a separator added, also the first. A memory ends at a second `｜｜｜`, as the original
-    takes what stands between the first two.
-
-    Args:
-        memories: nearest first.
-        memory_length: in characters.
-    """
-    joined = ""
-    for memory in (memory.split(TITLE_END)[0] for memory in memories):
-        if len(joined) + len(memory) + len(SEPARATOR) > memory_length:
-            break
-        joined += (SEPARATOR if joined else "") + memory
-    return joined
-
-
-def original_history(history: Sequence[str]) -> str:
-    """Turns joined, with a separator behind them, also when there are none."""
-    return SEPARATOR.join(history) + SEPARATOR
-
-
-def original_context(system_prompt: str, memory: str, history: Sequence[str], query: str) -> str:
-    """The original's context: no separator between memory and history, and all of the history.
-
-    Args:
-        system_prompt: as it stands in its file.
-        memory: from `original_memory`.
-        history: turns, oldest first.
-        query: the turn to answer.
-    """
-    return system_prompt + SEPARATOR + memory + original_history(history) + query
-
-
 @dataclass(frozen=True)
-class ContextSettings:
-    """What goes into a context.
+class ContextLimits:
+    """Limits of a context, as set by the user; lengths are in tokens or characters.
 
     Attributes:
-        memory_number: the most memories.
-        memory_length: of all memories together, in units of `count`.
-        history_length: of all turns of the history together.
-        exclude_own_scene: leave out memories that give the answer away, see `gives_away`.
-        count: the length of a text: its characters, or its tokens.
-    """
-
-    memory_number: int
-    memory_length: int
-    history_length: int
-    exclude_own_scene: bool
-    count: Callable[[str], int] = len
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a context has room for, as far as it is said; lengths in tokens or characters.
-
-    Attributes:
-        memory_number: the most memories; None: 8.
-        memory_length: of all memories together; None: 1000 tokens, or 2000 characters.
-        history_length: of all turns of the history together; None: 500 tokens, or 1000 characters.
+        memory_number: maximum number of memories; None: 8.
+        memory_length: total length of all memories; None: 1000 tokens, or 2000 characters.
+        history_length: total length of the history; None: 500 tokens, or 1000 characters.
 
     Raises:
         SettingError: a negative number.
@@ -95,30 +41,49 @@ class Room:
             raise SettingError(", ".join(vars(self)), "a negative number", "Give 0 or more.")
 
 
+@dataclass(frozen=True)
+class ContextSettings:
+    """How a context is built.
+
+    Attributes:
+        memory_number: maximum number of memories.
+        memory_length: total length of all memories, in units of `count`.
+        history_length: total length of the history, in units of `count`.
+        exclude_own_scene: leave out memories that contain the answer, see `contains_answer`.
+        count: the length of a text, in characters or tokens.
+    """
+
+    memory_number: int
+    memory_length: int
+    history_length: int
+    exclude_own_scene: bool
+    count: Callable[[str], int] = len
+
+
 def context_settings(
-    room: Room, unit: Literal["tokens", "characters"], exclude_own_scene: bool, count: Callable[[str], int]
+    limits: ContextLimits, unit: Literal["tokens", "characters"], exclude_own_scene: bool, count: Callable[[str], int]
 ) -> ContextSettings:
-    """Settings with nothing left unsaid.
+    """Settings from limits, with defaults filled in.
 
     Args:
-        room: what is said.
-        unit: of lengths.
-        exclude_own_scene: as in `ContextSettings`.
-        count: the length of a text, in that unit.
+        limits: as set by the user.
+        unit: of the lengths.
+        exclude_own_scene: see `ContextSettings`.
+        count: the length of a text in that unit.
     """
-    unsaid = (MEMORY_NUMBER, *ROOM[unit])
-    number, memories, history = (b if a is None else a for a, b in zip(astuple(room), unsaid, strict=True))
+    defaults = (MEMORY_NUMBER, *DEFAULT_LENGTHS[unit])
+    number, memories, history = (b if a is None else a for a, b in zip(astuple(limits), defaults, strict=True))
     return ContextSettings(number, memories, history, exclude_own_scene, count)
 
 
 @dataclass(frozen=True)
 class BuiltContext:
-    """A context, and what there is to say about how it came to be.
+    """A context, and how it was built.
 
     Attributes:
         text: the context.
-        memories: those in it, nearest to the question first.
-        remarks: kinds of things that were left out or changed, each once.
+        memories: the memories in it, nearest to the question first.
+        remarks: what was left out or changed, each kind once.
     """
 
     text: str
@@ -129,46 +94,46 @@ class BuiltContext:
 def build_context(
     system_prompt: str, memories: Sequence[str], row: Mapping[str, Any], settings: ContextSettings
 ) -> BuiltContext:
-    """A context whose segments can be told apart and whose parts are each held to their length.
+    """Build a context of separate segments, with memories and history within their lengths.
 
-    A memory that does not fit is passed over, and the next may fit. Of the history the newest turns stay.
+    A memory that does not fit is skipped; a later one can still fit. The history keeps its newest turns.
 
     Args:
-        system_prompt: as it stands in its file.
-        memories: nearest first; more than are taken, so that some can be passed over.
+        system_prompt: the text of its file.
+        memories: nearest first; more than `memory_number`, to replace those that are skipped.
         row: with `query`, `answer`, `chat_history`.
-        settings: what goes into it.
+        settings: how to build it.
     """
     remarks: set[str] = set()
-    taken: list[str] = []
-    room = settings.memory_length
+    kept: list[str] = []
+    remaining = settings.memory_length
     for memory in memories:
-        if len(taken) == settings.memory_number:
+        if len(kept) == settings.memory_number:
             break
         length = settings.count(memory + SEPARATOR)
-        if settings.exclude_own_scene and gives_away(memory, row["query"], row["answer"]):
+        if settings.exclude_own_scene and contains_answer(memory, row["query"], row["answer"]):
             remarks.add("own scene left out of the memories")
-        elif length > room:
-            remarks.add("memory too long for what room was left")
+        elif length > remaining:
+            remarks.add("memory too long for the remaining length")
         else:
-            taken.append(memory)
-            room -= length
-    history = newest(row["chat_history"], settings.history_length, settings.count)
+            kept.append(memory)
+            remaining -= length
+    history = newest_turns(row["chat_history"], settings.history_length, settings.count)
     if len(history) < len(row["chat_history"]):
         remarks.add("history shortened")
-    if any(SEPARATOR in part for part in (system_prompt, *taken, *history, row["query"])):
+    if any(SEPARATOR in part for part in (system_prompt, *kept, *history, row["query"])):
         remarks.add(f"{SEPARATOR} inside a text shortened to ##")
-    system, *middle = (segment(part) for part in (system_prompt, *taken, *history))
+    system, *middle = (segment(part) for part in (system_prompt, *kept, *history))
     context = Context(system, tuple(middle), without_separator(row["query"]))
-    return BuiltContext(context.join(context.middle), tuple(taken), frozenset(remarks))
+    return BuiltContext(context.join(context.middle), tuple(kept), frozenset(remarks))
 
 
-def newest(history: Sequence[str], length: int, count: Callable[[str], int] = len) -> list[str]:
-    """The newest turns that fit, whole ones, without a gap between them and the question.
+def newest_turns(history: Sequence[str], length: int, count: Callable[[str], int] = len) -> list[str]:
+    """The newest whole turns that fit, without gaps.
 
     Args:
         history: turns, oldest first.
-        length: of all together, separators included.
+        length: total length of the turns, including separators.
         count: the length of a text.
     """
     start = len(history)
@@ -177,30 +142,65 @@ def newest(history: Sequence[str], length: int, count: Callable[[str], int] = le
     return list(history[start:])
 
 
-def gives_away(memory: str, query: str, answer: str) -> bool:
-    """Whether a memory is the scene that a row comes from: its answer stands in it, word for word.
+def contains_answer(memory: str, query: str, answer: str) -> bool:
+    """Whether a memory contains a row's answer word for word, so that it is the scene of the row.
 
-    Punctuation, spaces and the speaker's name do not count. A short answer must stand there together with the question.
+    Punctuation, spaces and the speaker's name are ignored. A short answer must occur together with the query.
     """
-    said, asked, scene = _words(_spoken(answer)), _words(_spoken(query)), _words(memory)
-    return bool(said) and said in scene and (len(said) >= _SHORT_WORDS or (bool(asked) and asked in scene))
+    target, question, scene = _letters(_without_speaker(answer)), _letters(_without_speaker(query)), _letters(memory)
+    return bool(target) and target in scene and (len(target) >= _SHORT_ANSWER or (bool(question) and question in scene))
 
 
 def without_separator(text: str) -> str:
-    """A text that stays one segment; `### Heading` becomes `## Heading`."""
+    """A text that stays one segment: `### Heading` becomes `## Heading`."""
     return _SEPARATORS.sub("##", text)
 
 
 def segment(text: str) -> str:
-    """The same, for a text that a separator follows: `C#` and a separator would be a separator and `#`."""
+    """A text that stays one segment before a separator: a `#` at its end gets a space after it."""
     text = without_separator(text)
     return f"{text} " if text.endswith("#") else text
 
 
-def _spoken(turn: str) -> str:
+def _without_speaker(turn: str) -> str:
     return _SPEAKER.sub("", turn, count=1) if _SPEAKER.match(turn) else turn
 
 
-@lru_cache(maxsize=10_000)  # of memories, which come again and again
-def _words(text: str) -> str:
+@lru_cache(maxsize=10_000)  # memories are compared with many rows
+def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text)).lower()
+
+
+def original_memory(memories: Sequence[str], memory_length: int) -> str:
+    """The memories before the first that does not fit, joined, as in the original.
+
+    The length of a separator is added to each, also to the first. A memory ends at a second `｜｜｜`, since the
+    original takes the text between the first two.
+
+    Args:
+        memories: nearest first.
+        memory_length: in characters.
+    """
+    joined = ""
+    for memory in (memory.split(TITLE_END)[0] for memory in memories):
+        if len(joined) + len(memory) + len(SEPARATOR) > memory_length:
+            break
+        joined += (SEPARATOR if joined else "") + memory
+    return joined
+
+
+def original_history(history: Sequence[str]) -> str:
+    """Turns joined, with a separator after the last one, as in the original; a separator if there are no turns."""
+    return SEPARATOR.join(history) + SEPARATOR
+
+
+def original_context(system_prompt: str, memory: str, history: Sequence[str], query: str) -> str:
+    """A context of the original: no separator between memories and history, and the whole history.
+
+    Args:
+        system_prompt: the text of its file.
+        memory: from `original_memory`.
+        history: turns, oldest first.
+        query: the turn to answer.
+    """
+    return system_prompt + SEPARATOR + memory + original_history(history) + query

@@ -1,4 +1,4 @@
-"""From dialogues to rows: a row for each turn of the role, under the original's names."""
+"""Makes a row for each turn of the role in a dialogue, by our rule or by the original's."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from kyon_pl.data.reading.files import NumberedRows, Unreadable, must_exist, rea
 
 Mode = Literal["fixed", "original"]
 ORIGINAL_SOURCE = "story-synthesised"
-_NOT_OF_THE_ROLE = "no turn of the role in the dialogue"
+_NO_TURN = "no turn of the role in the dialogue"
+_CONSECUTIVE_TURN = "a turn directly after another turn of the role"
 
 
 class DialogueRow(TypedDict):
-    """A turn of the role and what came before it.
+    """A turn of the role and the turns before it.
 
     Attributes:
         query: the turn to answer, `name:text`.
         answer: the turn of the role, `name:text`.
         chat_history: the turns before the query, oldest first.
         embedding: the query's vector; empty if it has none.
-        source: what the dialogue says of where it comes from.
+        source: the dialogue's `source`.
     """
 
     query: str
@@ -35,7 +36,7 @@ class DialogueRow(TypedDict):
 
 
 class Turn(NamedTuple):
-    """What somebody says."""
+    """A turn of a dialogue."""
 
     role: str
     text: str
@@ -43,7 +44,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Dropped:
-    """Stands in the place of a row that could not be made.
+    """Takes the place of a row that cannot be made.
 
     Attributes:
         reason: the kind, then `: ` and details.
@@ -53,15 +54,15 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A row, or why there is none.
+class ReadRow:
+    """A row, or the reason why there is none, and its position in the input.
 
     Attributes:
-        row: either.
-        file: where it comes from.
-        line: of the file, from 1; of Parquet and JSON, the row.
-        number: of the object in the file, from 1; several rows share a dialogue, and several objects may share a line.
-        of_dialogue: whether that object is a dialogue, and not a row by itself.
+        row: the row or the reason.
+        file: the file that it was read from.
+        line: line in the file, from 1; of Parquet and JSON, the number of the row.
+        number: number of the object in the file, from 1. The rows of a dialogue share it; a line can hold several.
+        of_dialogue: whether the object is a dialogue, not a ready-made row.
     """
 
     row: DialogueRow | Dropped
@@ -72,67 +73,67 @@ class Made:
 
     @property
     def place(self) -> str:
-        """File and number, for a person to find it."""
+        """File and number, for messages."""
         return f"{self.file}, object {self.number}"
 
 
 def rows_of_dialogue(
     turns: Sequence[Turn], aliases: Sequence[str], source: str = ""
 ) -> Iterator[DialogueRow | Dropped]:
-    """A row for each turn of the role that answers somebody else.
+    """A row for each turn of the role that follows another speaker's turn.
 
     Args:
         turns: of one dialogue.
-        aliases: a name that begins with one of them is the role's.
-        source: for the rows.
+        aliases: a name that starts with one of them is the role's.
+        source: the `source` of the rows.
     """
-    role = [turn.role.startswith(tuple(aliases)) for turn in turns]
-    said = [f"{turn.role}:{turn.text}" if turn.role else turn.text for turn in turns]
-    if not any(role):
-        yield Dropped(_NOT_OF_THE_ROLE)
-    for i in (i for i, is_role in enumerate(role) if is_role):
+    is_role = [turn.role.startswith(tuple(aliases)) for turn in turns]
+    texts = [f"{turn.role}:{turn.text}" if turn.role else turn.text for turn in turns]
+    if not any(is_role):
+        yield Dropped(_NO_TURN)
+    for i in (i for i, of_role in enumerate(is_role) if of_role):
         if i == 0:
-            yield Dropped("a turn that opens the dialogue and answers nothing")
-        elif role[i - 1]:
-            yield Dropped("a turn right after another of the role")
+            yield Dropped("a turn that opens the dialogue, so it answers nothing")
+        elif is_role[i - 1]:
+            yield Dropped(_CONSECUTIVE_TURN)
         else:
             yield DialogueRow(
-                query=said[i - 1], answer=said[i], chat_history=said[: i - 1], embedding=[], source=source
+                query=texts[i - 1], answer=texts[i], chat_history=texts[: i - 1], embedding=[], source=source
             )
 
 
 def original_rows_of_dialogue(turns: Sequence[Turn], aliases: Sequence[str]) -> Iterator[DialogueRow | Dropped]:
-    """The same by the original's rule.
+    """A row for each turn of the role, by the original's rule.
 
-    The turn before the query is lost. A turn that opens the dialogue answers its last turn, with all but the last two
-    as history. Aliases are gone through one by one, so a name that begins with two of them is taken twice.
+    The turn before the query is lost. A turn that opens the dialogue is paired with the last turn, and its history is
+    all but the last two. The aliases are processed one by one, so a name that starts with two of them is used twice.
 
     Args:
         turns: of one dialogue.
-        aliases: a name that begins with one of them is the role's.
+        aliases: a name that starts with one of them is the role's.
     """
-    said = [f"{turn.role}:{turn.text}" for turn in turns]
+    texts = [f"{turn.role}:{turn.text}" for turn in turns]
     if not any(turn.role.startswith(tuple(aliases)) for turn in turns):
-        yield Dropped(_NOT_OF_THE_ROLE)
+        yield Dropped(_NO_TURN)
     for alias in aliases:
-        places = [i for i, turn in enumerate(turns) if turn.role.startswith(alias)]
-        for i in places:
-            if i - 1 in places:
-                yield Dropped("a turn right after another of the role")
+        indices = [i for i, turn in enumerate(turns) if turn.role.startswith(alias)]
+        for i in indices:
+            if i - 1 in indices:
+                yield Dropped(_CONSECUTIVE_TURN)
                 continue
-            history = [] if i == 1 else said[: i - 2]  # where i is 0, places -1 and -2: from the end
+            history = [] if i == 1 else texts[: i - 2]  # for i = 0, the indices -1 and -2 count from the end
             yield DialogueRow(
-                query=said[i - 1], answer=said[i], chat_history=history, embedding=[], source=ORIGINAL_SOURCE
+                query=texts[i - 1], answer=texts[i], chat_history=history, embedding=[], source=ORIGINAL_SOURCE
             )
 
 
-def read_dialogue_rows(path: Path, aliases: Sequence[str], mode: Mode = "fixed") -> Iterator[Made]:
+def read_dialogue_rows(path: Path, aliases: Sequence[str], mode: Mode = "fixed") -> Iterator[ReadRow]:
     """All rows of a file of dialogues, or of rows that were made from dialogues before.
 
     Args:
-        path: objects with `dialogue`, a list of turns with `role` and `text`; or with `query` and `answer`.
+        path: file of objects with `dialogue`, a list of turns with `role` and `text`; or with `query` and `answer`.
         aliases: of the role.
-        mode: by which rule; `original` also reads a file of JSON lines as the original did, see `original_values`.
+        mode: the rule; `original` also reads JSON lines as the original did, see `original_values`.
 
     Raises:
         MissingFileError: there is no such file.
@@ -143,11 +144,11 @@ def read_dialogue_rows(path: Path, aliases: Sequence[str], mode: Mode = "fixed")
     for number, (line, value) in enumerate(values, start=1):
         of_dialogue = isinstance(value, dict) and "dialogue" in value
         for row in _rows_of(value, aliases, mode):
-            yield Made(row, path, line, number, of_dialogue)
+            yield ReadRow(row, path, line, number, of_dialogue)
 
 
 def speakers_in(path: Path) -> list[str]:
-    """The names in a file of dialogues, those with the most turns first.
+    """The speakers in a file of dialogues, by number of turns, largest first.
 
     Raises:
         MissingFileError: there is no such file.
@@ -159,10 +160,10 @@ def speakers_in(path: Path) -> list[str]:
 
 
 def original_values(path: Path) -> NumberedRows:
-    """The values of a file of JSON lines with their lines, as the original took them from it.
+    """The values of a file of JSON lines with their line numbers, read as by the original.
 
-    A line that is not JSON was cut behind each `}` before it was read again: so the rows of a file that has them all
-    on one line were won, and those with a `}` in their text were lost.
+    A line that is not JSON is split after each `}`, and the pieces are read. This reads rows that share a line, and
+    loses those with a `}` in their text.
 
     Raises:
         MissingFileError: there is no such file.
@@ -191,7 +192,7 @@ def _rows_of(value: Any, aliases: Sequence[str], mode: Mode) -> Iterator[Dialogu
     elif not isinstance(value, dict) or not ("dialogue" in value or {"query", "answer"} <= value.keys()):
         yield Dropped("no object with 'dialogue', or with 'query' and 'answer'")
     elif "dialogue" not in value:
-        yield _ready_row(value)
+        yield _ready_made_row(value)
     elif isinstance(turns := _turns(value["dialogue"]), Dropped):
         yield turns
     elif mode == "original":
@@ -209,18 +210,13 @@ def _turns(dialogue: Any) -> list[Turn] | Dropped:
     return [Turn(turn["role"], turn["text"]) for turn in dialogue]
 
 
-def _ready_row(value: Mapping[str, Any]) -> DialogueRow | Dropped:
+def _ready_made_row(value: Mapping[str, Any]) -> DialogueRow | Dropped:
+    query, answer, source = value["query"], value["answer"], str(value.get("source") or "")
     history, embedding = value.get("chat_history") or [], value.get("embedding") or []
-    if not isinstance(value["query"], str) or not isinstance(value["answer"], str):
+    if not isinstance(query, str) or not isinstance(answer, str):
         return Dropped("no text in 'query' or 'answer'")
     if not isinstance(history, list) or not all(isinstance(turn, str) for turn in history):
         return Dropped("no list of texts in 'chat_history'")
     if not isinstance(embedding, list) or not {*map(type, embedding)} <= {int, float}:
         return Dropped("no list of numbers in 'embedding'")
-    return DialogueRow(
-        query=value["query"],
-        answer=value["answer"],
-        chat_history=history,
-        embedding=embedding,
-        source=str(value.get("source") or ""),
-    )
+    return DialogueRow(query=query, answer=answer, chat_history=history, embedding=embedding, source=source)

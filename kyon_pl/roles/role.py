@@ -1,4 +1,4 @@
-"""A role as it stands on disk: its system prompt, its memories with their vectors, the names that it speaks under."""
+"""Reads roles from disk: system prompt, memories with their vectors, and aliases."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ SYSTEM_PROMPT = "system_prompt.txt"
 EMBEDDINGS = "jsonl/title_text_embed.jsonl"
 TITLE_END = "｜｜｜"
 VECTOR_COLUMNS = ("luotuo_openai", "bge_zh_s15", "bge_en_s15")
-"""Of later role files, which are one JSONL file each: vectors in base64, big-endian float32."""
+"""Columns of role files, the later format with one JSONL file per role: vectors in base64, big-endian float32."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """Who is to be learned.
+    """A character to play.
 
     Attributes:
         name: of the folder or file.
-        system_prompt: as it stands in its file, line end at the end included.
-        memories: scenes of the role, in the order of their file, or of their files' names.
-        vectors: of the memories, (memories, dimensions) float32, by their number of dimensions; there may be none.
-        aliases: what the names that it speaks under begin with; the folder's own name if nothing else is said.
-        folder: where it was read from; a role file has none.
-        memory_number: the most memories of its rows; None: as many as `build_data` takes if nothing is said.
+        system_prompt: the text of its file, including the line end.
+        memories: scenes of the role, in the order of the file or of the file names.
+        vectors: vectors of the memories, (memories, dimensions) float32, by number of dimensions; can be empty.
+        aliases: a speaker whose name starts with one of them is the role; by default, the name of the folder.
+        folder: the role folder; None for a role file.
+        memory_number: maximum number of memories in its rows; None: the default of `build_data`.
     """
 
     name: str
@@ -52,13 +52,13 @@ def find_roles(characters: Sequence[str], aliases: Mapping[str, list[str]]) -> l
     """Read roles.
 
     Args:
-        characters: folders of a role, folders of such folders, role files, or `demo` or `demo/NAME`.
-        aliases: by the name of a role; they go before its `aliases.txt`.
+        characters: role folders, folders of role folders, role files, or `demo` or `demo/NAME`.
+        aliases: by the name of a role, instead of its `aliases.txt`.
 
     Raises:
         MissingFileError: there is no role.
         DataError: a file of a role cannot be used.
-        SettingError: two roles of one name, aliases of a role that is not there, an empty alias, or a role that the
+        SettingError: two roles with the same name, aliases of an unknown role, an empty alias, or a role that the
             demo does not have.
     """
     roles: dict[str, Role] = {}
@@ -72,46 +72,46 @@ def find_roles(characters: Sequence[str], aliases: Mapping[str, list[str]]) -> l
 
 
 def role_to_play(name: str) -> Role:
-    """One role.
+    """Read one role.
 
     Args:
-        name: its folder or file; `demo`, the demo's first, or `demo/NAME`.
+        name: its folder or file; `demo` for the demo's first role, or `demo/NAME`.
 
     Raises:
-        KyonError: as `read_role`; a SettingError, if the demo has no role of that name.
+        KyonError: as `read_role`; a SettingError if the demo has no role of that name.
     """
     return next(iter(_demo_roles(name)), None) or read_role(Path(name).expanduser())
 
 
 def read_role(path: Path, aliases: Sequence[str] | None = None) -> Role:
-    """Read one role.
+    """Read a role folder or role file.
 
     Args:
-        path: its folder, or its file.
-        aliases: in place of those that its folder names.
+        path: the folder or file.
+        aliases: instead of those in the folder.
 
     Raises:
         MissingFileError: there is no system prompt.
         DataError: a file cannot be used.
-        SettingError: an alias is empty, and so would be the beginning of every name.
+        SettingError: an empty alias, with which every name starts.
     """
     if path.is_file():
         return _read_role_file(path, tuple(aliases or (path.stem,)))
     system_prompt = read_text(path / SYSTEM_PROMPT)
     memories, vectors = read_memories(path)
-    name, listed = path.resolve().name, path / "aliases.txt"
-    if aliases is None and listed.is_file():
-        aliases = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+    name, file = path.resolve().name, path / "aliases.txt"
+    if aliases is None and file.is_file():
+        aliases = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not all(aliases := tuple(aliases or (name,))):
         raise SettingError(f"aliases of {name}", "an empty one", "Leave it out: it would match every speaker.")
     return Role(name, system_prompt, memories, vectors, aliases, path)
 
 
 def read_memories(folder: Path) -> tuple[tuple[str, ...], dict[int, Tensor]]:
-    """The memories of a role folder: those of `jsonl/title_text_embed.jsonl`, else the files `texts/*.txt`, else none.
+    """The memories of a role folder: from `jsonl/title_text_embed.jsonl`, else from `texts/*.txt`, else none.
 
     Returns:
-        the texts, without their titles; their vectors, as in `Role`.
+        The texts without titles, and their vectors as in `Role`.
 
     Raises:
         DataError: a file cannot be used.
@@ -123,7 +123,7 @@ def read_memories(folder: Path) -> tuple[tuple[str, ...], dict[int, Tensor]]:
 
 
 def read_text(path: Path) -> str:
-    """A text file, as it is but for a byte order mark; line ends become newlines.
+    """The text of a file, without byte order mark and with `\\n` as line end.
 
     Raises:
         MissingFileError: there is no such file.
@@ -133,23 +133,22 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            str(path), f"not UTF-8: {error.reason} at byte {error.start + 1}", "Save it as UTF-8."
-        ) from None
+        found = f"not UTF-8: {error.reason} at byte {error.start + 1}"
+        raise DataError(str(path), found, "Save it as UTF-8.") from None
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with its file and line; several may share a line.
+    """The objects of a file of JSON lines, each with its file and line; a line can hold several.
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: a line holds something else than objects.
+        DataError: a line holds anything but objects.
     """
     must_exist(path)
     for number, row in json_lines(path):
         if not isinstance(row, dict):
-            found = row.problem if isinstance(row, Unreadable) else f"{type(row).__name__} in place of an object"
-            raise DataError(f"{path}, line {number}", found, "Correct the line: one JSON object, in UTF-8.")
+            found = row.problem if isinstance(row, Unreadable) else f"{type(row).__name__} instead of an object"
+            raise DataError(f"{path}, line {number}", found, "Write one JSON object per line, in UTF-8.")
         yield f"{path}, line {number}", row
 
 
@@ -161,23 +160,16 @@ def _roles(name: str, aliases: Mapping[str, list[str]]) -> Iterator[Role]:
         yield read_role(path, aliases.get(path.stem if path.is_file() else path.resolve().name))
 
 
-def _demo_roles(name: str) -> list[Role]:
-    asked, _, who = name.partition("/")
-    if asked != "demo":
+def _demo_roles(path: str) -> list[Role]:
+    folder, _, name = path.partition("/")
+    if folder != "demo":
         return []
-    wanted = [speaker for speaker in CHARACTERS if who in ("", speaker.name)]
-    if not wanted and not Path(name).exists():
+    speakers = [speaker for speaker in CHARACTERS if name in ("", speaker.name)]
+    if not speakers and not Path(path).exists():
         names = ", ".join(speaker.name for speaker in CHARACTERS)
-        raise SettingError(f"role {name}", "the demo has none of that name", f"Name one of: {names}.")
+        raise SettingError(f"role {path}", "the demo has no role of that name", f"Name one of: {names}.")
     return [
-        Role(
-            speaker.name,
-            speaker.system_prompt,
-            role_memories(speaker),
-            aliases=(speaker.name,),
-            memory_number=ROW_MEMORIES,
-        )
-        for speaker in wanted
+        Role(s.name, s.system_prompt, role_memories(s), aliases=(s.name,), memory_number=ROW_MEMORIES) for s in speakers
     ]
 
 
@@ -196,7 +188,7 @@ def _read_embeddings(path: Path) -> tuple[tuple[str, ...], dict[int, Tensor]]:
     vectors: list[list[float]] = []
     for where, row in json_objects(path):
         if len(row) != 1:
-            raise DataError(where, f"{len(row)} keys", f"Write one: title{TITLE_END}text, with its vector.")
+            raise DataError(where, f"{len(row)} keys", f"Write one key, title{TITLE_END}text, with its vector.")
         (key, vector), *_ = row.items()
         title, end, text = key.partition(TITLE_END)
         texts.append(text if end else title)
@@ -219,8 +211,8 @@ def _read_role_file(path: Path, aliases: tuple[str, ...]) -> Role:
     if system_prompt is None:
         fix = 'Add a line {"text": the system prompt, "luotuo_openai": "system_prompt"}.'
         raise DataError(str(path), "no line with the system prompt", fix)
-    whole = [vectors for vectors in columns.values() if len(vectors) == len(texts)]
-    return Role(path.stem, system_prompt, tuple(texts), _by_dimensions(whole), aliases)
+    complete = [vectors for vectors in columns.values() if len(vectors) == len(texts)]
+    return Role(path.stem, system_prompt, tuple(texts), _by_dimensions(complete), aliases)
 
 
 def _role_text(where: str, row: Mapping[str, Any]) -> str:
@@ -234,15 +226,15 @@ def _from_base64(where: str, text: Any) -> list[float]:
     try:
         return np.frombuffer(base64.b64decode(text, validate=True), dtype=">f4").tolist()  # type: ignore[no-any-return]
     except (binascii.Error, TypeError, ValueError):
-        raise DataError(where, "no vector: base64 of big-endian float32 is expected", "Correct the line.") from None
+        raise DataError(where, "not a vector: base64 of big-endian float32 is expected", "Correct the line.") from None
 
 
 def _as_vector(where: str, vector: Any, others: list[Any]) -> list[float]:
     if not isinstance(vector, list) or not vector or not all(type(number) in (int, float) for number in vector):
-        raise DataError(where, "no vector: a list of numbers is expected", "Correct the line.")
+        raise DataError(where, "not a vector: a list of numbers is expected", "Correct the line.")
     if others and len(vector) != len(others[0]):
         found = f"a vector of {len(vector):,} numbers, after one of {len(others[0]):,}"
-        raise DataError(where, found, "Make all vectors with one model.")
+        raise DataError(where, found, "Use one model for all vectors.")
     return vector
 
 

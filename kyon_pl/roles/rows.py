@@ -1,73 +1,31 @@
-"""Rows built from a role's dialogues, and the file that they are written to."""
+"""The rows that `build-data` makes from a role's dialogues, and the report that counts them."""
 
 from __future__ import annotations
 
-import json
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
-import pyarrow as pa
-from pyarrow import parquet
+import numpy as np
 
 from kyon_pl.data.reading.checks import ColumnNames, check_row
-from kyon_pl.data.reading.quality import Oddity, Seen, bits, oddities, row_hash
-from kyon_pl.errors import DataError, SettingError
+from kyon_pl.data.reading.quality import ODDITIES, Oddity, Seen, bits, names, oddities, row_hash
+from kyon_pl.errors import DataError
+from kyon_pl.preview.histogram import bar_lines
 from kyon_pl.roles.contexts import BuiltContext, ContextSettings, build_context, original_context, original_memory
-from kyon_pl.roles.dialogues import DialogueRow, Dropped, Made, Mode, read_dialogue_rows, speakers_in
-from kyon_pl.roles.report import BuildReport
+from kyon_pl.roles.dialogues import DialogueRow, Dropped, Mode, ReadRow, read_dialogue_rows, speakers_in
 from kyon_pl.roles.retrieval import Retriever
 from kyon_pl.roles.role import Role
 
 COLUMNS = ("context", "target", "character", "question", "dialogue", "source")
-"""The first two are trained on. `dialogue`: role, file and number, for a split by it; null if not known."""
+"""The first two are trained on. `dialogue` is role, file and number, for a split by dialogue; null if not known."""
 
-Rows = Iterator[Mapping[str, str | None]]
-_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
-_ROWS_A_GROUP = 10_000
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, str | None]]) -> None:
-    """Write rows beside their place, and rename the file when it is whole; an old one stays until then.
-
-    Args:
-        path: ends in `.parquet` or `.jsonl`; its folder is made if need be.
-        rows: with `COLUMNS`; read as they are written.
-
-    Raises:
-        SettingError: another ending.
-    """
-    if path.suffix not in WRITERS:
-        raise SettingError("output", f"{path} ends in {path.suffix!r}", f"Use one of: {', '.join(WRITERS)}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        WRITERS[path.suffix](part, iter(rows))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_jsonl(path: Path, rows: Rows) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-
-
-def _write_parquet(path: Path, rows: Rows) -> None:
-    with parquet.ParquetWriter(path, _SCHEMA) as writer:
-        while batch := list(islice(rows, _ROWS_A_GROUP)):
-            writer.write_table(pa.Table.from_pylist(batch, _SCHEMA))
-
-
-WRITERS: dict[str, Callable[[Path, Rows], None]] = {".parquet": _write_parquet, ".jsonl": _write_jsonl}
-
-
-T = TypeVar("T")
-_ROWS_AT_ONCE = 1000
-_NO_TEXT_FILE_HOLDS = "half a character"  # the kind of problem
+_ROWS_PER_BATCH = 1000
+_MAX_PLACES = 5
+_MAX_SPEAKERS = 5
 
 
 @dataclass(frozen=True)
@@ -77,9 +35,9 @@ class BuildSettings:
     Attributes:
         mode: see `build_data`.
         retrieval: see `build_data`.
-        context: what goes into a context.
+        context: how contexts are built.
         drop: kinds of odd rows to leave out.
-        ids: of a text, to look for loops in: its tokens, or its characters.
+        ids: the tokens or characters of a text, in which loops are searched.
     """
 
     mode: Mode
@@ -89,15 +47,156 @@ class BuildSettings:
     ids: Callable[[str], Sequence[int]]
 
 
+@dataclass
+class BuildReport:
+    """Counts rows. `read` is the sum of `rows` and `dropped`.
+
+    Attributes:
+        unit: of lengths, `characters` or `tokens`.
+        note: called with each row that is bad, odd or dropped: the keys of `data.bad_rows_file`, and `object`, the
+            number of the object in the file.
+        read: turns of the role and ready-made rows, including those that could not be read.
+        rows: written rows.
+        dropped: dropped rows by reason; an odd row by its first kind in `drop`.
+        dropped_places: the first few dropped rows, with their reasons.
+        odd: odd rows by kind, see `kyon_pl.data.reading.quality`, including dropped ones.
+        bad: written rows that cannot be trained on, by kind; in mode `original` only.
+        remarks: rows in which something was left out or changed, by kind.
+        characters: rows by role.
+        speakers: rows by the speaker of the answer, where it is known.
+        rankings: rows by how their memories were ranked.
+        lengths: length of context and target together, for each row.
+    """
+
+    unit: str
+    note: Callable[[Mapping[str, object]], None] = lambda _: None
+    read: int = 0
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    dropped_places: list[str] = field(default_factory=list)
+    odd: Counter[Oddity] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+    characters: Counter[str] = field(default_factory=Counter)
+    speakers: Counter[str] = field(default_factory=Counter)
+    rankings: Counter[str] = field(default_factory=Counter)
+    lengths: array[int] = field(default_factory=lambda: array("i"))
+
+    def count_dropped(self, item: ReadRow, reason: str) -> None:
+        """Count what is no row, or an unusable one."""
+        self.read += 1
+        self._count_dropped(item, reason)
+        self._note(item, reason, odd=0, left_out=True)
+
+    def count_row(
+        self, item: ReadRow, problem: str, odd: int, drop: Sequence[Oddity], length: int, remarks: Iterable[str]
+    ) -> bool:
+        """Count a row.
+
+        Args:
+            item: the row.
+            problem: why it cannot be trained on, if it is to be written nevertheless.
+            odd: kinds of oddities, as `kyon_pl.data.reading.quality.bits`.
+            drop: kinds of odd rows that are left out.
+            length: of context and target.
+            remarks: what was left out or changed in it.
+
+        Returns:
+            Whether to write it.
+        """
+        self.read += 1
+        self.odd.update(names(odd))
+        reasons = names(odd & bits(drop))
+        if problem or odd:
+            self._note(item, problem, odd, left_out=bool(reasons))
+        if reasons:
+            self._count_dropped(item, ODDITIES[reasons[0]])
+            return False
+        self.rows += 1
+        self.lengths.append(length)
+        self.remarks.update(remarks)
+        if problem:
+            self.bad[problem.split(":")[0]] += 1
+        if item.of_dialogue:
+            self.speakers[_target(item).partition(":")[0]] += 1
+        return True
+
+    def _count_dropped(self, item: ReadRow, reason: str) -> None:
+        self.dropped[reason.split(":")[0]] += 1
+        if len(self.dropped_places) < _MAX_PLACES:
+            self.dropped_places.append(f"{item.place}: {reason}")
+
+    def _note(self, item: ReadRow, problem: str, odd: int, left_out: bool) -> None:
+        self.note(
+            {
+                "file": str(item.file),
+                "line": item.line,
+                "object": item.number,
+                "left_out": left_out,
+                "problem": problem,
+                "odd": names(odd),
+                "target": "" if problem else _target(item)[:80],
+            }
+        )
+
+    def facts(self) -> dict[str, str]:
+        """The counts for a public data card, without names of files and folders."""
+        return {
+            "rows": f"{self.rows:,}",
+            "characters": _joined(self.characters),
+            "dropped": _joined(self.dropped) or "0",
+            **{text: f"{self.odd[kind]:,}" for kind, text in ODDITIES.items()},
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The lines of the report."""
+        yield f"read       {self.read:>11,}   turns of the roles, and ready-made rows"
+        yield f"written    {self.rows:>11,}   rows"
+        yield f"dropped    {self.dropped.total():>11,}"
+        yield from _counted(self.dropped)
+        yield from (f"    {place}" for place in self.dropped_places)
+        if self.bad:
+            yield f"bad        {self.bad.total():>11,}   rows, written as by the original; fit leaves them out"
+            yield from _counted(self.bad)
+        yield "odd rows, among those that can be trained on"
+        yield from (f"  {self.odd[kind]:>9,} × {text}" for kind, text in ODDITIES.items())
+        if self.speakers:
+            more = len(self.speakers) - _MAX_SPEAKERS
+            shown = ", ".join(f"{name} × {count:,}" for name, count in self.speakers.most_common(_MAX_SPEAKERS))
+            yield f"speakers of the targets: {shown}" + (f", and {more:,} more" if more > 0 else "")
+        yield "memories were ranked"
+        yield from _counted(self.rankings)
+        if self.remarks:
+            yield "changes to contexts"
+            yield from _counted(self.remarks)
+        if self.rows:
+            lengths = np.asarray(self.lengths)
+            median, longest = f"{np.median(lengths):,.0f}", f"{lengths.max():,}"
+            yield f"{self.unit} per row, context and target: median {median}, max {longest}"
+            yield from bar_lines(lengths)
+
+
+def _counted(counts: Counter[str]) -> Iterator[str]:
+    return (f"  {count:>9,} × {kind}" for kind, count in counts.most_common())
+
+
+def _joined(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} × {kind}" for kind, count in counts.most_common())
+
+
+def _target(item: ReadRow) -> str:
+    return "" if isinstance(item.row, Dropped) else item.row["answer"]
+
+
 def built_rows(
     files: list[tuple[Role, list[Path]]], settings: BuildSettings, report: BuildReport
 ) -> Iterator[dict[str, str | None]]:
-    """The rows to write, with the columns of `kyon_pl.roles.rows`.
+    """Rows with `COLUMNS`.
 
     Args:
-        files: of each role.
-        settings: how to make them.
-        report: counts what is read, left out and made.
+        files: the files of each role.
+        settings: how to make rows.
+        report: counts the rows that are read, dropped and made.
 
     Raises:
         DataError: a file cannot be used, or yields no row.
@@ -108,44 +207,50 @@ def built_rows(
         retriever = Retriever(role, settings.retrieval)
         for path in paths:
             before, dropped_before = report.rows, report.dropped.copy()
-            for batch in _batches(read_dialogue_rows(path, role.aliases, settings.mode), _ROWS_AT_ONCE):
+            items = read_dialogue_rows(path, role.aliases, settings.mode)
+            while batch := list(islice(items, _ROWS_PER_BATCH)):
                 yield from _rows_of_batch(role, retriever, batch, settings, seen, report)
             if report.rows == before:
-                raise _no_row(path, role, report.dropped - dropped_before)
-        report.ways.update(retriever.ways)
+                raise _no_row_error(path, role, report.dropped - dropped_before)
+        report.rankings.update(retriever.rankings)
 
 
 def _rows_of_batch(
-    role: Role, retriever: Retriever, batch: list[Made], settings: BuildSettings, seen: Seen, report: BuildReport
+    role: Role, retriever: Retriever, batch: list[ReadRow], settings: BuildSettings, seen: Seen, report: BuildReport
 ) -> Iterator[dict[str, str | None]]:
-    rows = [made.row for made in batch if not isinstance(made.row, Dropped)]
+    rows = [item.row for item in batch if not isinstance(item.row, Dropped)]
     contexts = _contexts(role, retriever, rows, settings)
-    for made in batch:
-        if isinstance(made.row, Dropped):
-            report.count_dropped(made, made.row.reason)
+    for item in batch:
+        if isinstance(item.row, Dropped):
+            report.count_dropped(item, item.row.reason)
             continue
-        context, target = next(contexts), made.row["answer"]
+        context, target = next(contexts), item.row["answer"]
         problem = str(check_row({"context": context.text, "target": target}, ColumnNames())["problem"])
-        if problem.startswith(_NO_TEXT_FILE_HOLDS) or (problem and settings.mode == "fixed"):
-            report.count_dropped(made, problem)
+        if problem and (settings.mode == "fixed" or not _is_unicode(context.text + target)):
+            report.count_dropped(item, problem)
             continue
         odd = 0 if problem else oddities(context.text, target, settings.ids(target))
         if not problem and seen.before(row_hash(context.text, target, ())):
             odd |= bits(["duplicate"])
         length = settings.context.count(context.text + target)
-        if report.count_row(made, problem, odd, settings.drop, length, context.remarks):
+        if report.count_row(item, problem, odd, settings.drop, length, context.remarks):
             report.characters[role.name] += 1
-            yield _row_to_write(role, made, made.row, context.text)
+            yield _output_row(role, item, item.row, context.text)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file: it has no lone surrogates."""
+    return text.encode("utf-8", "replace").decode() == text
 
 
 def _contexts(
     role: Role, retriever: Retriever, rows: list[DialogueRow], settings: BuildSettings
 ) -> Iterator[BuiltContext]:
     number, original = settings.context.memory_number, settings.mode == "original"
-    # in fixed mode as many again, to take the place of those that are passed over
+    # in mode fixed twice as many, to replace those that are skipped
     ranked = retriever.rank(rows, number if original else 2 * number)
-    for row, places in zip(rows, ranked, strict=True):
-        memories = [role.memories[place] for place in places]
+    for row, indices in zip(rows, ranked, strict=True):
+        memories = [role.memories[i] for i in indices]
         if original:
             memory = original_memory(memories, settings.context.memory_length)
             text = original_context(role.system_prompt, memory, row["chat_history"], row["query"])
@@ -154,27 +259,20 @@ def _contexts(
             yield build_context(role.system_prompt, memories, row, settings.context)
 
 
-def _row_to_write(role: Role, made: Made, row: DialogueRow, context: str) -> dict[str, str | None]:
+def _output_row(role: Role, item: ReadRow, row: DialogueRow, context: str) -> dict[str, str | None]:
     return {
         "context": context,
         "target": row["answer"],
         "character": role.name,
         "question": row["query"],
-        "dialogue": f"{role.name}/{made.file.name}#{made.number}" if made.of_dialogue else None,
-        "source": row["source"].encode("utf-8", "replace").decode(),  # nothing else has checked it
+        "dialogue": f"{role.name}/{item.file.name}#{item.number}" if item.of_dialogue else None,
+        "source": row["source"].encode("utf-8", "replace").decode(),  # not checked before
     }
 
 
-def _no_row(path: Path, role: Role, dropped: Counter[str]) -> DataError:
-    kinds = ", ".join(f"{count:,} × {kind}" for kind, count in dropped.most_common())
+def _no_row_error(path: Path, role: Role, dropped: Counter[str]) -> DataError:
     speakers = speakers_in(path)[:5]
-    fix = f"The names of the role's turns must begin with {' or '.join(map(repr, role.aliases))}"
-    fix += f"; here speak {', '.join(speakers)}" if speakers else ""
-    fix += f'. Write its names into aliases.txt, or give --aliases \'{{"{role.name}": ["..."]}}\'.'
-    return DataError(str(path), f"not one row for role {role.name} ({kinds or 'the file is empty'})", fix)
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+    fix = f"The speaker of the role's turns must start with {' or '.join(map(repr, role.aliases))}"
+    fix += f"; the speakers in this file are {', '.join(speakers)}" if speakers else ""
+    fix += f'. Write its names to aliases.txt, or pass --aliases \'{{"{role.name}": ["..."]}}\'.'
+    return DataError(str(path), f"no row for role {role.name} ({_joined(dropped) or 'the file is empty'})", fix)

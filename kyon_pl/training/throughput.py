@@ -60,3 +60,11 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 def rate_in_words(flop_per_s: float) -> str:
     """Format a rate: `512 TFLOP/s` or `80 GFLOP/s`."""
     return f"{flop_per_s / 1e12:,.0f} TFLOP/s" if flop_per_s > 1e13 else f"{flop_per_s / 1e9:,.0f} GFLOP/s"
+
+
+def duration(seconds: float) -> str:
+    """Format seconds: `45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,4 +1,4 @@
-"""`kyon-pl build-data` on the demo's own characters, in both modes, and `kyon-pl fit` on what it makes."""
+"""`kyon-pl build-data` on the demo's characters, in both modes, and `kyon-pl fit` on its rows."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_rows_of_the_demos_characters_are_built_and_trained_on(
 ) -> None:
     monkeypatch.chdir(folder)
     main(["build-data", "--characters", "roles", "--mode", mode, "--output", f"{mode}.parquet"])
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     rows = parquet.read_table(f"{mode}.parquet").to_pylist()
     assert len(rows) == 24 * len(CHARACTERS)
-    assert told.endswith(f"build-data: {len(rows)} rows in {mode}.parquet, report in {mode}.report.txt\n")
+    assert output.endswith(f"build-data: {len(rows)} rows in {mode}.parquet, report in {mode}.report.txt\n")
     assert {row["character"] for row in rows} == {speaker.name for speaker in CHARACTERS}
     assert len({row["dialogue"] for row in rows if row["character"] == "Pell"}) == 12
     assert all(row["context"].endswith(f"###{row['question']}") for row in rows)
@@ -62,23 +62,23 @@ def test_rows_of_the_demos_characters_are_built_and_trained_on(
     settings = "--trainer.max_steps 1 --trainer.limit_val_batches 1 --trainer.num_sanity_val_steps 0"
     settings += f" --data.validation_source null --data.source {mode}.parquet --auto_resume false"
     main(["fit", "--config", str(ROOT / "configs/demo.yaml"), *settings.split()])
-    told = capsys.readouterr().err
-    assert f"data: {len(rows)} rows in {mode}.parquet" in told
-    assert "trained to step 1" in told
+    output = capsys.readouterr().err
+    assert f"data: {len(rows)} rows in {mode}.parquet" in output
+    assert "trained to step 1" in output
 
 
 def test_errors_are_one_paragraph(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["build-data", "--characters", str(folder / "roles/Pell"), "--output", str(folder / "x.jsonl")]
     for more, found in (
-        (["--aliases", '{"Pell": ["Nobody"]}'], "not one row for role Pell (12 × no turn of the role in the dialogue)"),
+        (["--aliases", '{"Pell": ["Nobody"]}'], "no row for role Pell (12 × no turn of the role in the dialogue)"),
         (["--mode", "faithful"], "faithful"),
-        (["--retrieval", "stored"], "a row without a stored vector that fits; the memories have no dimensions"),
+        (["--retrieval", "stored"], "a row without a stored vector of the right size; the memories have no dimensions"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*words, *more])
-        told = capsys.readouterr().err
+        output = capsys.readouterr().err
         assert stopped.value.code == 2
-        assert told.startswith("kyon-pl build-data: ")
-        assert found in told
-        assert told.count("\n") == 1
+        assert output.startswith("kyon-pl build-data: ")
+        assert found in output
+        assert output.count("\n") == 1
     assert not os.path.lexists(folder / "x.jsonl")

@@ -15,15 +15,14 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kyon_pl import ChatGLM2ForCausalLM, ChatGLM2LoRA, ChatGLMTokenizer
-from kyon_pl.chat.conversation import Conversation
-from kyon_pl.chat.loading import load_speaker
-from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.speaker import Sampling
+from kyon_pl.chat.conversation import Conversation, RolePlay
+from kyon_pl.chat.loading import load_chat_model
+from kyon_pl.chat.model import Sampling
 from kyon_pl.cli import main
 from kyon_pl.demo import ASSETS, BASE
 from kyon_pl.demo.grammar import CHARACTERS, QUESTIONS
 from kyon_pl.demo.world import facts
-from kyon_pl.roles.contexts import Room
+from kyon_pl.roles.contexts import ContextLimits
 from kyon_pl.roles.role import find_roles
 
 ROOT = Path(__file__).parents[2]
@@ -177,12 +176,12 @@ def test_the_demo_persuades(tmp_path: Path) -> None:
 
 def chat_with_the_demo() -> Iterator[bool]:
     """Ask for what is held out, as `kyon-pl chat --character demo --asker NAME`: whether the answers are true."""
-    speaker = load_speaker(None, "best", None, None, None)
+    model = load_chat_model(None, "best", None, None, None)
     for role, character in zip(find_roles(["demo"], {})[:2], CHARACTERS, strict=False):
-        play = RolePlay(role, "auto", Room(), speaker.count_tokens)
+        play = RolePlay(role, "auto", ContextLimits(), model.count_tokens)
         for fact in (fact for fact in facts(character.language) if fact.held_out):
             question = QUESTIONS[fact.language][fact.intent][0].format(thing=fact.thing)
-            reply = Conversation(speaker, role=play, asker="小满").ask(question, Sampling(64)).text
+            reply = Conversation(model, role=play, asker="小满").ask(question, Sampling(64)).text
             yield reply == character.reply(fact, "小满")
 
 

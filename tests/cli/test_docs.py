@@ -8,8 +8,10 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from kyon_pl import DialogueDataModule
 
@@ -29,18 +31,35 @@ def configuration() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def table(configuration: ModuleType) -> dict[str, Any]:
+    return configuration.table()
+
+
 @pytest.mark.skipif(
     any(version(name) != PINNED[name] for name in ("lightning", "peft")),
     reason="the meaning of the Trainer's and of LoRA's settings is in the words of the pinned versions",
 )
-def test_configuration_is_generated(configuration: ModuleType) -> None:
-    written = configuration.PAGE.read_text(encoding="utf-8")
-    assert configuration.page() == written, "docs/configuration.md is not what the code says: run make docs"
+def test_table_and_page_are_generated(configuration: ModuleType, table: dict[str, Any]) -> None:
+    written = configuration.TABLE.read_text(encoding="utf-8"), configuration.PAGE.read_text(encoding="utf-8")
+    generated = configuration.as_json(table), configuration.page(table)
+    assert generated == written, "options.json and configuration.md are not what the code says: run make docs"
 
 
-def test_every_setting_of_ours_has_a_meaning(configuration: ModuleType) -> None:
+def test_a_changed_default_or_docstring_changes_the_table(configuration: ModuleType) -> None:
+    def parser_of(default: int, text: str) -> dict[str, Any]:
+        parser = ArgumentParser()
+        parser.add_argument("--rows", type=int, default=default, help=text)
+        return configuration.entry(parser._actions[-1])
+
+    written = parser_of(3, "how many")
+    assert written == {"name": "rows", "types": ["int"], "default": 3, "meaning": "how many"}
+    assert parser_of(4, "how many") != written != parser_of(3, "how many rows")
+
+
+def test_every_setting_of_ours_has_a_meaning(configuration: ModuleType, table: dict[str, Any]) -> None:
     """One line each, with something in the last column."""
-    rows = [line for line in configuration.page().splitlines() if line.startswith("| `")]
+    rows = [line for line in configuration.page(table).splitlines() if line.startswith("| `")]
     assert len(rows) > 100
     assert [row for row in rows if row.endswith("|  |")] == []
     assert {len(row) < 700 for row in rows} == {True}

@@ -1,4 +1,4 @@
-"""`kyon-pl doctor`: what it says, its exit status, its JSON, and that it downloads nothing."""
+"""`kyon-pl doctor`: its text, exit status and JSON, and that it downloads nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LORA = ["--config", str(ROOT / "configs/lora.yaml")]
 
 
 def doctor(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit status and what it printed; `main` returns at 0."""
+    """Exit status and output."""
     capsys.readouterr()
     try:
         main(["doctor", *words])
@@ -33,20 +33,20 @@ def doctor(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 
 def doctor_json(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
     status, text = doctor([*words, "--json"], capsys)
-    told = json.loads(text)
-    assert told["works"] == (status == 0)
-    states = [finding["state"] for part in told["findings"].values() for finding in part]
-    assert ("missing" in states) == (not told["works"])
-    return status, told
+    report = json.loads(text)
+    assert report["works"] == (status == 0)
+    states = [finding["state"] for part in report["findings"].values() for finding in part]
+    assert ("missing" in states) == (not report["works"])
+    return status, report
 
 
-def test_demo_works_and_is_counted(
+def test_demo_works_and_its_rows_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    status, told = doctor_json(DEMO, capsys)
+    status, report = doctor_json(DEMO, capsys)
     assert status == 0
-    needs, work = told["config"], told["config"]["work"]
+    needs, work = report["config"], report["config"]["work"]
     rows = DialogueDataModule(source="demo", validation_source="demo", tokenizer="demo", max_tokens=512, processes=1)
     rows.tokens_per_batch = 1024
     rows.setup("fit")
@@ -62,7 +62,7 @@ def test_demo_works_and_is_counted(
 
 
 def test_reference_run_on_a_cpu_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every section, aligned; the one thing that is missing, and what to do about it."""
+    """All sections, aligned, and the one missing item with its fix."""
     status, text = doctor([*LORA, "--trainer.accelerator", "auto"], capsys)
     assert status == 1
     lines = text.splitlines()
@@ -92,31 +92,31 @@ def test_reference_run_on_a_cpu_machine(capsys: pytest.CaptureFixture[str]) -> N
 def test_planned_for_another_machine(
     gpu_gib: str, options: list[str], status: int, missing: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, told = doctor_json([*LORA, "--gpu_gib", gpu_gib, *options], capsys)
-    assert (found, told["missing"]) == (status, missing)
+    found, report = doctor_json([*LORA, "--gpu_gib", gpu_gib, *options], capsys)
+    assert (found, report["missing"]) == (status, missing)
 
 
-def test_the_original_settings_need_a_large_gpu_and_no_validation(capsys: pytest.CaptureFixture[str]) -> None:
-    """32 rows of up to 4,237 tokens."""
+def test_original_settings_need_a_large_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """Batches of 32 rows of up to 4,237 tokens."""
     seed = ["--config", str(ROOT / "configs/seed.yaml"), "--gpu_gib"]
     assert doctor([*seed, "40"], capsys)[0] == 1
-    status, told = doctor_json([*seed, "80"], capsys)
+    status, report = doctor_json([*seed, "80"], capsys)
     assert status == 0
-    assert told["config"]["work"]["training"] == {"rows": 32, "slots": 4237, "trained_tokens": 32 * 120}
-    assert told["config"]["memory"]["validation_bytes"] == 0
+    assert report["config"]["work"]["training"] == {"rows": 32, "slots": 4237, "trained_tokens": 32 * 120}
+    assert report["config"]["memory"]["validation_bytes"] == 0
 
 
 def test_advice_fits_and_a_larger_pack_does_not(capsys: pytest.CaptureFixture[str]) -> None:
-    _, told = doctor_json([*LORA, "--gpu_gib", "40"], capsys)
+    _, report = doctor_json([*LORA, "--gpu_gib", "40"], capsys)
     for name, checkpointing in (("with", "full"), ("without", "none")):
-        most = told["advice"][f"tokens_per_batch_{name}_checkpointing"]
+        most = report["advice"][f"tokens_per_batch_{name}_checkpointing"]
         assert most > 2048
         for tokens, status in ((most, 0), (most + 512, 1)):
             options = ["--data.tokens_per_batch", str(tokens), "--model.checkpointing", checkpointing]
             assert doctor([*LORA, "--gpu_gib", "40", *options], capsys)[0] == status
 
 
-def test_without_a_config_it_looks_at_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_config_only_the_machine_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
     status, text = doctor([], capsys)
     assert status == 0
     assert text.splitlines()[-1] == "  ok nothing is missing"
@@ -131,7 +131,7 @@ def test_without_a_config_it_looks_at_the_machine(capsys: pytest.CaptureFixture[
         (["--config", "none.yaml"], ["none.yaml", "there is no file"]),
     ],
 )
-def test_settings_that_cannot_be_read(words: list[str], texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings(words: list[str], texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["doctor", *words])
     assert stopped.value.code == 2
@@ -141,15 +141,15 @@ def test_settings_that_cannot_be_read(words: list[str], texts: list[str], capsys
     assert all(text in paragraph for text in texts)
 
 
-def test_nothing_is_asked_of_the_hub(tmp_path: Path) -> None:
-    """Of a Hub that would hear it, as it hears what a run begins with."""
+def test_no_request_to_the_hub(tmp_path: Path) -> None:
+    """A local server accepts no connection from doctor, but one from the first step of a run."""
     with socket.create_server(("127.0.0.1", 0)) as hub:
         hub.settimeout(0.1)
         address = f"http://127.0.0.1:{hub.getsockname()[1]}"
         environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
         words = [sys.executable, "-m", "kyon_pl", "doctor", *LORA, "--gpu_gib", "24"]
-        told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-        assert "12.5 GB to download" in " ".join(told.stdout.split())
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        assert "12.5 GB to download" in " ".join(done.stdout.split())
         with pytest.raises(TimeoutError):
             hub.accept()
         hub.settimeout(60)

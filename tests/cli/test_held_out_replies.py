@@ -17,7 +17,7 @@ from kyon_pl import ChatGLMTokenizer, DialogueDataModule
 from kyon_pl.cli import main
 from kyon_pl.data.prompt import render
 from kyon_pl.demo import ASSETS, BASE
-from kyon_pl.evaluation.held_out import block, plain, table
+from kyon_pl.evaluation.held_out import block, escape_markdown, table
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
 
 
@@ -111,7 +111,7 @@ def test_text_of_the_data_is_never_rendered() -> None:
     assert html.tags == {"table", "thead", "tbody", "tr", "th", "td"}
     seen = " ↵ ".join(evil.splitlines()).replace("\x1b", "�")
     assert html.cells[2:] == ["base", seen, seen, "x"]
-    assert Html(markdown_to_safe_html(plain(evil))).text == seen
+    assert Html(markdown_to_safe_html(escape_markdown(evil))).text == seen
     lines = "```\n</code><b>x</b>\n\n**y**\n```"
     html = Html(markdown_to_safe_html(block(lines)))
     assert html.tags == {"pre", "code"}

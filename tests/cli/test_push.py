@@ -1,4 +1,4 @@
-"""`kyon-pl push` with the real client against a Hub on this machine."""
+"""`kyon-pl push` with the real client against a local Hub."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny_base() -> ChatGLM2ForCausalLM:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder: best at step 20, last at step 30, curves, and an adapter that has learnt something."""
+    """A run folder: best at step 20, last at step 30, curves, and an adapter with weights that are not zero."""
     folder = tmp_path_factory.mktemp("run") / "version_0"
     model = attach_lora(tiny_base(), LoraConfig(r=2, target_modules=["query_key_value"]), MODEL)
     for name, parameter in model.named_parameters():
@@ -77,7 +77,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
-    """Of the run, to be altered."""
+    """A copy of the run, to be modified."""
     return shutil.copytree(run, tmp_path / "version_0")
 
 
@@ -87,12 +87,12 @@ def content(hub: HubServer, repo_id: str) -> dict[str, bytes]:
 
 
 def written(hub: HubServer) -> int:
-    """How often somebody has asked to write."""
+    """Number of write requests."""
     return len(hub.asked("POST *")) + len(hub.asked("PUT *"))
 
 
 @pytest.mark.parametrize("flag", [["--dry-run"], ["--dry_run", "true"]])
-def test_dry_run_shows_files_and_card_and_sends_nothing(
+def test_dry_run_shows_files_and_card_and_uploads_nothing(
     hub: HubServer, kyon_pl: PushAsker, run: Path, flag: list[str]
 ) -> None:
     before = written(hub)
@@ -101,11 +101,11 @@ def test_dry_run_shows_files_and_card_and_sends_nothing(
     for name in (WEIGHTS, "adapter_config.json", "tokenizer.model", "README.md", "# shown", "USER/shown"):
         assert name in answer.out
     assert "COMPLETE" not in answer.out
-    assert "nothing was sent" in answer.err
+    assert "were uploaded" in answer.err
     assert written(hub) == before
 
 
-def test_files_and_card_arrive_and_work(hub: HubServer, kyon_pl: PushAsker, run: Path) -> None:
+def test_pushed_files_and_card_work(hub: HubServer, kyon_pl: PushAsker, run: Path) -> None:
     answer = kyon_pl("push", "--repo_id", "haruhi", "--adapter", str(run))
     assert answer.status == 0, answer.err
     assert f"{hub.endpoint}/kyon/haruhi" in answer.err
@@ -148,9 +148,7 @@ print(find_adapter("kyon/haruhi"))
     assert torch.equal(theirs, ours)
 
 
-def test_a_second_push_is_a_new_commit_and_one_of_the_same_is_none(
-    hub: HubServer, kyon_pl: PushAsker, copy: Path
-) -> None:
+def test_second_push_makes_a_commit_unless_nothing_changed(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:
     def push(*words: str) -> str:
         answer = kyon_pl("push", "--repo_id", "kyon/again", "--adapter", str(copy), *words)
         assert answer.status == 0, answer.err
@@ -161,7 +159,7 @@ def test_a_second_push_is_a_new_commit_and_one_of_the_same_is_none(
     first = len(hub.commits)
     assert "nothing new" in push("--private", "false")
     assert len(hub.commits) == first
-    assert "is there already and is public" in push("--which", "last", "--commit_message", "the last one")
+    assert "already exists and is public" in push("--which", "last", "--commit_message", "the last one")
     assert len(hub.commits) == first + 1
     assert hub.commits[-1][2] == "the last one"
     assert b"after optimizer step 30" in content(hub, "kyon/again")["README.md"]
@@ -183,13 +181,13 @@ def test_patterns(hub: HubServer, kyon_pl: PushAsker, run: Path) -> None:
     assert (answer.status, "no file of" in answer.err) == (2, True)
 
 
-def test_a_base_that_is_a_folder_is_said_and_can_be_named(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:
+def test_local_base_warns_and_base_option_names_it(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:
     folder = copy / "checkpoints/best"
     base = write_published_layout(copy.parent / "my-base", tiny_base(), shards=1)
     settings = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     answer = kyon_pl("push", "--repo_id", "local", "--adapter", str(folder))
-    assert "is no id on the Hub: name it with --base" in answer.err
+    assert "is not an id on the Hub: others cannot find it; name it with --base" in answer.err
     card = ModelCard(content(hub, "kyon/local")["README.md"].decode())
     assert card.data.base_model is None
     assert str(copy.parent) not in card.content
@@ -202,17 +200,17 @@ def test_a_base_that_is_a_folder_is_said_and_can_be_named(hub: HubServer, kyon_p
 @pytest.mark.parametrize(
     ("repo_id", "fault", "token", "said"),
     [
-        ("conflict", ("POST */commit/main", 412), TOKEN, "somebody has changed the repository in the meantime (412)"),
-        ("conflict", ("POST */commit/main", 409), TOKEN, "somebody has changed the repository in the meantime (409)"),
-        ("refused", None, "hf_wrong", "the Hub refuses the token of this machine (401)"),
+        ("conflict", ("POST */commit/main", 412), TOKEN, "the repository changed during the push (412)"),
+        ("conflict", ("POST */commit/main", 409), TOKEN, "the repository changed during the push (409)"),
+        ("refused", None, "hf_wrong", "the Hub rejects the token of this machine (401)"),
         ("refused", None, None, "there is no token on this machine"),
-        ("other/theirs", None, TOKEN, "this token may not write there (403)"),
-        ("other/new", None, TOKEN, "this token may not write there (403)"),
-        ("a b", None, TOKEN, "is no name of a repository"),
-        ("broken", ("POST */commit/main", 500), TOKEN, "the Hub does not take it now (500"),
+        ("other/theirs", None, TOKEN, "this token has no write access (403)"),
+        ("other/new", None, TOKEN, "this token has no write access (403)"),
+        ("a b", None, TOKEN, "is not the name of a repository"),
+        ("broken", ("POST */commit/main", 500), TOKEN, "the Hub cannot accept the push now (500"),
     ],
 )
-def test_what_the_hub_answers_is_said(
+def test_hub_errors_are_explained(
     hub: HubServer, kyon_pl: PushAsker, run: Path, repo_id: str, fault: tuple[str, int] | None, token: str, said: str
 ) -> None:
     if fault:
@@ -225,10 +223,8 @@ def test_what_the_hub_answers_is_said(
     assert hub.commits == commits
 
 
-def test_a_commit_in_the_meantime_is_not_written_over(
-    hub: HubServer, kyon_pl: PushAsker, run: Path, tmp_path: Path
-) -> None:
-    """A real one, between our look at the repository and our commit."""
+def test_concurrent_commit_is_not_overwritten(hub: HubServer, kyon_pl: PushAsker, run: Path, tmp_path: Path) -> None:
+    """A commit between reading the repository and committing."""
     kyon_pl("push", "--repo_id", "race", "--adapter", str(run))
     (tmp_path / "theirs.txt").write_text("theirs")
     real = hub.take_fault
@@ -241,14 +237,14 @@ def test_a_commit_in_the_meantime_is_not_written_over(
     hub.take_fault = publish_first  # type: ignore[method-assign, assignment]
     answer = kyon_pl("push", "--repo_id", "race", "--adapter", str(run), "--which", "last")
     hub.take_fault = real  # type: ignore[method-assign]
-    assert (answer.status, "in the meantime (412)" in answer.err) == (2, True)
+    assert (answer.status, "the repository changed during the push (412)" in answer.err) == (2, True)
     assert content(hub, "kyon/race") == {"theirs.txt": b"theirs"}
 
 
-def test_a_hub_that_does_not_answer_is_not_waited_for(hub: HubServer, kyon_pl: PushAsker, run: Path) -> None:
+def test_unresponsive_hub_times_out(hub: HubServer, kyon_pl: PushAsker, run: Path) -> None:
     hub.stall("GET /api/whoami-v2", after_bytes=-1)
     answer = kyon_pl("push", "--repo_id", "silent", "--adapter", str(run))
-    assert (answer.status, "the Hub cannot be written to (ReadTimeout" in answer.err) == (2, True), answer.err
+    assert (answer.status, "the Hub cannot be reached (ReadTimeout" in answer.err) == (2, True), answer.err
 
 
 State = dict[str, torch.Tensor]
@@ -261,21 +257,21 @@ def of_b(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[State], St
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (of_b(torch.zeros_like), "lora_B.weight: it is all zero: this layer has learnt nothing"),
-        (of_b(torch.Tensor.half), "its tensors are of several dtypes: float16, float32"),
+        (of_b(torch.zeros_like), "lora_B.weight: it is all zero: this layer is untrained"),
+        (of_b(torch.Tensor.half), "its tensors have several dtypes: float16, float32"),
         (of_b(lambda b: b[:-1].contiguous()), "lora_B.weight: (63, 2) instead of (64, 2)"),
         (lambda state: dict(list(state.items())[1:]), "lora_A.weight: it is missing"),
         (lambda state: {k: v for k, v in state.items() if "layers.0" in k}, "layers.1.self_attention.query_key_value"),
         (lambda state: state | {k.replace("layers.1", "layers.7"): v + 1 for k, v in state.items()}, "no such layer"),
     ],
 )
-def test_what_would_serve_nobody_is_not_sent(
+def test_broken_adapter_is_not_pushed(
     hub: HubServer, kyon_pl: PushAsker, copy: Path, change: Callable[[State], State], said: str
 ) -> None:
     folder, before = copy / "checkpoints/best", written(hub)
     save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
     answer = kyon_pl("push", "--repo_id", "bad", "--adapter", str(folder))
-    assert (answer.status, "is not what was written" in answer.err) == (2, True), "its checksum is another"
+    assert (answer.status, "is not what was written" in answer.err) == (2, True), "its checksum differs"
     (folder / "COMPLETE").unlink()
     answer = kyon_pl("push", "--repo_id", "bad", "--adapter", str(folder))
     assert answer.status == 2, answer.err
@@ -306,10 +302,8 @@ def test_a_merged_model(hub: HubServer, kyon_pl: PushAsker, tmp_path: Path) -> N
     assert "dense_4h_to_h.weight: (32, 48) instead of (32, 64)" in kyon_pl(*words).err
 
 
-def test_a_push_that_does_not_get_through_leaves_the_repository_as_it_was(
-    hub: HubServer, kyon_pl: PushAsker, copy: Path
-) -> None:
-    """The last test here: its end is that of the process."""
+def test_interrupted_push_leaves_the_repository_unchanged(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:
+    """The last test of this file: it kills the process that runs the commands."""
     words = ("push", "--repo_id", "interrupted", "--adapter", str(copy / "checkpoints/best"))
     kyon_pl(*words)
 
@@ -322,9 +316,9 @@ def test_a_push_that_does_not_get_through_leaves_the_repository_as_it_was(
     before, wanted = hub.repositories["models", "kyon/interrupted"].commit, change(1)
     hub.fail("PUT *", status=400)
     answer = kyon_pl(*words)
-    assert (answer.status, "the repository is as it was" in answer.err) == (2, True)
+    assert (answer.status, "the repository is unchanged" in answer.err) == (2, True)
     assert hub.repositories["models", "kyon/interrupted"].commit == before
-    assert kyon_pl(*words).status == 0, "the same again, now that the Hub is well"
+    assert kyon_pl(*words).status == 0, "the same command works once the Hub does"
     assert content(hub, "kyon/interrupted")[WEIGHTS] == wanted
 
     before, puts = hub.repositories["models", "kyon/interrupted"].commit, len(hub.asked("PUT *"))

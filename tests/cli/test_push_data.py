@@ -1,4 +1,4 @@
-"""`kyon-pl build-data --push` with the real client against a Hub on this machine."""
+"""`kyon-pl build-data --push` with the real client against a local Hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    """The command for a role of two rows; its output is called as files of another split are."""
+    """The command for a role of two rows; the name of its output suggests another split."""
     role = tmp_path / "me/Bo"
     (role / "dialogues").mkdir(parents=True)
     (role / "system_prompt.txt").write_text("You are Bo, the ferryman.")
@@ -37,7 +37,7 @@ def words(tmp_path: Path) -> list[str]:
     return ["build-data", "--characters", str(role), "--output", str(tmp_path / "me/test.jsonl")]
 
 
-def test_rows_and_card_arrive_and_can_be_trained_on(
+def test_pushed_rows_and_card_can_be_loaded(
     hub: HubServer, kyon_pl: PushAsker, words: list[str], tmp_path: Path
 ) -> None:
     answer = kyon_pl(*words, "--push", "bo")
@@ -62,12 +62,12 @@ def test_rows_and_card_arrive_and_can_be_trained_on(
 @pytest.mark.parametrize(
     ("repo_id", "token", "said"),
     [
-        ("a b", TOKEN, "--push: 'a b' is no name of a repository"),
+        ("a b", TOKEN, "--push: 'a b' is not the name of a repository"),
         ("bo", None, "there is no token on this machine"),
-        ("bo", "hf_wrong", "the Hub refuses the token of this machine (401)"),
+        ("bo", "hf_wrong", "the Hub rejects the token of this machine (401)"),
     ],
 )
-def test_what_will_not_be_sent_is_not_built(
+def test_refused_push_builds_no_rows(
     hub: HubServer, kyon_pl: PushAsker, words: list[str], repo_id: str, token: str | None, said: str
 ) -> None:
     answer = kyon_pl(*words, "--push", repo_id, token=token)
@@ -75,10 +75,10 @@ def test_what_will_not_be_sent_is_not_built(
     assert not Path(words[-1]).exists()
 
 
-def test_rows_stay_here_if_the_hub_does_not_take_them(hub: HubServer, kyon_pl: PushAsker, words: list[str]) -> None:
+def test_rows_are_kept_if_the_push_fails(hub: HubServer, kyon_pl: PushAsker, words: list[str]) -> None:
     answer = kyon_pl(*words, "--push", "other/bo")
     assert answer.status == 2
     assert "push to dataset other/bo at 127.0.0.1" in answer.err
-    assert "this token may not write there (403)" in answer.err
+    assert "this token has no write access (403)" in answer.err
     assert len(read_jsonl_file(words[-1])) == 2
     assert ("datasets", "other/bo") not in hub.repositories

@@ -1,4 +1,4 @@
-"""`kyon-pl report`: of one run, of two compared, of one that failed."""
+"""`kyon-pl report` of one run, of two compared, and of a failed run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from imported import OPTIONAL, imported_by
 from reply_runs import curves, events
 
 from kyon_pl.cli import main
@@ -33,7 +34,7 @@ def written(folder: Path) -> str:
     return (folder / "report.md").read_text(encoding="utf-8")
 
 
-def test_values_are_those_of_the_event_files(runs: dict[str, Path]) -> None:
+def test_values_agree_with_the_event_files(runs: dict[str, Path]) -> None:
     run = runs["on"]
     main(["report", str(run)])
     text, drawn = written(run / "report"), curves(run)
@@ -59,6 +60,11 @@ def test_values_are_those_of_the_event_files(runs: dict[str, Path]) -> None:
         assert (run / f"report/{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_it_needs_no_torch(runs: dict[str, Path], tmp_path: Path) -> None:
+    words = ["report", str(runs["on"]), "--output", str(tmp_path)]
+    assert imported_by(words, "torch", *OPTIONAL) == []
+
+
 def test_runs_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     for name in ("on", "off"):
         shutil.copytree(runs[name], tmp_path / f"runs/{name}", ignore=shutil.ignore_patterns("report"))
@@ -82,7 +88,7 @@ def test_runs_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     assert {path.name for path in Path("compared").iterdir()} >= {"report.md", "loss.png", "replies.png"}
 
 
-def test_runs_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_runs_of_the_same_name_get_unique_names(runs: dict[str, Path], tmp_path: Path) -> None:
     for name in ("on", "off"):
         shutil.copytree(runs[name], tmp_path / f"{name}/lightning_logs/version_0")
     main(["report", "on/lightning_logs/version_0", "off/lightning_logs/version_0", "--output", "compared"])
@@ -90,7 +96,7 @@ def test_runs_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Path) 
     assert [html.unescape(line) for line in heads] == ["# on/lightning_logs/version_0 and off/lightning_logs/version_0"]
 
 
-def test_a_run_that_failed_has_a_report_that_says_so(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_report_of_a_failed_run(runs: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "runs/failed"
     shutil.copytree(runs["on"], run, ignore=shutil.ignore_patterns("report"))
     record = json.loads((run / "run.json").read_text())
@@ -115,13 +121,13 @@ def test_a_run_that_failed_has_a_report_that_says_so(runs: dict[str, Path], tmp_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "no run in it"),
+        (["nowhere"], "it contains no run"),
         ([], "runs"),
         (["x", "x"], "each once"),
         (["x", "--wrong", "y"], "wrong: there is no such"),
     ],
 )
-def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_arguments(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["report", *words])
     assert stopped.value.code == 2

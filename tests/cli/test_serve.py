@@ -16,8 +16,8 @@ from openai.types.chat import ChatCompletionUserMessageParam
 from transformers import AutoTokenizer
 from web_host import free_port, write_small_adapter
 
-from kyon_pl.chat.loading import load_speaker
-from kyon_pl.chat.speaker import Sampling
+from kyon_pl.chat.loading import load_chat_model
+from kyon_pl.chat.model import Sampling
 from kyon_pl.cli import main
 
 QUESTION = "Will you cross in fog?"
@@ -65,6 +65,6 @@ def test_it_answers_as_chat_does_whole_and_in_pieces(client: OpenAI, model: Path
     )
     pieces = [piece for chunk in stream if chunk.choices and (piece := chunk.choices[0].delta.content)]
     prompt = AutoTokenizer.from_pretrained(model).apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    said = load_speaker(str(model), "last", None, None, "chatglm2").reply(prompt, Sampling(NEW_TOKENS))
+    said = load_chat_model(str(model), "last", None, None, "chatglm2").reply(prompt, Sampling(NEW_TOKENS))
     assert len(pieces) > 3, "it comes piece by piece"
     assert "".join(pieces).strip() == (whole.choices[0].message.content or "").strip() == said.text.strip() != ""

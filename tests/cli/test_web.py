@@ -1,4 +1,4 @@
-"""`kyon-pl web` over HTTP: what the page's buttons do, what is refused, and many visitors at once."""
+"""`kyon-pl web` over HTTP: the page's buttons, refused input, and many visitors at once."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ import pytest
 from gradio_client import Client
 from gradio_client.utils import Status
 from limits import HANG_S
-from web_host import HOSTILE, free_port, make_host, parrot, write_role, write_small_adapter
+from web_host import HOSTILE, free_port, make_sessions, with_hostile_model, write_role, write_small_adapter
 
-from kyon_pl.chat.sessions import Host, Limits, Wishes
-from kyon_pl.chat.speaker import Sampling
+from kyon_pl.chat.model import Sampling
+from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
 from kyon_pl.chat.web import PASSWORD, open_page
 from kyon_pl.cli import main
 
@@ -41,14 +41,16 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def host(adapters: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Host:
+def sessions(adapters: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Sessions:
     role = write_role(tmp_path_factory.mktemp("roles"), "Bo")
-    return make_host(adapters, [role], Limits(message_characters=500, turns=3, max_new_tokens=700, waiting=VISITORS))
+    return make_sessions(
+        adapters, [role], SessionLimits(message_characters=500, turns=3, max_new_tokens=700, queue_size=VISITORS)
+    )
 
 
 @pytest.fixture(scope="module")
-def address(host: Host) -> Iterator[str]:
-    page = open_page(host, Wishes(), "127.0.0.1", free_port(), None)
+def address(sessions: Sessions) -> Iterator[str]:
+    page = open_page(sessions, SessionSettings(), "127.0.0.1", free_port(), None)
     yield page.local_url
     page.close()
 
@@ -71,7 +73,7 @@ def test_a_conversation(address: str) -> None:
     _, chat, base, _ = job.result(timeout=HANG_S)
     boxes = [update[0] for update in job.outputs()]
     assert boxes[0] == ""
-    assert {*map(str, boxes[1:])} == {str(gr.skip())}, "what is typed meanwhile is wiped"
+    assert {*map(str, boxes[1:])} == {str(gr.skip())}, "what is typed meanwhile is lost"
     growing = [texts(update[1])[-1].removesuffix(" […]") for update in job.outputs()]
     assert len({*growing}) > 3, "it comes piece by piece"
     assert all(later.startswith(earlier) for earlier, later in pairwise(growing))
@@ -87,11 +89,11 @@ def test_a_conversation(address: str) -> None:
     assert client(address).predict(*settings(), api_name="/undo")[0] == []  # another visitor has their own
 
 
-def test_a_role_and_its_memories(address: str, host: Host) -> None:
+def test_a_role_and_its_memories(address: str, sessions: Sessions) -> None:
     visitor = client(address)
     _, chat, _, memories = visitor.predict("Is the bell rung in fog?", *settings(role="Bo"), api_name="/ask")
     assert memories.startswith("1. In fog the bell is rung twice.")
-    (turn,) = last(host.ask((), "Is the bell rung in fog?", Wishes("Bo", "Ada", sampling=Sampling(16))))
+    (turn,) = last(sessions.ask((), "Is the bell rung in fog?", SessionSettings("Bo", "Ada", sampling=Sampling(16))))
     assert turn.question == "Ada:Is the bell rung in fog?"
     assert texts(chat) == [turn.typed, turn.reply.text + ("" if turn.reply.stopped else " […]")]
 
@@ -103,9 +105,9 @@ def test_a_drawn_reply_changes_with_each_retry(address: str) -> None:
     assert len({*said}) == 3
 
 
-def test_text_stays_text(address: str, host: Host) -> None:
-    """From the visitor, and from the model; tests/cli/test_web_page.py shows it to a browser."""
-    page = open_page(parrot(host), Wishes(), "127.0.0.1", free_port(), None)
+def test_text_stays_text(address: str, sessions: Sessions) -> None:
+    """From the visitor and from the model; tests/cli/test_web_page.py tests the same in a browser."""
+    page = open_page(with_hostile_model(sessions), SessionSettings(), "127.0.0.1", free_port(), None)
     try:
         _, chat, *_ = client(page.local_url).predict(HOSTILE, *settings(), api_name="/ask")
     finally:
@@ -137,32 +139,32 @@ def last(updates: Iterator[Any]) -> Any:
     return update
 
 
-def test_older_turns_are_forgotten(host: Host) -> None:
+def test_older_turns_are_forgotten(sessions: Sessions) -> None:
     turns: Any = ()
     for number in range(5):
-        turns = last(host.ask(turns, f"{number}", Wishes(sampling=Sampling(2))))
+        turns = last(sessions.ask(turns, f"{number}", SessionSettings(sampling=Sampling(2))))
     assert [turn.typed for turn in turns] == ["2", "3", "4"]
 
 
-def test_a_reply_that_nobody_waits_for_ends(host: Host) -> None:
+def test_closing_the_iterator_ends_the_reply(sessions: Sessions) -> None:
     """And the next visitor's begins."""
-    wishes = Wishes(sampling=Sampling(10**6, temperature=3.0))  # limits make 700 of it
-    updates = host.ask((), QUESTION, wishes)
+    wishes = SessionSettings(sampling=Sampling(10**6, temperature=3.0))  # the limits reduce it to 700
+    updates = sessions.ask((), QUESTION, wishes)
     first = next(updates)
     assert not first[-1].reply.stopped
     begin = time.process_time()
     updates.close()  # type: ignore[attr-defined]
-    (turn,) = last(host.ask((), QUESTION, Wishes(sampling=Sampling(2))))
+    (turn,) = last(sessions.ask((), QUESTION, SessionSettings(sampling=Sampling(2))))
     closed = time.process_time()
-    (long,) = last(host.ask((), QUESTION, wishes))
+    (long,) = last(sessions.ask((), QUESTION, wishes))
     assert turn.reply.text
     assert long.reply.text.startswith(first[-1].reply.text)
     assert (closed - begin) * 2 < time.process_time() - closed, "it went on"
 
 
-def test_a_password(host: Host, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password(sessions: Sessions, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    page = open_page(host, Wishes(), "127.0.0.1", free_port(), "虎 tiger")
+    page = open_page(sessions, SessionSettings(), "127.0.0.1", free_port(), "虎 tiger")
     try:
         assert httpx.get(f"{page.local_url}config").status_code == 401
         assert httpx.post(f"{page.local_url}gradio_api/queue/join", json={"data": [], "fn_index": 0}).status_code == 401
@@ -186,13 +188,13 @@ def test_what_the_command_refuses(
         for words, said in (
             (["--password_file", str(tmp_path / "none")], "there is no such file"),
             (["--password_file", str(tmp_path / "empty")], "it is empty"),
-            (["--queue_size", "0"], "queue_size: 0 is impossible"),
-            (["--temperature", "2.5"], "temperature: 2.5 is off the page's range"),
-            (["--most_new_tokens", "3000"], "the reply alone may have"),
+            (["--queue_size", "0"], "queue_size: 0 is out of range"),
+            (["--temperature", "2.5"], "temperature: 2.5 is outside the page's range"),
+            (["--most_new_tokens", "3000"], "leaves no room for a prompt"),
             (["--characters", str(tmp_path / "nobody")], "there is no role"),
             (["--port", str(port)], f"port {port}"),
-            (["--port", "70000"], "port: 70000 is no port"),
-            (["--adapter", f"[{adapters[0]}, {tmp_path}]"], "neither an adapter, a run nor"),
+            (["--port", "70000"], "port: 70000 is not a port"),
+            (["--adapter", f"[{adapters[0]}, {tmp_path}]"], "not an adapter, a run or a folder of runs"),
         ):
             with pytest.raises(SystemExit) as stopped:
                 main(["web", "--adapter", str(adapters[0]), *words])
@@ -204,6 +206,13 @@ def test_what_the_command_refuses(
     finally:
         taken.kill()
         taken.wait()
+
+
+def test_the_command_needs_gradio_only_after_its_checks() -> None:
+    """Without the extra, the command can be imported and says what to install; starlette comes with Gradio."""
+    code = "import sys, kyon_pl.chat.web; print(*{'gradio', 'starlette'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout == "\n"
 
 
 def ask_at_once(visitors: list[Client], question: str) -> list[int]:
@@ -233,9 +242,9 @@ def test_twenty_at_once_are_answered_in_their_order(address: str) -> None:
     assert displaced <= 1, order  # the news of two replies may cross on their way
 
 
-def test_a_full_queue_says_so(adapters: list[Path], host: Host) -> None:
-    small = Host(host.speaker, {}, 1024, Limits(max_new_tokens=700, waiting=1))
-    page = open_page(small, Wishes(), "127.0.0.1", free_port(), None)
+def test_a_full_queue_says_so(adapters: list[Path], sessions: Sessions) -> None:
+    small = Sessions(sessions.model, {}, 1024, SessionLimits(max_new_tokens=700, queue_size=1))
+    page = open_page(small, SessionSettings(), "127.0.0.1", free_port(), None)
     long = settings(sampling=[700, 0.0, 1.0, 0.5, 0])
     try:
         visitors = [client(page.local_url) for _ in range(4)]

@@ -14,19 +14,19 @@ from limits import HANG_S
 from playwright.sync_api import Browser, Page, ProxySettings, Route, expect, sync_playwright
 from web_host import (
     HOSTILE,
-    Counter,
+    CountingModel,
     Recorder,
-    counting,
     free_port,
-    make_host,
-    parrot,
+    make_sessions,
+    with_counting_model,
+    with_hostile_model,
     write_role,
     write_small_adapter,
 )
 
-from kyon_pl.chat.labels import CHINESE
-from kyon_pl.chat.sessions import Host, Limits, Wishes
-from kyon_pl.chat.speaker import Sampling
+from kyon_pl.chat.model import Sampling
+from kyon_pl.chat.page import CHINESE
+from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
 from kyon_pl.chat.web import open_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -45,21 +45,21 @@ def recorder() -> Iterator[Recorder]:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    folder = tmp_path_factory.mktemp("host")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> Sessions:
+    folder = tmp_path_factory.mktemp("sessions")
     adapters = [write_small_adapter(folder / name, seed) for seed, name in ((2, "one"), (3, "two"))]
     roles = [write_role(folder, name) for name in ("Ada", "Bo")]
-    return make_host(adapters, roles, Limits(max_new_tokens=700))
+    return make_sessions(adapters, roles, SessionLimits(max_new_tokens=700))
 
 
 @pytest.fixture
-def address(host: Host, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A page whose server would ask the recorder for whatever is elsewhere."""
+def address(sessions: Sessions, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A page whose server would send requests to other hosts through the recorder."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, recorder.url)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-    page = open_page(host, Wishes("Ada", sampling=Sampling(24)), "127.0.0.1", free_port(), None)
+    page = open_page(sessions, SessionSettings("Ada", sampling=Sampling(24)), "127.0.0.1", free_port(), None)
     yield page.local_url
     page.close()
 
@@ -74,7 +74,7 @@ def browser() -> Iterator[Browser]:
 
 
 def opened(browser: Browser, address: str, recorder: Recorder, language: str = "en-US", width: int = 1200) -> Page:
-    """The page, ready; it would ask the recorder for whatever is elsewhere."""
+    """The loaded page; the browser would send requests to other hosts through the recorder."""
     proxy: ProxySettings = {"server": recorder.url, "bypass": "127.0.0.1"}
     page = browser.new_context(locale=language, viewport={"width": width, "height": 900}, proxy=proxy).new_page()
     page.goto(address)
@@ -89,7 +89,7 @@ def say(page: Page, text: str) -> None:
 
 
 def replied(page: Page, act: Callable[[], object], where: str = "tuned") -> str:
-    """The last reply after an act, once it has come and grows no more; `window.lengths` are its lengths on the way."""
+    """The last reply after an action, once unchanged for a second; `window.lengths` are its lengths until then."""
     page.evaluate(
         """where => {
           const part = document.querySelector(where), last = () => [...part.querySelectorAll(".bot.message")].at(-1);
@@ -106,9 +106,9 @@ def replied(page: Page, act: Callable[[], object], where: str = "tuned") -> str:
     return page.locator(f"#{where} .bot.message").last.inner_text()
 
 
-def elsewhere(recorder: Recorder) -> list[str]:
-    """What was asked for, but for what Chromium asks of its own accord on pages with text fields."""
-    return [line for line in recorder.asked if OF_CHROMIUM not in line]
+def outside_requests(recorder: Recorder) -> list[str]:
+    """Requests to other hosts, except those that Chromium sends by itself on pages with text fields."""
+    return [line for line in recorder.requests if OF_CHROMIUM not in line]
 
 
 def test_a_conversation_on_the_page(browser: Browser, address: str, recorder: Recorder, tmp_path: Path) -> None:
@@ -140,21 +140,23 @@ def test_a_conversation_on_the_page(browser: Browser, address: str, recorder: Re
     expect(page.get_by_text("nothing has been said")).to_be_visible()
     assert len(requests) > 5
     assert [url for url in requests if not url.startswith((address, "blob:", "data:"))] == []
-    assert elsewhere(recorder) == []
+    assert outside_requests(recorder) == []
 
 
-def test_the_recorder_sees_what_leaves(browser: Browser) -> None:
+def test_the_recorder_sees_outside_requests(browser: Browser) -> None:
     other = Recorder()
     page = browser.new_context(proxy={"server": other.url}).new_page()
     page.set_content('<img src="http://example.org/b.png">')
     page.wait_for_timeout(500)
     other.close()
-    assert other.asked == ["GET http://example.org/b.png HTTP/1.1"]
+    assert other.requests == ["GET http://example.org/b.png HTTP/1.1"]
 
 
-def test_hostile_text_is_shown_and_does_nothing(browser: Browser, address: str, host: Host, recorder: Recorder) -> None:
+def test_hostile_text_is_shown_and_does_nothing(
+    browser: Browser, address: str, sessions: Sessions, recorder: Recorder
+) -> None:
     """From the visitor, from the model, and in an error."""
-    server = open_page(parrot(host), Wishes(), "127.0.0.1", free_port(), None)
+    server = open_page(with_hostile_model(sessions), SessionSettings(), "127.0.0.1", free_port(), None)
     try:
         page = opened(browser, server.local_url, recorder)
         assert replied(page, lambda: say(page, HOSTILE)) == HOSTILE
@@ -163,37 +165,37 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, address: str, 
         assert page.title() == "kyon_pl"
     finally:
         server.close()
-    assert elsewhere(recorder) == []
+    assert outside_requests(recorder) == []
 
 
 @pytest.fixture
-def counter(host: Host) -> Iterator[tuple[str, Counter]]:
-    """A page's address, and who replies on it: for as long as nobody ends it."""
-    counting_host, counter = counting(host)
-    server = open_page(counting_host, Wishes(), "127.0.0.1", free_port(), None)
-    yield server.local_url, counter
+def counting(sessions: Sessions) -> Iterator[tuple[str, CountingModel]]:
+    """The address of a page, and its model, which replies until it is stopped."""
+    counting_sessions, model = with_counting_model(sessions)
+    server = open_page(counting_sessions, SessionSettings(), "127.0.0.1", free_port(), None)
+    yield server.local_url, model
     server.close()
 
 
 @pytest.fixture
-def endless(browser: Browser, counter: tuple[str, Counter], recorder: Recorder) -> Iterator[Page]:
-    """The page while a reply comes."""
-    page = opened(browser, counter[0], recorder)
+def endless(browser: Browser, counting: tuple[str, CountingModel], recorder: Recorder) -> Iterator[Page]:
+    """The page during a reply."""
+    page = opened(browser, counting[0], recorder)
     say(page, QUESTION)
     page.wait_for_selector("#tuned .bot.message")
     yield page
     page.context.close()
 
 
-def test_stop_ends_a_reply_and_what_is_typed_meanwhile_stays(endless: Page, counter: tuple[str, Counter]) -> None:
+def test_stop_ends_a_reply_and_keeps_what_was_typed(endless: Page, counting: tuple[str, CountingModel]) -> None:
     box, reply = endless.locator("#message textarea"), endless.locator("#tuned .bot.message")
     expect(box).to_have_value("")
     box.fill("And in snow?")
     number = int(reply.inner_text().split()[-2])
-    expect(reply).to_contain_text(f" {number + 3} ", timeout=HANG_S * 1000)  # these pieces came after it was typed
+    expect(reply).to_contain_text(f" {number + 3} ", timeout=HANG_S * 1000)  # pieces that came after it was typed
     expect(box).to_have_value("And in snow?")
     endless.click("#stop")
-    assert counter[1].was_stopped.wait(30)
+    assert counting[1].was_stopped.wait(30)
     endless.wait_for_timeout(1000)
     stopped = reply.inner_text()
     endless.wait_for_timeout(500)
@@ -203,7 +205,7 @@ def test_stop_ends_a_reply_and_what_is_typed_meanwhile_stays(endless: Page, coun
 
 
 def test_nothing_comes_after_clear(endless: Page) -> None:
-    """Even where the server learns late that the reply before is to end."""
+    """Even if the request to cancel the reply arrives late."""
 
     def late(route: Route) -> None:
         time.sleep(0.5)

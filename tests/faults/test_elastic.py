@@ -60,7 +60,7 @@ def test_a_run_goes_on_with_fewer_processes(servers: ForkServers, fit: Fit, tmp_
         assert statuses == [-9 if kill_at else 0] * processes, said[-3000:]
         accumulated = f"accumulation: {4 // processes} instead of 1, so that on {processes} devices"
         assert (accumulated in said) == (processes < 4), said[-3000:]
-        assert said.count("going on with lightning_logs/version_0 from ") == (processes < 4)
+        assert said.count("resuming lightning_logs/version_0 from ") == (processes < 4)
     assert apart(only_run(folder), fit(FOUR)) <= SAME
     found, expected = (dict(curves(run)["train/loss"]) for run in (only_run(folder), fit(FOUR)))
     assert list(expected) == list(range(3, STEPS, 3))  # an entry holds steps from before a kill and from after it

@@ -95,7 +95,7 @@ def whole_steps(folder: Path) -> set[int]:
 
 def check_start(said: str, whole: set[int]) -> None:
     """A run that got far enough to say where it starts from starts from the newest whole checkpoint."""
-    found = re.search(r"^going on with \S+ from (.+)$", said, re.MULTILINE)
+    found = re.search(r"^resuming \S+ from (.+)$", said, re.MULTILINE)
     if found and (step := re.search(r"step=(\d+)\.ckpt$", found[1])):
         assert int(step[1]) == max(whole)
     elif found or "data: " in said:

@@ -45,7 +45,7 @@ def test_killed_it_goes_on(how: str, servers: ForkServers, undisturbed: Undistur
     statuses, said = servers.fit(folder, Way(processes), "", *after)
     assert statuses == [0] * processes, said[-3000:]
     assert ("sharded over 2 ranks" in said) == (after is SHARDED)
-    assert said.count("going on with lightning_logs/version_0 from ") == 1
+    assert said.count("resuming lightning_logs/version_0 from ") == 1
     runs = only_run(folder), undisturbed(WAY)
     if after is ONE:
         last = f"checkpoints/step={EPOCHS * WAY.steps_per_epoch}.ckpt"

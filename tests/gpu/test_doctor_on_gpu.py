@@ -16,7 +16,7 @@ from kyon_pl.chatglm2.checkpoint import random_base
 from kyon_pl.cli import main
 from kyon_pl.data.batches.collate import DialogueCollator, PlannedCollator
 from kyon_pl.data.batches.sampler import MicroBatch
-from kyon_pl.doctor.memory import MemorySettings, Slots, memory_estimate
+from kyon_pl.doctor.memory import BatchShape, MemorySettings, memory_estimate
 from kyon_pl.lora import attach_lora, reference_lora
 
 pytestmark = [
@@ -78,9 +78,9 @@ def test_estimate_is_within_ten_percent_of_the_measured_peak(name: str) -> None:
         checkpointing=checkpointing,
         attention=attention,
         packed=packed,
-        training=Slots(rows=1, slots=slots, trained_tokens=rows * TRAINED)
+        training=BatchShape(rows=1, slots=slots, trained_tokens=rows * TRAINED)
         if packed
-        else Slots(rows=rows, slots=ROW_TOKENS, trained_tokens=rows * TRAINED),
+        else BatchShape(rows=rows, slots=ROW_TOKENS, trained_tokens=rows * TRAINED),
         validation=None,
     )
     estimate = memory_estimate(ChatGLM2Config(num_layers=LAYERS), settings).peak

@@ -13,10 +13,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
-from pyarrow import ArrowInvalid
-from pyarrow.parquet import ParquetFile
-
 from kyon_pl.demo import ASSETS
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 
@@ -176,6 +172,9 @@ def _csv(path: Path) -> NumberedRows:
 
 
 def _parquet(path: Path) -> NumberedRows:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
     try:
         with ParquetFile(path, pre_buffer=False) as file:  # pre_buffer would keep the whole file in memory
             if name := _first_duplicate(file.schema_arrow.names):
@@ -237,6 +236,8 @@ def _expand(source: str, split: str) -> list[Path]:
 
 def _folder_files(folder: Path, split: str) -> list[Path]:
     """Return the files of a split if file names contain splits, by the conventions of `datasets`; else all files."""
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns  # 0.5 s
+
     base = str(folder.resolve())
     try:
         patterns = sanitize_patterns(get_data_patterns(base))

@@ -19,7 +19,14 @@ from kyon_pl.logs import write_run_log
 from kyon_pl.lora import frozen_dtype
 from kyon_pl.training.module import ChatGLM2LoRA
 from kyon_pl.training.optimizer import total_steps
-from kyon_pl.training.throughput import USUAL_SHARE, flop_per_token, matrix_rate, rate_in_words, recomputed_share
+from kyon_pl.training.throughput import (
+    USUAL_SHARE,
+    duration,
+    flop_per_token,
+    matrix_rate,
+    rate_in_words,
+    recomputed_share,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +58,6 @@ class RunEstimate(Callback):
             USUAL_SHARE * 100,
             rate_in_words(flop_per_s),
         )
-
-
-def duration(seconds: float) -> str:
-    """Format seconds: `45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class RunLog(Callback):

@@ -329,7 +329,7 @@ def test_read_jsonl_file_reads_all_or_says_where_it_cannot(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"rows\.jsonl, line 2: broken JSON: Expecting value"):
         read_jsonl_file(tmp_path / "rows.jsonl")
     write(tmp_path, "rows.jsonl", "[1]\n")
-    with pytest.raises(DataError, match="line 1: list in place of an object"):
+    with pytest.raises(DataError, match="line 1: list instead of an object"):
         read_jsonl_file(tmp_path / "rows.jsonl")
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl: there is no such file"):
         read_jsonl_file(str(tmp_path / "none.jsonl"))

@@ -1,4 +1,4 @@
-"""What the doctor makes of machines that are not at hand, of versions, and of half a base in the cache."""
+"""The doctor's findings on simulated machines, on package versions, and on a partly downloaded base."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import pytest
 from huggingface_hub import constants
 
 from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.cli.tools import doctor_settings
 from kyon_pl.demo import BASE
-from kyon_pl.doctor.base import base_finding, look_at_base
-from kyon_pl.doctor.check import least_memory
-from kyon_pl.doctor.command import _parse
-from kyon_pl.doctor.judge import judge
+from kyon_pl.doctor.device import minimum_peak_bytes
+from kyon_pl.doctor.examine import base_finding, config_findings
 from kyon_pl.doctor.machine import Gpu, Machine, _has_kernels, driver_version, machine_findings
 from kyon_pl.doctor.memory import needed_bytes
 from kyon_pl.doctor.packages import packages
-from kyon_pl.doctor.plan import make_plan
+from kyon_pl.doctor.plan import find_base, make_plan
 from kyon_pl.doctor.report import Finding
 from kyon_pl.errors import KyonError
 from kyon_pl.training.throughput import flop_per_token
@@ -48,7 +47,7 @@ MACHINE = Machine(
 NO_GPU = {"cuda_available": False, "gpus": ()}
 OLD_GPU = Gpu("Tesla K80", 11 * GIB, 11 * GIB, (3, 7), has_kernels=False)
 
-# what is otherwise on the machine -> the line's name, its state, words that it has
+# changes to MACHINE -> name and state of a finding, and text that it contains
 MACHINES = {
     "as it should be": ({}, ("torch and GPU", "ok", "driver 580.95.05")),
     "no GPU": (NO_GPU | {"driver": None}, ("torch and GPU", "warning", "a CPU machine")),
@@ -71,7 +70,7 @@ def test_machines(name: str) -> None:
 
 
 def test_kernels_for_a_gpu() -> None:
-    """An older GPU of the same major version runs on newer ones; only `compute_` goes beyond."""
+    """`sm_` code runs on newer GPUs of the same major version, `compute_` code on all newer GPUs."""
     built_for = ["sm_75", "sm_80", "sm_90a"]
     assert [_has_kernels(of, built_for) for of in ((7, 0), (7, 5), (8, 9), (9, 0), (10, 0))] == [
         False,
@@ -94,7 +93,7 @@ def test_versions_are_compared_with_the_metadata() -> None:
 
 
 def fake_package(folder: Path, name: str, version: str) -> dict[str, str]:
-    """A package in front of the real one that leaves a mark when it is imported; returns the environment for it."""
+    """Create a package that shadows the real one and writes a file when imported; returns the environment for it."""
     (folder / name).mkdir(parents=True)
     (folder / name / "__init__.py").write_text(f"open({str(folder / 'imported')!r}, 'w')\nraise SystemExit('stolen')")
     metadata = folder / f"{name}-{version}.dist-info"
@@ -108,20 +107,20 @@ def run(words: list[str], environment: dict[str, str]) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("version", ["2.6.2", "2.6.3"])
-def test_malicious_lightning_is_named_and_never_imported(version: str, tmp_path: Path) -> None:
+def test_malicious_lightning_is_reported_and_not_imported(version: str, tmp_path: Path) -> None:
     environment = fake_package(tmp_path, "lightning", version)
     doctor = run(["-m", "kyon_pl", "doctor", "--json"], environment)
-    told = json.loads(doctor.stdout)
-    assert (doctor.returncode, told["works"], told["missing"]) == (1, False, ["lightning"])
-    assert told["machine"]["packages"]["lightning"] == version
+    report = json.loads(doctor.stdout)
+    assert (doctor.returncode, report["works"], report["missing"]) == (1, False, ["lightning"])
+    assert report["machine"]["packages"]["lightning"] == version
     fit = run(["-m", "kyon_pl", "fit"], environment)
     assert fit.returncode == 2
     assert f"lightning {version}: a malicious release" in fit.stderr
     assert not (tmp_path / "imported").exists()
 
 
-def test_another_version_in_its_place_is_imported(tmp_path: Path) -> None:
-    """So the mark would be there. A version out of range is a line of its own, and is not imported either."""
+def test_another_shadowing_version_is_imported_by_fit_only(tmp_path: Path) -> None:
+    """fit imports it, which shows that the file would be written. doctor reports a version out of range unimported."""
     environment = fake_package(tmp_path, "lightning", "2.6.0")
     doctor = run(["-m", "kyon_pl", "doctor"], environment)
     assert doctor.returncode == 1
@@ -132,11 +131,11 @@ def test_another_version_in_its_place_is_imported(tmp_path: Path) -> None:
     assert (tmp_path / "imported").exists()
 
 
-def test_half_a_base_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partly_downloaded_base(monkeypatch: pytest.MonkeyPatch) -> None:
     name, whole = "someone/half-a-base", ChatGLM2Config.from_pretrained(BASE)
     repository = Path(constants.HF_HUB_CACHE) / "models--someone--half-a-base"
     shutil.rmtree(repository, ignore_errors=True)
-    absent = look_at_base(name, None, None)
+    absent = find_base(name, None, None)
     assert (absent.config, absent.download_bytes) == (None, None)
     assert base_finding(absent, MACHINE).state == "warning"
     snapshot = repository / "snapshots" / ("a" * 40)
@@ -144,53 +143,53 @@ def test_half_a_base_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("a" * 40)
     shutil.copy(BASE / "config.json", snapshot)
-    half = look_at_base(name, None, None)
+    half = find_base(name, None, None)
     assert half.config is not None
     assert half.config.parameter_count == whole.parameter_count
     assert half.download_bytes == pytest.approx(2 * whole.parameter_count + 2**20, rel=1e-3)
     assert base_finding(half, replace(MACHINE, cache_free_bytes=1000)).state == "missing"
     for file in ("model.safetensors", "tokenizer.model"):
         shutil.copy(BASE / file, snapshot)
-    assert look_at_base(name, None, None).download_bytes == 0
+    assert find_base(name, None, None).download_bytes == 0
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert base_finding(half, MACHINE).state == "missing"
-    assert base_finding(look_at_base(name, None, None), MACHINE).state == "ok"
+    assert base_finding(find_base(name, None, None), MACHINE).state == "ok"
 
 
-def test_published_base_is_known_without_a_file() -> None:
-    base = look_at_base("THUDM/chatglm2-6b", None, None)
+def test_published_base_is_known_without_download() -> None:
+    base = find_base("THUDM/chatglm2-6b", None, None)
     assert base.config is not None
     assert base.download_bytes == pytest.approx(12.49e9, rel=1e-3)
     with pytest.raises(KyonError, match="no such folder"):
-        look_at_base("./nowhere", None, None)
+        find_base("./nowhere", None, None)
 
 
-def test_work_of_a_token() -> None:
+def test_flop_per_token() -> None:
     """24.6, 25.3 and 26.7 GFLOP without checkpointing, at 1,024, 2,048 and 4,096 tokens a row."""
     found = [flop_per_token(ChatGLM2Config(), tokens, recomputed=False) / 1e9 for tokens in (1024, 2048, 4096)]
     assert found == pytest.approx([24.6, 25.3, 26.7], abs=0.05)
 
 
-def test_the_least_that_a_base_needs() -> None:
-    """6B in half precision is refused on a GPU of 12 GiB and not on one of 16 GB; in float32 on that one, too.
+def test_minimum_peak_of_6b() -> None:
+    """6B in half precision does not fit 12 GiB and fits 16 GB; in float32 it needs more than 23 GiB.
 
-    Shared out over two GPUs it is refused on 6 GiB, and not on 8.
+    Sharded over two GPUs it does not fit 6 GiB and fits 8 GiB.
     """
     shape = ChatGLM2Config()
-    half, whole = (least_memory(shape, precision, "cuda") for precision in ("16-mixed", "32-true"))
+    half, whole = (minimum_peak_bytes(shape, precision, "cuda") for precision in ("16-mixed", "32-true"))
     assert 11.8 * GIB < needed_bytes(half, "cuda") < 14.5 * GIB
     assert needed_bytes(whole, "cuda") > 23 * GIB
-    assert 6 * GIB < needed_bytes(least_memory(shape, "16-mixed", "cuda", sharded_over=2), "cuda") < 8 * GIB
+    assert 6 * GIB < needed_bytes(minimum_peak_bytes(shape, "16-mixed", "cuda", sharded_over=2), "cuda") < 8 * GIB
 
 
 def on_l4(**changed: object) -> dict[str, Finding]:
-    """The lines about the reference run, with rows of ids and a base that needs no file, on a machine with one L4."""
-    settings = _parse(["--config", str(ROOT / "configs/lora.yaml"), "--model.base", "random"])
+    """The findings about the reference run with a random base, on a machine with one L4."""
+    settings = doctor_settings(["doctor", "--config", str(ROOT / "configs/lora.yaml"), "--model.base", "random"])
     for name, value in changed.items():
         settings[name.replace("__", ".")] = value
     plan = make_plan(settings, MACHINE, gpu_gib=22.0)
-    here = replace(plan, target=replace(plan.target, here=True))  # no GPU is asked, so the plan can be made anywhere
-    return {finding.name: finding for finding in judge(here, MACHINE, settings)}
+    here = replace(plan, target=replace(plan.target, is_local=True))  # planning needs no GPU
+    return {finding.name: finding for finding in config_findings(here, MACHINE, settings)}
 
 
 def test_findings_on_a_gpu() -> None:
@@ -207,7 +206,7 @@ def test_findings_on_a_gpu() -> None:
     assert on_l4(data__workers=10_000)["shared memory"].state == "missing"
 
 
-def test_driver_is_asked_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_version_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert driver_version() is None
     program = tmp_path / "nvidia-smi"
@@ -217,8 +216,8 @@ def test_driver_is_asked_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
         assert driver_version() == version
 
 
-def test_what_fit_refuses_of_the_weights_is_said() -> None:
-    """The GPU itself is not asked here: fp8 is refused for its precision, and sharing out whatever the GPU is."""
+def test_refused_quantization_is_a_finding() -> None:
+    """Without a GPU: fp8 is refused for the precision, and compile with a sharded base on any GPU."""
     assert "bf16-mixed" in on_l4(model__quantization="fp8")["weights"].fix
     assert "shard_base" in on_l4(model__compile=True, model__shard_base=True)["weights"].found
     assert "weights" not in on_l4(model__compile=True)

@@ -1,4 +1,4 @@
-"""The estimated peak against what GPUs measured, and its parts against what autograd keeps, byte by byte."""
+"""The estimated peak against measurements on GPUs, and its parts against the tensors that autograd saves."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.checkpoint import random_base
 from kyon_pl.doctor.memory import (
+    BatchShape,
     MemorySettings,
-    Slots,
     attention_saved_bytes,
     layer_saved_bytes,
     memory_estimate,
@@ -28,12 +28,12 @@ from kyon_pl.lora import Checkpointing, attach_lora, reference_lora
 GIB = 2**30
 
 # 2026-11-24, one NVIDIA H100 80GB HBM3, torch 2.11.0+cu130, ChatGLM2-6B's shape, configs/lora.yaml as
-# benchmarks/arms.py runs it, bf16-mixed unless said otherwise: what was set -> peak allocated, GiB. The trained tokens
-# are those of the heaviest batches of its 1,500 rows; the longest of its validation batches has 8 rows of up to 1,669.
-VALIDATION = Slots(rows=8, slots=1669, trained_tokens=597)
-PACK_2048 = Slots(rows=1, slots=2048, trained_tokens=340)
-PACK_8192 = Slots(rows=1, slots=8192, trained_tokens=779)
-ROWS_8 = Slots(rows=8, slots=2048, trained_tokens=597)
+# benchmarks/arms.py runs it, bf16-mixed unless the name says otherwise: settings, peak allocated in GiB. Trained tokens
+# are those of the largest batches of its 1,500 rows; the largest validation batch has 8 rows of up to 1,669 tokens.
+VALIDATION = BatchShape(rows=8, slots=1669, trained_tokens=597)
+PACK_2048 = BatchShape(rows=1, slots=2048, trained_tokens=340)
+PACK_8192 = BatchShape(rows=1, slots=8192, trained_tokens=779)
+ROWS_8 = BatchShape(rows=8, slots=2048, trained_tokens=597)
 MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "2,048 tokens": ({"training": PACK_2048}, 13.50),
     "2,048 tokens, 16-mixed": ({"training": PACK_2048, "precision": "16-mixed"}, 13.50),
@@ -60,7 +60,7 @@ MEASURED: dict[str, tuple[dict[str, Any], float]] = {
     "nf4, compiled": ({"training": PACK_8192, "compiled": True, "validation": None, "quantization": "nf4"}, 7.08),
     "fp8, compiled": ({"training": PACK_8192, "compiled": True, "validation": None, "quantization": "fp8"}, 15.20),
     # benchmarks/head_memory.py: no validation, 351 trained tokens
-    "one batch alone": ({"training": Slots(rows=1, slots=8192, trained_tokens=351), "validation": None}, 15.35),
+    "one batch alone": ({"training": BatchShape(rows=1, slots=8192, trained_tokens=351), "validation": None}, 15.35),
 }
 
 
@@ -79,16 +79,16 @@ def settings(**changed: Any) -> MemorySettings:
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_estimate_agrees_with_measured_peak(name: str) -> None:
-    """Ten percent are promised; it is within one."""
+    """Within 1 %; 10 % are promised."""
     changed, measured_gib = MEASURED[name]
     assert memory_estimate(ChatGLM2Config(), settings(**changed)).peak / GIB == pytest.approx(measured_gib, rel=0.01)
 
 
-def test_ten_percent_tell_settings_apart() -> None:
+def test_ten_percent_distinguish_settings() -> None:
     measured_gib = MEASURED["8,192 tokens, all activations kept"][1]
     checkpointed = memory_estimate(ChatGLM2Config(), settings(training=PACK_8192))
     assert checkpointed.peak / GIB != pytest.approx(measured_gib, rel=0.1)
-    # and without its validation the small batch's peak is another one, too
+    # without validation the peak of the small batch differs too
     alone = memory_estimate(ChatGLM2Config(), settings(validation=None))
     assert alone.peak / GIB < 13.50 * 0.95
 
@@ -106,10 +106,10 @@ SHAPE = {
 
 @dataclass
 class Case:
-    """A tiny model with a batch, and the settings that describe them.
+    """A tiny model and a batch, and the settings that describe them.
 
     Attributes:
-        changed: of `SHAPE`.
+        changed: changes to `SHAPE`.
         batch: rows and slots.
     """
 
@@ -132,7 +132,7 @@ class Case:
         rows, slots = self.batch
         names = ("precision", "lora", "checkpointing", "attention", "packed")
         own = {name: getattr(self, name) for name in names}
-        batch = Slots(rows=rows, slots=slots, trained_tokens=4 * rows)
+        batch = BatchShape(rows=rows, slots=slots, trained_tokens=4 * rows)
         return settings(**own, training=batch, validation=None, device_type="cpu")
 
     def config(self, layers: int) -> ChatGLM2Config:
@@ -157,7 +157,7 @@ class Case:
 
 
 def kept_bytes(case: Case, layers: int) -> int:
-    """What autograd keeps for the backward pass, weights and their casts aside."""
+    """Bytes that autograd saves for the backward pass, without weights and their casts."""
     model = case.model(layers)
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -192,18 +192,18 @@ def kept_bytes(case: Case, layers: int) -> int:
     ],
     ids=repr,
 )
-def test_a_layer_keeps_what_the_formula_says(case: Case) -> None:
-    """Exactly: what three layers keep beyond two."""
+def test_saved_bytes_of_a_layer_are_exact(case: Case) -> None:
+    """Three layers save exactly one layer's bytes more than two."""
     another = kept_bytes(case, layers=3) - kept_bytes(case, layers=2)
     assert another == layer_saved_bytes(case.config(3), case.settings)
     assert 0 < attention_saved_bytes(case.config(3), case.settings) < another
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that live, the model's own aside.
+    """Counts the bytes of live storages, without those of the model.
 
     Attributes:
-        peak: the most bytes at one time.
+        peak: the maximum over time.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -251,11 +251,11 @@ def peak_bytes(case: Case) -> int:
     ids=repr,
 )
 def test_peak_of_a_step(changed: dict[str, Any], checkpointing: Checkpointing) -> None:
-    """Forward and backward of six layers, storage by storage, within 5 %."""
+    """Forward and backward pass of six layers, counted by storages, within 5 %."""
     case = Case(checkpointing=checkpointing, **changed)
     estimate = memory_estimate(case.config(6), case.settings)
     assert estimate.training - estimate.resident == pytest.approx(peak_bytes(case), rel=0.05)
 
 
-def test_the_count_tells_checkpointing() -> None:
+def test_counted_peak_depends_on_checkpointing() -> None:
     assert peak_bytes(Case(checkpointing="full")) < 0.4 * peak_bytes(Case())

@@ -1,4 +1,4 @@
-"""Metrics of replies against sacrebleu, a computation by hand, and over two ranks."""
+"""Metrics of replies against sacrebleu and independent computations, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from sacrebleu.metrics import BLEU, CHRF
 
-from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics, number
-from kyon_pl.evaluation.ratios import role_name, squeezed
+from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics, n_gram_id, remove_whitespace, role_name
 
 WORDS = [
     "春日",
@@ -35,7 +34,7 @@ WORDS = [
 
 
 def cases(count: int = 50) -> list[JudgedReply]:
-    """References, replies that take over some of their words, and memories that lent a few to both."""
+    """References, replies that share some of their words, and memories that share words with the replies."""
     rng, found = Random(3), []
     for place in range(count):
         reference = [rng.choice(WORDS) for _ in range(rng.randint(6, 20))]
@@ -65,7 +64,7 @@ def test_bleu_and_chrf_are_sacrebleu(together: bool) -> None:
 
 
 def longest_common_subsequence(left: str, right: str) -> int:
-    """Straight from the definition."""
+    """Its length, by the recursive definition."""
 
     @cache
     def length(i: int, j: int) -> int:
@@ -79,19 +78,19 @@ def longest_common_subsequence(left: str, right: str) -> int:
 
 
 def copied(reply: str, memories: tuple[str, ...]) -> int:
-    """The same from the other side: every run of every length, marked."""
+    """Characters of all runs of 8 or more that a memory contains, by testing every run of every length."""
     marks = [False] * len(reply)
     for start in range(len(reply)):
         for end in range(start + 8, len(reply) + 1):
-            if any(reply[start:end] in squeezed(memory) for memory in memories):
+            if any(reply[start:end] in remove_whitespace(memory) for memory in memories):
                 marks[start:end] = [True] * (end - start)
     return sum(marks)
 
 
-def test_the_others_are_as_computed_by_hand() -> None:
+def test_other_metrics_agree_with_independent_computations() -> None:
     replies, found = cases(), values(cases())
-    texts = [squeezed(case.reply) for case in replies]
-    references = [squeezed(case.reference) for case in replies]
+    texts = [remove_whitespace(case.reply) for case in replies]
+    references = [remove_whitespace(case.reference) for case in replies]
     scores = []
     for text, reference in zip(texts, references, strict=True):
         common = longest_common_subsequence(text, reference)
@@ -115,7 +114,7 @@ def test_the_others_are_as_computed_by_hand() -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-def test_replies_that_say_nothing_and_references_without_a_name() -> None:
+def test_empty_replies_and_references_without_a_name() -> None:
     found = values([JudgedReply("", "好", (), False)] * 2)
     assert set(found) == set(values(cases())) - {"opens_with_name"}
     assert all(value == 0 for value in found.values())
@@ -132,11 +131,11 @@ def test_names_and_numbers() -> None:
         "Pell",
         None,
     ]
-    assert len({number(gram) for gram in ("a", "b", "ab", "ba")}) == 4
+    assert len({n_gram_id(gram) for gram in ("a", "b", "ab", "ba")}) == 4
 
 
 def rank(rank: int, folder: Path) -> None:
-    """One of two: the first has all replies but one, or all of them."""
+    """One of two ranks: the first has all replies but one, or all of them."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
@@ -148,8 +147,8 @@ def rank(rank: int, folder: Path) -> None:
 
 
 def test_ranks_count_together(tmp_path: Path) -> None:
-    """However unevenly the replies are dealt out."""
-    # forked, they need not import everything again
+    """With replies unevenly distributed over the ranks."""
+    # forked processes need not import everything again
     mp.start_processes(rank, args=(tmp_path,), nprocs=2, start_method="fork")
     for name in ("one", "none"):
         both = [torch.load(tmp_path / f"{name}.{rank}") for rank in range(2)]

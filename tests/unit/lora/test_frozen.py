@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kyon_pl import ChatGLM2LoRA
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.checkpoint import Quantize, load_base, random_base
-from kyon_pl.doctor.memory import MemorySettings, Slots, frozen_bytes
+from kyon_pl.doctor.memory import BatchShape, MemorySettings, frozen_bytes
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.lora import attach_lora, check_combination, checkpointed_layers, quantizer, reference_lora
 from kyon_pl.lora.frozen import E4M3_MAX, Fp8Linear, fp8_linear, nf4_linear, quantize_rows
@@ -144,7 +144,7 @@ def test_quantized_weights_take_the_memory_that_the_doctor_predicts(name: str) -
         checkpointing="full",
         attention="sdpa",
         packed=True,
-        training=Slots(rows=1, slots=48, trained_tokens=4),
+        training=BatchShape(rows=1, slots=48, trained_tokens=4),
         validation=None,
         quantization=name,  # type: ignore[arg-type]
     )

@@ -1,4 +1,4 @@
-"""The card of an adapter of which little is known, and of a run with many validations."""
+"""The model card of an adapter without a run, and of a run with many validations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kyon_pl.publish.model_card import CURVE_ROWS, _curve, hub_id, model_card
 from kyon_pl.runs.facts import RunFacts
 
 
-def test_without_a_run_nothing_is_made_up(tmp_path: Path) -> None:
+def test_card_without_a_run(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
     card = ModelCard(str(model_card(tmp_path, "me/mine", str(tmp_path / "base"))))
     assert card.text.count("Not recorded.") == 2
@@ -21,7 +21,7 @@ def test_without_a_run_nothing_is_made_up(tmp_path: Path) -> None:
     assert 'from_pretrained("BASE"' in card.text
 
 
-def test_a_long_curve_keeps_its_ends() -> None:
+def test_long_curve_keeps_first_and_last_step() -> None:
     points = [(step, 5.0 - step / 1000) for step in range(0, 1000, 10)]
     steps = [
         line.split(" | ")[0].lstrip("| ") for line in _curve(RunFacts(curves={"val/loss": points})).splitlines()[2:]
@@ -34,5 +34,5 @@ def test_a_long_curve_keeps_its_ends() -> None:
 @pytest.mark.parametrize(
     ("name", "found"), [("THUDM/chatglm2-6b", True), ("/models/base", False), ("demo", False), (None, False)]
 )
-def test_only_ids_are_taken_for_ids(name: str | None, found: bool) -> None:
+def test_hub_id(name: str | None, found: bool) -> None:
     assert (hub_id(name) == name and name is not None) is found

@@ -1,4 +1,4 @@
-"""Role folders and dialogues to a file of rows, with its report."""
+"""Rows and report built from role folders and dialogues."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from role_folder import PROMPT, dialogue, write_lines, write_role
 from kyon_pl.data import read_jsonl_file
 from kyon_pl.data.reading.quality import ODDITIES
 from kyon_pl.errors import DataError, MachineError, MissingFileError, SettingError
-from kyon_pl.roles.build import build_data
-from kyon_pl.roles.rows import COLUMNS, write_rows
+from kyon_pl.roles.build import build_data, write_rows
+from kyon_pl.roles.rows import COLUMNS
 
 TEXTS = {"lamp.txt": "灯塔在湾口，夜里亮。", "cake.txt": "蜜糕是甜的，三枚贝币。"}
 MEMORIES = f"{TEXTS['lamp.txt']}###{TEXTS['cake.txt']}"  # nearest first
@@ -48,7 +48,7 @@ def report(folder: Path) -> str:
 
 
 def test_rows_of_both_modes(zhao: Path) -> None:
-    """Ours has each turn in a segment; the original's has lost one, and has no separator before the history."""
+    """Ours have each turn in a segment; the original's lose one, and have no separator before the history."""
     first, second = build(zhao, [LAMP])
     assert [*first] == [*COLUMNS]
     assert second == {
@@ -73,7 +73,7 @@ def test_parquet_and_jsonl_hold_the_same(zhao: Path, tmp_path: Path) -> None:
     assert parquet.read_table(tmp_path / "new/rows.parquet").to_pylist() == rows
 
 
-def test_the_report_says_what_became_of_everything(zhao: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_report_counts_everything(zhao: Path, caplog: pytest.LogCaptureFixture) -> None:
     opens = dialogue("小棹:「上船！」", "阿禾:「好。」", "小棹:「坐稳。」", "小棹:「走。」")
     with caplog.at_level(logging.INFO, "kyon_pl.data"):
         rows = build(zhao, [LAMP, opens, dialogue("阿禾:「早。」"), {"dialogue": 7}, LAMP])
@@ -81,26 +81,26 @@ def test_the_report_says_what_became_of_everything(zhao: Path, caplog: pytest.Lo
     lines = report(zhao).splitlines()
     assert re.sub(r" +", " ", "\n".join(lines[:8])).replace(str(zhao), "") == "\n".join(
         [
-            "read 9 turns of the roles, or rows",
+            "read 9 turns of the roles, and ready-made rows",
             "written 5 rows",
             "dropped 4",
-            " 1 × a turn that opens the dialogue and answers nothing",
-            " 1 × a turn right after another of the role",
+            " 1 × a turn that opens the dialogue, so it answers nothing",
+            " 1 × a turn directly after another turn of the role",
             " 1 × no turn of the role in the dialogue",
             " 1 × no list of turns in 'dialogue'",
-            " /dialogues/quay.jsonl, object 2: a turn that opens the dialogue and answers nothing",
+            " /dialogues/quay.jsonl, object 2: a turn that opens the dialogue, so it answers nothing",
         ]
     )
     assert "        2 × exact duplicates of an earlier row" in report(zhao)
-    assert "taken for the roles: 小棹 × 5" in report(zhao)
+    assert "speakers of the targets: 小棹 × 5" in report(zhao)
     assert "5 × by shared characters" in report(zhao)
-    assert "characters a row, context and target: half have up to" in report(zhao)
+    assert "characters per row, context and target: median " in report(zhao)
     assert [record.getMessage() for record in caplog.records][:-1] == lines
     assert re.fullmatch(r"build-data: 5 rows in .*rows\.jsonl, report in .*rows\.report\.txt", caplog.messages[-1])
 
 
-def test_odd_rows_are_counted_and_listed_and_left_out_if_a_setting_says_so(zhao: Path) -> None:
-    """By the names and the code of data.drop. What fit cannot train on is left out too, but not by the original."""
+def test_odd_rows_are_counted_and_listed_and_dropped_on_request(zhao: Path) -> None:
+    """As by data.drop. Rows that fit cannot train on are left out too, but not in mode original."""
 
     def row(answer: str, query: str = "阿禾:「灯塔在哪里？」") -> dict[str, str]:
         return {"query": query, "answer": f"小棹:「{answer}」"}
@@ -109,7 +109,7 @@ def test_odd_rows_are_counted_and_listed_and_left_out_if_a_setting_says_so(zhao:
     sure, empty, half = row("湾口。"), row(""), row("湾口\ud800。")
     objects: list[object] = [sure, repeated, sure, signs, leak, empty, half, dialogue("阿禾:「早。」"), sure]
     file, listed = write_lines(zhao / "dialogues/quay.jsonl", []), zhao.parent / "lists/bad.jsonl"
-    file.write_text("\n".join(map(json.dumps, objects)))  # half a character as an escape: UTF-8 has none
+    file.write_text("\n".join(map(json.dumps, objects)))  # a lone surrogate as an escape, which UTF-8 cannot encode
     kinds = ["duplicate", "loop", "punctuation"]
     rows = build(zhao, drop=kinds, bad_rows_file=str(listed), exclude_own_scene=False)
     assert [r["target"] for r in rows] == [sure["answer"], leak["answer"]]
@@ -134,9 +134,9 @@ def test_odd_rows_are_counted_and_listed_and_left_out_if_a_setting_says_so(zhao:
     ):
         assert line in report(zhao)
 
-    assert len(build(zhao, exclude_own_scene=False)) == 6, "all that can be trained on, where nothing is dropped"
+    assert len(build(zhao, exclude_own_scene=False)) == 6, "all rows that can be trained on"
     assert len(build(zhao, mode="original")) == 7, "and the empty one"
-    assert "bad                  1   rows, written as the original does; fit leaves them out" in report(zhao)
+    assert "bad                  1   rows, written as by the original; fit leaves them out" in report(zhao)
     with pytest.raises(SettingError, match=r"^drop: there is no 'short'. Choose among: duplicate, loop"):
         build(zhao, drop=["short"])
     with pytest.raises(MachineError, match=r"bad_rows_file: .*cannot be written"):
@@ -144,7 +144,7 @@ def test_odd_rows_are_counted_and_listed_and_left_out_if_a_setting_says_so(zhao:
 
 
 def test_loops_of_tokens(zhao: Path) -> None:
-    """Nine characters, and so no loop of characters; few tokens for the demo's tokenizer."""
+    """Nine characters are too many for a loop of characters; the demo's tokenizer makes few tokens of them."""
     rows: list[object] = [{"query": "阿禾:「唱！」", "answer": f"小棹:「{'the lamp ' * 40}」"}]
     build(zhao, rows)
     assert "  0 × targets that repeat" in report(zhao)
@@ -157,7 +157,7 @@ def test_loops_of_tokens(zhao: Path) -> None:
     st.lists(st.lists(st.tuples(st.sampled_from(["小棹", "阿禾"]), st.text("}#{a「", max_size=4)), max_size=5)),
     st.sets(st.sampled_from([*ODDITIES])),
 )
-def test_what_is_read_is_kept_or_dropped_and_no_target_is_altered(
+def test_read_rows_are_written_or_dropped_and_targets_are_unchanged(
     dialogues: list[list[tuple[str, str]]], drop: set[str]
 ) -> None:
     sure = [("阿禾", "早"), ("小棹", "早")]  # a file must yield a row
@@ -180,7 +180,7 @@ def test_what_is_read_is_kept_or_dropped_and_no_target_is_altered(
 
 
 def test_another_memory_takes_the_place_of_the_own_scene(zhao: Path) -> None:
-    """Also where no more are asked for than were nearest."""
+    """Even with memory_number=1."""
     (zhao / "texts/own.txt").write_text("阿禾：灯塔在哪里？ 小棹：湾口。", encoding="utf-8")
     assert f"###{TEXTS['lamp.txt']}###阿禾" in build(zhao, [LAMP], memory_number=1)[-1]["context"]
     assert "1 × own scene left out of the memories" in report(zhao)
@@ -189,18 +189,18 @@ def test_another_memory_takes_the_place_of_the_own_scene(zhao: Path) -> None:
 
 
 def test_lengths_in_tokens(zhao: Path) -> None:
-    """Of the demo's tokenizer: 80 turns before the question are cut to the few that have 30 tokens."""
+    """With the demo's tokenizer, 80 turns before the question are cut to those with 30 tokens in all."""
     long = dialogue(*["阿禾:「灯塔在哪里？」", "小棹:「湾口。」"] * 40)
     last = build(zhao, [long], tokenizer="demo", memory_length=40, history_length=30)[-1]
     _, *middle, _ = last["context"].split("###")
     assert 0 < len(middle) < 8
-    assert "tokens a row, context and target" in report(zhao)
+    assert "tokens per row, context and target" in report(zhao)
     assert "history shortened" in report(zhao)
     assert len(build(zhao, memory_length=0, history_length=0)[-1]["context"].split("###")) == 2
 
 
 def test_a_file_belongs_to_the_role_it_names(tmp_path: Path) -> None:
-    """In one of the parts of its name; a part of a part is no name."""
+    """As one of the parts of its name between underscores."""
     for name in ("mo", "zhao"):
         write_role(tmp_path / "roles" / name)
     made = tmp_path / "made"
@@ -213,32 +213,30 @@ def test_a_file_belongs_to_the_role_it_names(tmp_path: Path) -> None:
         ("zhao", "from zhao"),
     ]
     write_lines(made / "momo.jsonl", [{"query": "q", "answer": "a"}])
-    with pytest.raises(SettingError, match="it is not clear whose rows these are"):
+    with pytest.raises(SettingError, match="it is not clear which role it belongs to"):
         build_data(str(tmp_path / "roles"), str(output), str(made))
-    build_data(str(tmp_path / "roles/mo"), str(output), str(made / "momo.jsonl"))  # one role: nothing to choose
+    build_data(str(tmp_path / "roles/mo"), str(output), str(made / "momo.jsonl"))  # with one role, any name will do
 
 
 def test_a_file_without_a_row_is_an_error_and_leaves_the_old_file(zhao: Path) -> None:
     before = build(zhao, [LAMP])
     for text, found in (("", "the file is empty"), ("\n\n", "the file is empty"), ('{"a": 1}\n', "1 × no object with")):
         (zhao / "dialogues/second.jsonl").write_text(text, encoding="utf-8")
-        with pytest.raises(DataError, match=f"second.jsonl: not one row for role zhao .{found}"):
+        with pytest.raises(DataError, match=f"second.jsonl: no row for role zhao .{found}"):
             build(zhao)
     (zhao / "dialogues/second.jsonl").unlink()
-    with pytest.raises(
-        DataError,
-        match=r"not one row .*no turn of the role.* must begin with 'Zhao'; here speak 阿禾, 小棹\..*aliases\.txt",
-    ):
+    names = r"must start with 'Zhao'; the speakers in this file are 阿禾, 小棹\..*aliases\.txt"
+    with pytest.raises(DataError, match=rf"no row .*no turn of the role.* {names}"):
         build(zhao, aliases={"zhao": ["Zhao"]})
     assert read_jsonl_file(zhao.parent / "rows.jsonl") == before
     assert {path.name for path in zhao.parent.iterdir()} == {"zhao", "rows.jsonl", "rows.report.txt"}
 
 
-def test_settings_that_cannot_be_are_refused(zhao: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(zhao: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="there is no file with dialogues"):
         build(zhao)
     (tmp_path / "d.txt").touch()
-    with pytest.raises(DataError, match="files of this kind are not read"):
+    with pytest.raises(DataError, match="unsupported kind of file"):
         build(zhao, dialogues=str(tmp_path / "d.txt"))
     for option in ({"history_length": 10}, {"tokenizer": "demo"}):
         with pytest.raises(SettingError, match="the original counts characters"):
@@ -250,7 +248,7 @@ def test_settings_that_cannot_be_are_refused(zhao: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_a_file_is_whole_or_not_there(tmp_path: Path, suffix: str) -> None:
+def test_a_file_is_complete_or_does_not_exist(tmp_path: Path, suffix: str) -> None:
     def rows() -> Iterator[Mapping[str, str | None]]:
         yield dict.fromkeys(COLUMNS, "a")
         raise RuntimeError("stopped")

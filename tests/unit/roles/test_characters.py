@@ -1,4 +1,4 @@
-"""The original's contexts, written out by hand; whole files of real ones are in tests/parity."""
+"""The original's contexts, written by hand; tests/parity compares whole files of real ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def item(tmp_path: Path, memories: dict[str, list[float]], **fields: Any) -> dic
     return CharacterDataset([row(**fields)], write_role(tmp_path / "zhao", memories))[0]
 
 
-def test_an_item_has_what_the_originals_had(tmp_path: Path) -> None:
+def test_an_item_has_the_keys_and_values_of_the_original(tmp_path: Path) -> None:
     """Nearest first by raw dot product, not by angle; no separator between memory and history."""
     memories = {"远｜｜｜远的": [0.1, 9.0], "近｜｜｜近的": [0.5, 0.0], "长｜｜｜长的": [3.0, 9.0]}
     found = item(tmp_path, memories, history=("阿砚:「早。」", "小棹:「早。」"))
@@ -40,7 +40,7 @@ def test_an_item_has_what_the_originals_had(tmp_path: Path) -> None:
     }
 
 
-# memories, nearest first -> what is retrieved of them
+# memories, nearest first -> retrieved_memory
 QUIRKS = {
     "the first is too long by one": ({"a": "x" * 1998, "b": "short"}, ""),
     "the first just fits": ({"a": "x" * 1997, "b": "short"}, "x" * 1997),
@@ -65,7 +65,7 @@ def test_no_memory_and_no_history_leave_two_separators(tmp_path: Path) -> None:
     assert item(tmp_path, {"a｜｜｜" + "x" * 1998: [1.0, 0.0]})["input"] == f"{PROMPT}######阿砚:「开船吗？」"
 
 
-def test_of_many_memories_eight_are_taken(tmp_path: Path) -> None:
+def test_at_most_eight_memories_are_used(tmp_path: Path) -> None:
     found = item(tmp_path, {f"t{i}｜｜｜m{i}": [float(i), 1.0] for i in range(10)})
     assert found["retrieved_memory"] == "###".join(f"m{i}" for i in range(9, 1, -1))
 
@@ -86,13 +86,13 @@ def test_what_cannot_be_ranked_is_refused(tmp_path: Path) -> None:
         CharacterDataset([row()], tmp_path)
 
 
-# a line of title_text_embed.jsonl -> what is found wrong with it
+# a line of title_text_embed.jsonl -> the error
 BAD_LINES = {
     '{"a｜｜｜b": [1.0], "c｜｜｜d": [1.0]}': "2 keys",
-    '{"a｜｜｜b": [1.0, "2"]}': "no vector",
-    '{"a｜｜｜b": []}': "no vector",
+    '{"a｜｜｜b": [1.0, "2"]}': "not a vector",
+    '{"a｜｜｜b": []}': "not a vector",
     '{"a｜｜｜b": [1.0, 2.0, 3.0]}': "a vector of 3 numbers, after one of 2",
-    '["a"]': "list in place of an object",
+    '["a"]': "list instead of an object",
     "{": "broken JSON",
 }
 

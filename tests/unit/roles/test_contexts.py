@@ -1,4 +1,4 @@
-"""Contexts as they are built by default; the original's are in test_characters.py."""
+"""Contexts in mode fixed; test_characters.py has the original's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kyon_pl.data.prompt import Context
-from kyon_pl.roles.contexts import ContextSettings, build_context, gives_away, newest, segment, without_separator
+from kyon_pl.roles.contexts import (
+    ContextSettings,
+    build_context,
+    contains_answer,
+    newest_turns,
+    segment,
+    without_separator,
+)
 
 ROOMY = ContextSettings(memory_number=8, memory_length=10_000, history_length=10_000, exclude_own_scene=False)
 
@@ -24,28 +31,28 @@ def settings(**changes: Any) -> ContextSettings:
     return ContextSettings(**{**vars(ROOMY), **changes})
 
 
-def test_every_segment_is_parted_from_the_next() -> None:
+def test_segments_are_separated() -> None:
     built = build_context("system\n", ["m1", "m2"], row("q", history=("h1", "h2")), ROOMY)
     assert built.text == "system\n###m1###m2###h1###h2###q"
     assert not built.remarks
     assert build_context("system\n", [], row("q"), ROOMY).text == "system\n###q"
 
 
-def test_a_memory_that_does_not_fit_is_passed_over() -> None:
-    """The original would have stopped there. A memory takes its own length and that of a separator."""
+def test_a_memory_that_does_not_fit_is_skipped() -> None:
+    """The original stops there. The length of a memory includes a separator."""
     built = build_context("s", ["x" * 17, "a" * 7, "y" * 8, "b" * 7], row("q"), settings(memory_length=20))
     assert built.text == f"s###{'x' * 17}###q"
     built = build_context("s", ["x" * 18, "a" * 7, "y" * 8, "b" * 7], row("q"), settings(memory_length=20))
     assert built.text == f"s###{'a' * 7}###{'b' * 7}###q"
-    assert built.remarks == {"memory too long for what room was left"}
+    assert built.remarks == {"memory too long for the remaining length"}
 
 
-def test_lengths_are_counted_as_told() -> None:
-    """For example in words, with the separator as a part of the text."""
+def test_lengths_are_counted_with_count() -> None:
+    """Here in words; the separator is part of the text."""
     words = settings(memory_length=4, history_length=2, count=lambda text: len(text.split()))
     built = build_context("s", ["one two three", "four five", "six"], row("q", history=("a b", "c", "d")), words)
     assert built.text == "s###one two three###six###c###d###q"
-    assert built.remarks == {"memory too long for what room was left", "history shortened"}
+    assert built.remarks == {"memory too long for the remaining length", "history shortened"}
 
 
 def test_the_next_memories_take_the_place_of_the_own_scene() -> None:
@@ -58,12 +65,12 @@ def test_the_next_memories_take_the_place_of_the_own_scene() -> None:
     assert kept.text == f"s###{scene}###m1###阿砚:「开船吗？」"
 
 
-# memory, query, answer -> whether the one gives the other away
+# memory, query, answer -> whether the memory contains the answer
 SCENES = [
     ("A: Off we go? Bo: I row at dawn, never after.", "A:「Off we go?」", "Bo:「I row at dawn; never after!」", True),
     ("Bo: I row at dawn, never after.", "C:「And you?」", "Bo:「I row at dawn, never after.」", True),
     ("Bo: I row at dawn.", "C:「And you?」", "Bo:「I row at dusk, never after.」", False),
-    # a short answer stands in many scenes
+    # a short answer occurs in many scenes
     ("A: Off we go? Bo: Yes.", "C:「And you?」", "Bo:「Yes.」", False),
     ("A: Off we go? Bo: Yes.", "A:「Off we go?」", "Bo:「Yes.」", True),
     ("A: Off we go? Bo: Yes.", "A:「……」", "Bo:「Yes.」", False),
@@ -73,21 +80,21 @@ SCENES = [
 
 @pytest.mark.parametrize(("memory", "query", "answer", "expected"), SCENES)
 def test_the_own_scene_is_the_one_with_the_answer(memory: str, query: str, answer: str, expected: bool) -> None:
-    assert gives_away(memory, query, answer) is expected
+    assert contains_answer(memory, query, answer) is expected
 
 
-def test_of_the_history_the_newest_turns_stay() -> None:
-    """Whole ones, and none behind a gap."""
+def test_the_history_keeps_its_newest_turns() -> None:
+    """Whole turns, without gaps."""
     history = ["a", "b" * 20, "c" * 4, "d" * 4]
-    assert newest(history, 14) == ["c" * 4, "d" * 4]
-    assert newest(history, 13) == ["d" * 4]
-    assert newest(history, 37) == history[1:]
-    assert newest(history, 41) == history
-    assert newest(history, 0) == []
-    assert newest([], 10) == []
+    assert newest_turns(history, 14) == ["c" * 4, "d" * 4]
+    assert newest_turns(history, 13) == ["d" * 4]
+    assert newest_turns(history, 37) == history[1:]
+    assert newest_turns(history, 41) == history
+    assert newest_turns(history, 0) == []
+    assert newest_turns([], 10) == []
 
 
-def test_a_heading_loses_one_mark_and_not_the_segment() -> None:
+def test_a_heading_is_shortened_and_stays_one_segment() -> None:
     built = build_context("### Who\nBo", ["C#", "a###b"], row("#tag ####"), ROOMY)
     assert built.text == "## Who\nBo###C# ###a##b####tag ##"
     assert Context.parse(built.text) == Context("## Who\nBo", ("C# ", "a##b"), "#tag ##")
@@ -106,11 +113,11 @@ def test_a_context_holds_what_it_should_and_its_parts_keep_to_their_length(
     context = Context.parse(build_context(system, memories, exchange, held).text)
     assert context.system == segment(system)
     assert context.question == without_separator(query)
-    kept = newest(history, length)
+    kept = newest_turns(history, length)
     assert sum(len(turn) + 3 for turn in kept) <= length
     shown = list(context.middle[: len(context.middle) - len(kept)])
     assert list(context.middle[len(shown) :]) == [segment(turn) for turn in kept]
     assert len(shown) <= 3
-    # nearest first: each is a memory that stands behind the one before it
+    # nearest first: the memories are in order
     rest = iter([segment(memory) for memory in memories])
     assert all(memory in rest for memory in shown)

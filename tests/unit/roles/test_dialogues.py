@@ -1,4 +1,4 @@
-"""From dialogues to rows, by our rule and by the original's."""
+"""Dialogues to rows, by our rule and by the original's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kyon_pl.data import read_jsonl_file
 from kyon_pl.roles.dialogues import (
     DialogueRow,
     Dropped,
-    Made,
+    ReadRow,
     Turn,
     original_rows_of_dialogue,
     read_dialogue_rows,
@@ -22,19 +22,19 @@ from kyon_pl.roles.dialogues import (
 )
 
 OPENING, AFTER_OWN, NO_TURN = (
-    "a turn that opens the dialogue and answers nothing",
-    "a turn right after another of the role",
+    "a turn that opens the dialogue, so it answers nothing",
+    "a turn directly after another turn of the role",
     "no turn of the role in the dialogue",
 )
 
 
 def turns(names: str) -> list[Turn]:
-    """A letter a turn: the name of who says the turn's number."""
+    """One turn per letter: the speaker; the text is the turn's number."""
     return [Turn(name, str(i)) for i, name in enumerate(names)]
 
 
 def short(rows: Iterator[DialogueRow | Dropped]) -> list[str]:
-    """`history>query>answer`, or why not."""
+    """`history>query>answer`, or the reason."""
     return [
         row.reason
         if isinstance(row, Dropped)
@@ -43,16 +43,16 @@ def short(rows: Iterator[DialogueRow | Dropped]) -> list[str]:
     ]
 
 
-# who speaks, B being the role -> rows of the original, rows of ours
+# speakers, B is the role -> the original's rows, our rows
 DIALOGUES = {
     "aB": ([">a:0>B:1"], [">a:0>B:1"]),
     # the turn before the query is lost
     "abB": ([">b:1>B:2"], ["a:0>b:1>B:2"]),
     "abcB": (["a:0>c:2>B:3"], ["a:0 b:1>c:2>B:3"]),
-    # a role that opens answers the end
+    # an opening turn answers the last one
     "Bab": (["B:0>b:2>B:0"], [OPENING]),
     "B": ([">B:0>B:0"], [OPENING]),
-    # of turns in a row the first counts
+    # only the first of consecutive turns counts
     "aBBbB": ([">a:0>B:1", AFTER_OWN, "a:0 B:1>b:3>B:4"], [">a:0>B:1", AFTER_OWN, "a:0 B:1 B:2>b:3>B:4"]),
     "BBaB": (["B:0 B:1>B:3>B:0", AFTER_OWN, "B:0>a:2>B:3"], [OPENING, AFTER_OWN, "B:0 B:1>a:2>B:3"]),
     "ab": ([NO_TURN], [NO_TURN]),
@@ -67,16 +67,16 @@ def test_rows_of_a_dialogue(names: str) -> None:
 
 
 def test_a_name_begins_with_an_alias() -> None:
-    """One that begins with two is taken twice by the original, and both times alone."""
+    """The original uses a name that starts with two aliases twice, once for each."""
     said = [Turn("a", "0"), Turn("Bo", "1"), Turn("Bob（笑）", "2"), Turn("", "3"), Turn("Robo", "4")]
     assert short(original_rows_of_dialogue(said, ["Bo", "Bob"])) == [">a:0>Bo:1", AFTER_OWN, ">Bo:1>Bob（笑）:2"]
     assert short(rows_of_dialogue(said, ["Bo", "Bob"])) == [">a:0>Bo:1", AFTER_OWN]
-    assert short(rows_of_dialogue(said, ["Robo"])) == ["a:0 Bo:1 Bob（笑）:2>3>Robo:4"]  # nobody says it: no ":3"
+    assert short(rows_of_dialogue(said, ["Robo"])) == ["a:0 Bo:1 Bob（笑）:2>3>Robo:4"]  # no speaker: no ":3"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["B", "B2", "a", ""]), st.text()), min_size=1, max_size=12))
 def test_no_turn_is_altered_lost_or_invented(said: list[tuple[str, str]]) -> None:
-    """Of both rules; a row of ours holds all that came before it. What is made and what is dropped is what there is."""
+    """By both rules. Our rows hold all turns before them. Rows and dropped turns add up."""
     dialogue = [Turn(*turn) for turn in said]
     answers = [f"{turn.role}:{turn.text}" for turn in dialogue if turn.role.startswith("B")]
     for rule in (rows_of_dialogue, original_rows_of_dialogue):
@@ -90,7 +90,7 @@ def test_no_turn_is_altered_lost_or_invented(said: list[tuple[str, str]]) -> Non
             assert before == lines[: len(before)]
 
 
-def rows_in(path: Path, mode: str = "fixed") -> list[Made]:
+def rows_in(path: Path, mode: str = "fixed") -> list[ReadRow]:
     return list(read_dialogue_rows(path, ["B"], mode))  # type: ignore[arg-type]
 
 
@@ -99,7 +99,7 @@ PLAIN = {"query": "a:2", "answer": "B:3"}
 
 
 def test_all_rows_on_one_line_are_read(tmp_path: Path) -> None:
-    """The original won them by cutting behind each brace, and lost those with a brace in their text."""
+    """The original splits after each brace, and loses rows with a brace in their text."""
     path = write_lines(tmp_path / "one_line.jsonl", [READY, PLAIN, READY], end="")
     assert "\n" not in path.read_text(encoding="utf-8")
     plain = {**PLAIN, "chat_history": [], "embedding": [], "source": ""}

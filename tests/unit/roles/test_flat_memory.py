@@ -1,4 +1,4 @@
-"""Memory does not grow with the rows: files may be larger than it. benchmarks/data_scale.py has a million of them."""
+"""Memory does not grow with the number of rows. benchmarks/data_scale.py has a million of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ RNG = random.Random(0)
 
 
 def text(characters: int) -> str:
-    """That no file format makes smaller."""
+    """Random characters, which no file format compresses."""
     return "".join(map(chr, RNG.choices(range(0x4E00, 0x9F00), k=characters)))
 
 
 def peak_mib(work: Callable[[], object]) -> float:
-    """Of what Python allocates in the meantime; the system's count misses what fits into memory freed before."""
+    """Peak of Python's allocations; the resident size would miss what reuses freed memory."""
     tracemalloc.start()
     kept = work()
     peak = tracemalloc.get_traced_memory()[1]
@@ -40,10 +40,13 @@ def write_dialogues(role: Path, rows: int) -> None:
 
 
 def test_build_data_keeps_no_rows(tmp_path: Path) -> None:
-    """Of 4,000 rows more, a number or two each; kept, they would be seen."""
-    role, output = write_role(tmp_path / "小棹"), tmp_path / "rows.jsonl"  # without memories: these take time to trace
+    """4,000 rows more add a number or two each; kept rows would show."""
+    role, output = (
+        write_role(tmp_path / "小棹"),
+        tmp_path / "rows.jsonl",
+    )  # no memories: slow to trace
     peaks = []
-    for rows in (10, 1000, 5000):  # the first run imports what it needs; a thousand rows are made at once
+    for rows in (10, 1000, 5000):  # the first run imports modules; a batch is a thousand rows
         write_dialogues(role, rows)
         peaks.append(peak_mib(lambda: build_data(str(role), str(output))))
     assert peaks[2] - peaks[1] < 4, peaks
@@ -51,7 +54,7 @@ def test_build_data_keeps_no_rows(tmp_path: Path) -> None:
 
 
 def test_parquet_is_read_in_pieces(tmp_path: Path) -> None:
-    """Of its twenty row groups, one at a time."""
+    """One of its twenty row groups at a time."""
     file = tmp_path / "rows.parquet"
     parquet.write_table(pa.table({"context": [text(250) for _ in range(8000)]}), file, row_group_size=400)
     before = pa.total_allocated_bytes()

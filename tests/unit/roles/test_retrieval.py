@@ -1,4 +1,4 @@
-"""Which memories are the nearest, and by which way they are found."""
+"""Which memories are nearest, and how they are ranked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCENES = ("灯塔在湾口，夜里亮。", "蜜糕是甜的，三枚贝币。",
 
 
 def test_the_nearest_have_the_largest_dot_product() -> None:
-    """Against a plain sort, over more queries than are taken at once; and a vector's length counts."""
+    """Against argsort, over several batches of queries; vectors are not normalized."""
     generator = torch.Generator().manual_seed(1)
     memories, queries = torch.randn(50, 16, generator=generator), torch.randn(2100, 16, generator=generator)
     found = nearest_vectors(queries, memories, 8)
@@ -43,8 +43,8 @@ def role(memories: tuple[str, ...] = SCENES, **vectors: list[list[float]]) -> Ro
     return Role("bo", "You are Bo.", memories, {len(v[0]): torch.tensor(v) for v in vectors.values()}, ("Bo",))
 
 
-def test_each_row_goes_its_way() -> None:
-    """By stored vectors of its own size where it has one, else lexically."""
+def test_each_row_is_ranked_by_its_own_vector_or_lexically() -> None:
+    """By the stored vectors of the same size, if there are any."""
     retriever = Retriever(role(two=[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], one=[[1.0], [2.0], [3.0]]))
     rows: list[dict[str, Any]] = [
         {"query": "灯塔？", "embedding": [-1.0, 0.0]},
@@ -54,10 +54,12 @@ def test_each_row_goes_its_way() -> None:
         {"query": "灯塔？", "embedding": [1.0, 0.0, 0.0]},
     ]
     assert [ranked[0] for ranked in retriever.rank(rows, 2)] == [2, 0, 1, 0, 0]
-    assert retriever.ways == {"by stored vectors": 2, "by shared characters": 3}
+    assert retriever.rankings == {"by stored vectors": 2, "by shared characters": 3}
     lexical = Retriever(retriever.role, "lexical")
     assert [ranked[0] for ranked in lexical.rank(rows, 2)] == [0, 0, 1, 0, 0]
-    with pytest.raises(DataError, match="a row without a stored vector that fits; the memories have 2 or 1 dimensions"):
+    with pytest.raises(
+        DataError, match="a row without a stored vector of the right size; the memories have 2 or 1 dimensions"
+    ):
         Retriever(retriever.role, "stored").rank(rows, 2)
     assert Retriever(retriever.role, "stored").rank(rows[:1], 5) == [[2, 1, 0]]
 

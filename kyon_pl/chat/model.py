@@ -1,0 +1,208 @@
+# mypy: allow-untyped-calls
+"""The model of a chat: a base with adapters, or a merged model, that streams replies as text."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from kyon_pl.chatglm2.generation import stream_reply
+from kyon_pl.data.prompt import TrainTurns
+from kyon_pl.errors import SettingError
+
+REPLACEMENT_CHARACTER = "\ufffd"  # the bytes of an incomplete character decode to it
+_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: maximum length of a reply, in tokens.
+        temperature: divides the logits; 0 is greedy decoding.
+        top_p: sample from the most likely tokens whose probabilities add up to this.
+        repetition_penalty: above 1, tokens that already occurred become less likely.
+        seed: of the random generator.
+
+    Raises:
+        SettingError: a number out of range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, in_range, fix in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "Set 1 or more."),
+            ("temperature", 0 <= self.temperature < float("inf"), "Set 0 for greedy decoding, or about 0.8."),
+            ("top_p", 0 < self.top_p <= 1, "Set 1 for no limit, or less."),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "Set 1 for none, or about 1.1."),
+        ):
+            if not in_range:
+                raise SettingError(key, f"{getattr(self, key)} is out of range", fix)
+
+
+def check_max_tokens(max_tokens: int, setting: str, reply_tokens: int) -> None:
+    """Check that a prompt of at least four tokens fits beside the longest reply.
+
+    Args:
+        max_tokens: maximum length of prompt and reply together.
+        setting: the name of the setting that limits the reply.
+        reply_tokens: its value.
+
+    Raises:
+        SettingError: the prompt does not fit.
+    """
+    if max_tokens < reply_tokens + 4:
+        found = f"{max_tokens} leaves no room for a prompt, since the reply can take {reply_tokens}"
+        raise SettingError("max_tokens", found, f"Raise it, or lower {setting}")
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """A reply.
+
+    Attributes:
+        text: the reply.
+        stopped: whether the model ended it with the end-of-sequence token.
+    """
+
+    text: str
+    stopped: bool
+
+
+class StopReply(Exception):  # noqa: N818 (not an error)
+    """Raised by `on_text` to end a reply."""
+
+
+@dataclass
+class ChatModel:
+    """A model that replies.
+
+    Attributes:
+        model: in evaluation mode.
+        tokenizer: its tokenizer.
+        base: name of the base or merged model, for messages.
+        template: the prompt template it was trained with.
+        train_turns: which turns were trained, see `kyon_pl.data.prompt.TrainTurns`.
+        adapters: PEFT's name of each adapter by its name here; the first is the default. Empty for a merged model.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    base: str
+    template: str
+    train_turns: TrainTurns
+    adapters: Mapping[str, str]
+
+    def count_tokens(self, text: str) -> int:
+        """The number of tokens of a text, without special tokens."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def reply(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        on_text: Callable[[str], object] = lambda text: None,
+        adapter: str | None = "",
+    ) -> ChatReply:
+        """Reply to a prompt. Ctrl-C ends the reply and keeps the text so far.
+
+        Args:
+            prompt: token ids.
+            sampling: how tokens are chosen.
+            on_text: called with each new piece of text. It can raise `StopReply` to end the reply.
+            adapter: name of an adapter; empty: the first; None: the base model without an adapter.
+        """
+        streamer = TextStreamer(self.tokenizer, on_text)
+        with self._using_adapter(adapter):
+            try:
+                reply = stream_reply(
+                    self.model,
+                    prompt,
+                    max_new_tokens=sampling.max_new_tokens,
+                    on_token=streamer.put,
+                    eos_token_id=self.tokenizer.eos_token_id,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    repetition_penalty=sampling.repetition_penalty,
+                    seed=sampling.seed,
+                )
+                streamer.end()
+            except (KeyboardInterrupt, StopReply):
+                return ChatReply(streamer.text, stopped=False)
+        return ChatReply(streamer.text, reply.stopped)
+
+    def _using_adapter(self, adapter: str | None) -> AbstractContextManager[None]:
+        model: Any = self.model
+        if not self.adapters:
+            return nullcontext()
+        if adapter is None:
+            return model.disable_adapter()  # type: ignore[no-any-return]
+        model.set_adapter(self.adapters[adapter or next(iter(self.adapters))], inference_mode=True)
+        return nullcontext()
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that `TextStreamer` uses."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Token ids to text."""
+
+
+class TextStreamer:
+    """Decodes tokens as they come; a character of several tokens is held back until it is complete.
+
+    Args:
+        tokenizer: decodes the tokens.
+        on_text: called with each new piece of text.
+
+    Attributes:
+        text: all text so far.
+    """
+
+    def __init__(self, tokenizer: Decoder, on_text: Callable[[str], object]) -> None:
+        self.tokenizer = tokenizer
+        self.on_text = on_text
+        self.token_ids: list[int] = []
+        self.text = ""
+
+    def put(self, token: int) -> None:
+        """Add a token."""
+        self.token_ids.append(token)
+        self._emit(self._decode().rstrip(REPLACEMENT_CHARACTER))
+
+    def end(self) -> None:
+        """Emit the rest, including an incomplete character."""
+        self._emit(self._decode())
+
+    def _decode(self) -> str:
+        return self.tokenizer.decode(self.token_ids, skip_special_tokens=True)
+
+    def _emit(self, text: str) -> None:
+        if len(text) > len(self.text):
+            self.on_text(text[len(self.text) :])
+            self.text = text
+
+
+def replace_control_characters(text: str) -> str:
+    """Replace control characters, surrogates and bidirectional controls by `�`; line feeds and tabs stay.
+
+    They would move the cursor, change colours or reverse the reading direction.
+    """
+    return "".join(
+        character
+        if character in "\n\t"
+        or (unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI_CONTROLS)
+        else REPLACEMENT_CHARACTER
+        for character in text
+    )
