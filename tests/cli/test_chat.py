@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,15 +254,22 @@ class Session:
         os.close(its)
         self.reads: list[str] = []
 
-    def until(self, pattern: str, seconds: float = HANG_S) -> str:
-        """What is printed until something matches; the program must not end before."""
-        said, until_s = b"", time.monotonic() + seconds
+    def until(self, pattern: str, again: Callable[[], object] = lambda: None) -> str:
+        """What is printed until something matches; the program must not end before.
+
+        Args:
+            pattern: a regular expression.
+            again: called after each two seconds without a match.
+        """
+        said, until_s = b"", time.monotonic() + HANG_S
         while not re.search(pattern, said.decode(errors="ignore")):
             assert time.monotonic() < until_s, said.decode(errors="ignore")[-2000:]
-            if select.select([self.ours], [], [], 0.1)[0]:
+            if select.select([self.ours], [], [], 2)[0]:
                 part = os.read(self.ours, 65536)
                 self.reads.append(part.decode(errors="ignore"))
                 said += part
+            else:
+                again()
         return said.decode(errors="ignore")
 
     def type(self, text: str) -> None:
@@ -339,9 +346,9 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(session: Session) -> None:
     os.killpg(session.process.pid, signal.SIGINT)
     session.until(r"\[…\]\s+(\x1b\[\?2004h)?> $")
     assert "removed: Pell" in session.ask("/undo")
-    time.sleep(1)  # a signal between the prompt and the wait for keys is seen with the next key
     os.killpg(session.process.pid, signal.SIGINT)
-    session.until("ends the program")
+    # a signal between the prompt and the wait for keys is seen with the next key
+    session.until("ends the program", again=lambda: os.write(session.ours, b" "))
     os.write(session.ours, b"\x04")
     assert session.process.wait(timeout=HANG_S) == 0
 
