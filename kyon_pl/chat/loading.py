@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 import yaml
 from torch import nn
-from transformers import AutoTokenizer, GlmForCausalLM
+from transformers import AutoTokenizer, GlmConfig, GlmForCausalLM
 
 from kyon_pl.chat.model import ChatModel
 from kyon_pl.chatglm2.checkpoint import load_base
-from kyon_pl.chatglm2.configuration import read_config
+from kyon_pl.chatglm2.configuration import read_config, without_code_keys
 from kyon_pl.chatglm2.files import read_json_object
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.tokenization import read_tokenizer
@@ -123,9 +123,17 @@ def _load_chatglm(folder: Path, device: torch.device) -> ChatGLM2ForCausalLM:
 
 
 def _load_merged(folder: Path, device: torch.device) -> tuple[nn.Module, Any]:
-    if read_json_object(folder / "config.json").get("model_type") != "glm":
+    content = read_json_object(folder / "config.json")
+    if content.get("model_type") != "glm":
         return _load_chatglm(folder, device), read_tokenizer(folder)
-    model = GlmForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": device}, local_files_only=True)
+    model = GlmForCausalLM.from_pretrained(
+        folder,
+        config=GlmConfig.from_dict(without_code_keys(content)),
+        attn_implementation="sdpa",
+        dtype="auto",
+        device_map={"": device},
+        local_files_only=True,
+    )
     if device.type == "cpu" and model.num_parameters() < _MAX_FLOAT32_PARAMETERS:
         model = model.float()
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)

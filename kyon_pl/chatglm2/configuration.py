@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +38,8 @@ _IMPLEMENTED: dict[str, object] = {
     "tie_word_embeddings": False,
 }
 
+# keys with which a `config.json` would have transformers import a module or a repository
+_NAMES_CODE = re.compile(r"auto_map|_?(attn|experts)_implementation\w*|use_kernels|kernel_config")
 INITIALIZER_RANGE = 0.02  # transformers' default
 _POSITIVE_INTEGERS = (
     "num_layers",
@@ -126,7 +130,7 @@ class ChatGLM2Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check all values."""
-        kwargs.pop("auto_map", None)  # names remote code, which must not be saved again
+        kwargs.pop("auto_map", None)  # names code in a repository, which must not be saved again
         where = str(kwargs.get("name_or_path") or "ChatGLM2Config")
         super().__post_init__(**kwargs)
         self._check_implemented(where)
@@ -156,6 +160,15 @@ class ChatGLM2Config(PreTrainedConfig):
             fix = "Set a multiple of 4: half of the channels are rotated, in pairs."
             raise SettingError(f"{where}: kv_channels", f"{self.kv_channels} channels per head", fix)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # transformers' own signature
+        """Build from the content of a `config.json`, without the keys that name code.
+
+        A value such as `kernels-community/flash-attn2` for `_attn_implementation` would have transformers download and
+        import that repository. The caller chooses the attention, not the file.
+        """
+        return super().from_dict(without_code_keys(config_dict), **kwargs)
+
     @property
     def parameter_count(self) -> int:
         """Number of parameters."""
@@ -172,6 +185,11 @@ class ChatGLM2Config(PreTrainedConfig):
         if output["initializer_range"] == INITIALIZER_RANGE:
             del output["initializer_range"]
         return output
+
+
+def without_code_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `config.json` without the keys that name code, such as `_attn_implementation` and `auto_map`."""
+    return {key: value for key, value in content.items() if not _NAMES_CODE.fullmatch(key)}
 
 
 def read_config(path: Path) -> ChatGLM2Config:

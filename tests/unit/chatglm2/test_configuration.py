@@ -7,9 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from published_layout import published_config, tiny_config
 
 from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.chatglm2.checkpoint import load_base
+from kyon_pl.chatglm2.configuration import read_config
+from kyon_pl.demo import BASE
 from kyon_pl.errors import SettingError
 
 
@@ -83,3 +87,21 @@ def test_refuses_what_is_not_implemented(key: str, value: object) -> None:
     with pytest.raises(SettingError, match=key) as refusal:
         ChatGLM2Config(**{key: value})
     assert str(value) in refusal.value.found
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_experts_implementation", "auto_map"])
+def test_a_config_cannot_name_code_to_import(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would download and import the repository, were it asked."""
+    content = json.loads((BASE / "config.json").read_text(encoding="utf-8"))
+    named = {"AutoConfig": "evil--code.Config"} if key == "auto_map" else "evil/kernel"
+    for file in BASE.iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").write_text(json.dumps(content | {key: named}), encoding="utf-8")
+    asked: list[str] = []
+    monkeypatch.setattr("transformers.integrations.hub_kernels.get_kernel", lambda *a, **k: asked.append(str(a)))
+    base = load_base(tmp_path, dtype=torch.float32, device=torch.device("cpu"), attn_implementation="sdpa")
+    assert base.config._attn_implementation == "sdpa"
+    assert "evil" not in json.dumps(read_config(tmp_path).to_dict())
+    assert "evil" not in json.dumps(ChatGLM2Config.from_pretrained(tmp_path).to_dict())
+    assert asked == []
