@@ -8,6 +8,7 @@ import logging.handlers
 import os
 import sys
 import threading
+import unicodedata
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 RUN_LOG = "run.log"
+_REPLACEMENT = "\ufffd"
+_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 # library warnings about other libraries or about deliberate choices: the beginning of the text, and the reason
@@ -34,8 +37,19 @@ class Terminal(logging.Handler):
     """Writes lines to standard error, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
-        tqdm.write(self.format(record), file=sys.stderr)
+        """Write one line. A terminal that was closed gets no more lines; `run.log` goes on."""
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except (OSError, ValueError):  # EIO, EPIPE, a full disk behind it; ValueError: the stream was closed
+            self.setLevel(logging.CRITICAL + 1)
+
+
+class OneLine(logging.Formatter):
+    """Formats a record as one line without control characters: parts of it may come from data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; line ends become `↵`."""
+        return replace_control_characters(super().format(record)).replace("\n", "↵")
 
 
 class UntilRunFolder(logging.handlers.MemoryHandler):
@@ -61,7 +75,7 @@ def set_up_logging(level: str = "info") -> None:
     logger = logging.getLogger("kyon_pl")
     chosen, rank = LEVELS[level], rank_of(os.environ)
     terminal, kept = Terminal(chosen), UntilRunFolder()
-    terminal.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    terminal.setFormatter(OneLine("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     logger.handlers = [terminal, kept]
     silent = rank > 0 and chosen > logging.DEBUG
     logger.setLevel(logging.WARNING if silent else min(logging.INFO, chosen))
@@ -88,7 +102,7 @@ def write_run_log(folder: Path, rank: int) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / RUN_LOG, encoding="utf-8")
-    file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)-7s %(message)s"))
+    file.setFormatter(OneLine(f"%(asctime)s rank {rank} %(levelname)-7s %(message)s"))
     for handler in logging.getLogger("kyon_pl").handlers:
         if isinstance(handler, UntilRunFolder):
             handler.setTarget(file)
@@ -111,3 +125,17 @@ def report_thread(failure: threading.ExceptHookArgs) -> None:
     """Report the exception of a library's thread, except for a full disk, which the main thread reports."""
     if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno == errno.ENOSPC):
         threading.__excepthook__(failure)
+
+
+def replace_control_characters(text: str) -> str:
+    """Replace control characters, surrogates and bidirectional controls by `�`; line feeds and tabs stay.
+
+    They would move the cursor, change colours or reverse the reading direction.
+    """
+    return "".join(
+        character
+        if character in "\n\t"
+        or (unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI_CONTROLS)
+        else _REPLACEMENT
+        for character in text
+    )

@@ -9,9 +9,10 @@ from typing import Literal
 
 from kyon_pl.chat.conversation import Conversation, RolePlay
 from kyon_pl.chat.loading import load_chat_model
-from kyon_pl.chat.model import Sampling, check_max_tokens, replace_control_characters
+from kyon_pl.chat.model import Sampling, check_max_tokens
 from kyon_pl.chat.terminal import Terminal, print_piece
 from kyon_pl.errors import SettingError
+from kyon_pl.logs import replace_control_characters
 from kyon_pl.roles.contexts import ContextLimits
 from kyon_pl.roles.role import Role, role_to_play
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from kyon_pl.data.prompt import TrainTurns
 from kyon_pl.errors import SettingError
 
 REPLACEMENT_CHARACTER = "\ufffd"  # the bytes of an incomplete character decode to it
-_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True)
@@ -192,17 +190,3 @@ class TextStreamer:
         if len(text) > len(self.text):
             self.on_text(text[len(self.text) :])
             self.text = text
-
-
-def replace_control_characters(text: str) -> str:
-    """Replace control characters, surrogates and bidirectional controls by `�`; line feeds and tabs stay.
-
-    They would move the cursor, change colours or reverse the reading direction.
-    """
-    return "".join(
-        character
-        if character in "\n\t"
-        or (unicodedata.category(character) not in ("Cc", "Cs") and character not in _BIDI_CONTROLS)
-        else REPLACEMENT_CHARACTER
-        for character in text
-    )

@@ -12,9 +12,10 @@ from typing import Any
 import gradio as gr
 
 from kyon_pl.chat.conversation import Turn, check_has_turns
-from kyon_pl.chat.model import Sampling, replace_control_characters
+from kyon_pl.chat.model import Sampling
 from kyon_pl.chat.sessions import MAX_NAME_CHARACTERS, Sessions, SessionSettings, Turns
 from kyon_pl.errors import KyonError, SettingError
+from kyon_pl.logs import replace_control_characters
 
 # name of a label: English, Chinese; the browser's language chooses
 LABELS = {

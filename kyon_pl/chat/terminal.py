@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from kyon_pl.chat.conversation import Conversation, RolePlay, check_has_turns
-from kyon_pl.chat.model import ChatReply, Sampling, replace_control_characters
+from kyon_pl.chat.model import ChatReply, Sampling
 from kyon_pl.errors import KyonError, SettingError
-from kyon_pl.logs import from_here
+from kyon_pl.logs import from_here, replace_control_characters
 
 PROMPT = "> "
 HISTORY_LINES = 1000

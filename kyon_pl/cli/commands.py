@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ from kyon_pl import __version__
 from kyon_pl.cli.options import check_keys, check_option_names, help_text, wants_help
 from kyon_pl.cli.settings import config_files, names, read_config_file, with_named_configs
 from kyon_pl.doctor.packages import refuse_malicious_releases
-from kyon_pl.errors import KyonError, SettingError
+from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
 
 if TYPE_CHECKING:
@@ -93,9 +94,11 @@ def main(args: list[str] | None = None) -> None:
         args: the command and its options; by default, those of this process.
 
     Raises:
-        SystemExit: status 2 after a `KyonError`, which is printed as one paragraph on standard error.
+        SystemExit: status 2 after a `KyonError` or an error of the operating system, which is printed as one paragraph
+            on standard error; 130 after Ctrl-C; 141 if the reader of the output has gone.
     """
     words = sys.argv[1:] if args is None else args
+    make_streams_safe()
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -124,6 +127,35 @@ def main(args: list[str] | None = None) -> None:
             traceback.print_exc()
         log.error("kyon-pl %s: %s", words[0], error)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        log.error("kyon-pl %s: interrupted", words[0])
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `| head`: nobody reads on, and Python would complain when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        log.error("kyon-pl %s: %s", words[0], explain_os_error(error))
+        raise SystemExit(2) from None
+
+
+def make_streams_safe() -> None:
+    """Have standard output take any character in any encoding, and discard output if it is closed."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (for the life of the process)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def explain_os_error(error: OSError) -> MachineError:
+    """One paragraph for an error of the operating system that no command explains itself."""
+    where = os.fsdecode(error.filename) if error.filename else "operating system"
+    found = error.strerror or str(error)
+    fix = "Check the path, its rights and the space there; kyon-pl COMMAND --debug shows where it happened"
+    return MachineError(where, found[:1].lower() + found[1:], fix)
 
 
 def take_log_options(words: list[str]) -> tuple[list[str], str, bool]:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyon_pl.chat.model import REPLACEMENT_CHARACTER, TextStreamer, replace_control_characters
+from kyon_pl.chat.model import REPLACEMENT_CHARACTER, TextStreamer
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import BASE
+from kyon_pl.logs import replace_control_characters
 
 TOKENIZER = ChatGLMTokenizer.from_pretrained(BASE)
 
