@@ -157,7 +157,7 @@ class ChatGLM2Attention(nn.Module):""",
     ),
     Guard(
         "16-mixed is refused where Lightning would make bf16-mixed of it",
-        "doctor/check.py",
+        "doctor/device.py",
         'if device_type == "cpu" and precision == "16-mixed":',
         "if False:",
         f"{CLI_TEST}[16-mixed on a CPU]",
