@@ -38,12 +38,12 @@ def examine_machine(settings: Namespace) -> tuple[Machine, list[Finding], dict[s
     """Inspect this machine.
 
     Args:
-        settings: the settings of fit, which name the folder for runs.
+        settings: the settings of fit, which name the folders for runs and for encoded rows.
 
     Returns:
         The machine, the findings about it, and its numbers for the report.
     """
-    machine = inspect_machine(Path(settings.trainer.default_root_dir or "."))
+    machine = inspect_machine(Path(settings.trainer.default_root_dir or "."), settings.data.cache_dir)
     return machine, list(machine_findings(machine)), asdict(machine)
 
 
