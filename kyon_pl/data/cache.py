@@ -97,7 +97,7 @@ def downloaded(root: Path, fingerprint: str, load: Callable[[], Dataset]) -> Dat
             if record.is_file() and (fault := _fault(record)):
                 for file in _recorded(record):
                     if (folder := Path(file).resolve().parent).is_dir() and root.resolve() in folder.parents:
-                        _say_damaged(folder, fault)
+                        _say_damaged(fault)
                         shutil.rmtree(folder)
                 record.unlink()
             dataset = load()
@@ -132,25 +132,25 @@ def _recorded(record: Path) -> dict[str, list[int]]:
 
 
 def _fault(record: Path) -> str | None:
-    """What is wrong with the files of a record; None: nothing."""
+    """What is wrong with a record or one of its files; None: nothing."""
     try:
         recorded = _recorded(record)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return "it was not finished"
-    except (ValueError, TypeError, AttributeError):  # it is damaged itself
-        return f"{record.name} cannot be read"
+        return f"{record}, written last, is missing"
+    except (ValueError, TypeError, AttributeError):  # no JSON, or another
+        return f"{record} cannot be read"
     for name, (size, crc) in recorded.items():
         file = Path(name)
         if file.is_dir():
-            return f"{file.name} is a folder"
+            return f"{file} is a folder"
         try:
             if (found := file.stat().st_size) != size:
-                return f"{file.name} has {found:,} bytes instead of {size:,}"
+                return f"{file} has {found:,} bytes instead of {size:,}"
             if _crc32(file) != crc:
-                return f"{file.name} differs from its checksum"
-        except (FileNotFoundError, NotADirectoryError):
-            return f"{file.name} is missing"
-    return None if recorded else f"{record.name} is empty"
+                return f"{file} differs from its checksum"
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return f"{file} is missing"
+    return None if recorded else f"{record} is empty"
 
 
 def _crc32(file: Path) -> int:
@@ -164,7 +164,7 @@ def _crc32(file: Path) -> int:
 def _remove(folder: Path, fingerprint: str, fault: str) -> None:
     entries = [entry for entry in folder.glob(f"*{fingerprint}*") if entry.suffix != _LOCK]
     if entries:
-        _say_damaged(folder, fault)
+        _say_damaged(fault)
     for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -172,5 +172,5 @@ def _remove(folder: Path, fingerprint: str, fault: str) -> None:
             entry.unlink()
 
 
-def _say_damaged(folder: Path, fault: str) -> None:
-    log.warning("data: the cache in %s is damaged (%s): its rows are built again", folder, fault)
+def _say_damaged(fault: str) -> None:
+    log.warning("data: the cache is damaged and built again: %s", fault)

@@ -129,7 +129,8 @@ def memory_bytes(device: torch.device) -> int:
 
 def free_bytes(folder: Path) -> int:
     """Free disk space for a folder, which need not exist yet."""
-    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if os.path.isdir(parent))).free
+    parents = (folder, *folder.parents)  # Path.is_dir would raise a PermissionError
+    return shutil.disk_usage(next(parent for parent in parents if os.path.isdir(parent))).free  # noqa: PTH112
 
 
 def driver_version() -> str | None:

@@ -162,6 +162,7 @@ def _load_files(
     stamps = [_size_and_time(file) for file, _ in files]
     fingerprint = digest("files", first, names, stamps, settings.columns, code)
     workers, root = min(processes, len(files)), cache_root(cache_dir)
+    folder = root / "generator"  # `datasets` names it after its builder
 
     def read() -> Dataset:
         try:
@@ -174,9 +175,9 @@ def _load_files(
                 fingerprint=fingerprint,
             )
         except DatasetGenerationError as error:
-            raise _unwrapped(error, ", ".join(names), root) from None
+            raise _unwrapped(error, ", ".join(names), folder) from None
 
-    dataset = cached(root / "generator", fingerprint, read)  # `datasets` names the folder after its builder
+    dataset = cached(folder, fingerprint, read)
     return Rows(dataset, names, tuple(number for _, number in files), fingerprint)
 
 
@@ -185,13 +186,15 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _unwrapped(error: BaseException, where: str, root: Path) -> KyonError:
+def _unwrapped(error: BaseException, where: str, folder: Path) -> KyonError:
     """Return the KyonError that `datasets` wrapped, or one with the wrapped error's message."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, KyonError):
         return cause
-    if isinstance(cause, OSError) and cause.errno in _FULL_OR_READ_ONLY:  # reading the source has no such error
-        return cache_error(root, cause)
+    if isinstance(cause, OSError):  # of writing the cache, or of reading a source
+        written = folder in Path(str(cause.filename)).parents
+        if written or cause.errno in _FULL_OR_READ_ONLY:
+            return cache_error(folder, cause)
     fix = "Check that it is complete and readable."
     return DataError(where, f"cannot be read: {_first_line(cause or error)}", fix)
 
