@@ -20,7 +20,7 @@ from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.files import UNREADABLE, read_json_object, weight_files, why_unreadable
 from kyon_pl.demo import fetch_base_config
 from kyon_pl.errors import CheckpointError, KyonError, SettingError
-from kyon_pl.hub.download import limited_waits
+from kyon_pl.hub.download import LICENCE_FILES, TOKENIZER_FILES, limited_waits
 from kyon_pl.logs import from_here
 from kyon_pl.lora.saved import check_fit, read_adapter, weights_file
 from kyon_pl.publish.model_card import hub_id, model_card
@@ -34,6 +34,18 @@ CARD = "README.md"
 RECORD = "kyon_pl.json"  # written by kyon-pl merge: the base, and the SHA-256 of every file
 # not uploaded by default: the marker of a complete checkpoint, and files with paths of this machine
 LEFT_OUT = (MARKER, "config.yaml", RECORD)
+# beside the weights, what kyon-pl, PEFT and transformers write; other files of the folder are not ours to publish
+WRITTEN = (
+    *(
+        SETTINGS,
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+    ),
+    *(*TOKENIZER_FILES, "tokenizer.json", "added_tokens.json", "chat_template.jinja", *LICENCE_FILES, *LEFT_OUT),
+)
+_SHOWN_NAMES = 5
 _EXPORT_AGAIN = "Export it again; do not publish this one"
 
 
@@ -52,7 +64,8 @@ def push(
 ) -> None:
     """Push an adapter or a merged model to the Hub, with a model card.
 
-    The files are checked first and uploaded as one commit. The token comes from HF_TOKEN or from `hf auth login`.
+    The files are checked first and uploaded as one commit: weights, settings, tokenizer and licence. Other files of the
+    folder are named, and not sent. The token comes from HF_TOKEN or from `hf auth login`.
 
     Args:
         repo_id: USER/NAME; a NAME alone goes to the account of the token. The repository is created if needed.
@@ -63,7 +76,7 @@ def push(
         private: whether a new repository is private; an existing one is not changed.
         revision: the branch; unset, main.
         commit_message: unset, it names the adapter and its step.
-        allow_patterns: upload only these files, such as `*.safetensors`.
+        allow_patterns: upload only these of the files, such as `*.safetensors`.
         ignore_patterns: do not upload these files; unset, COMPLETE, config.yaml and kyon_pl.json, which describe this
             machine.
         delete_patterns: delete these files of the repository in the same commit.
@@ -122,15 +135,20 @@ def base_name(folder: Path) -> str | None:
 
 
 def files_to_upload(folder: Path, allow: Sequence[str] | None, ignore: Sequence[str]) -> list[str]:
-    """Names of the folder's files that match the patterns, without README.md: the card replaces it.
+    """Names of weights and of `WRITTEN` in the folder that match the patterns, without README.md: the card replaces it.
 
     Raises:
         SettingError: no file matches.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    weights = [weights_file(folder)] if (folder / SETTINGS).is_file() else weight_files(folder)
+    ours = {*WRITTEN, CARD, *(file.name for file in weights)}
+    if others := [name for name in names if name not in ours]:
+        more = f" and {len(others) - _SHOWN_NAMES:,} more" if len(others) > _SHOWN_NAMES else ""
+        log.warning("not sent, since no part of the model: %s%s", ", ".join(others[:_SHOWN_NAMES]), more)
     allowed = None if allow is None else list(allow)
-    kept = [str(name) for name in filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=list(ignore))]
-    kept = [name for name in kept if name != CARD]
+    written = [name for name in names if name in ours and name != CARD]
+    kept = [str(name) for name in filter_repo_objects(written, allow_patterns=allowed, ignore_patterns=list(ignore))]
     if not kept:
         raise SettingError("--allow_patterns", f"no file of {folder} matches the patterns", "Remove the patterns")
     return kept

@@ -6,6 +6,7 @@ whose line has one of the words. In the slow suite it is `test_guards_matter.py`
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -406,7 +407,52 @@ CHECKPOINTS = [
         f"{DEMO_TEST}test_schedule_ends_exactly_at_its_last_value",
     ),
 ]
-GUARDS = PRECISION + RANKS + CHECKPOINTS
+CACHE_TEST = "tests/unit/data/test_cache.py::test_"
+FILES = [
+    Guard(
+        "a cache that differs from its checksums is built again",
+        "data/cache.py",
+        "if _crc32(file) != crc:",
+        "if False:",
+        f"{CACHE_TEST}any_flipped_bit_of_what_is_trained_on_is_noticed",
+    ),
+    Guard(
+        "one process builds a damaged cache, others wait",
+        "data/cache.py",
+        "                if fault := _fault(record):  # no",
+        "                if fault := str(record):  # no",
+        f"{CACHE_TEST}one_of_several_readers_builds_and_the_others_wait",
+    ),
+    Guard(
+        "no folder outside the cache is removed",
+        "data/cache.py",
+        " and root.resolve() in folder.parents:",
+        ":",
+        f"{CACHE_TEST}damaged_download_is_removed_and_only_that",
+    ),
+    Guard(
+        "a cache that cannot be written is explained",
+        "data/cache.py",
+        "        raise cache_error(folder, error) from None",
+        "        raise",
+        f"{CACHE_TEST}default_cache_that_cannot_be_written_is_one_paragraph[preview]",
+    ),
+    Guard(
+        "a full disk under the cache is not blamed on the rows",
+        "data/reading/sources.py",
+        "        if written or cause.errno in _FULL_OR_READ_ONLY:",
+        "        if written and cause.errno in ():",
+        f"{CACHE_TEST}error_of_writing_the_cache_is_not_blamed_on_the_rows[rows-{errno.ENOSPC}]",
+    ),
+    Guard(
+        "push sends nothing else that lies in the folder",
+        "publish/push.py",
+        "if name in ours and name != CARD]",
+        "if name != CARD]",
+        "tests/cli/test_push.py::test_files_that_happen_to_lie_there_are_named_and_not_sent",
+    ),
+]
+GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES
 
 
 def main(words: list[str]) -> int:
