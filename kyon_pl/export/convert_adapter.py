@@ -22,7 +22,7 @@ from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
 from kyon_pl.chatglm2.glm import FUSED_QKV, SPLIT_QKV, module_from_glm, module_to_glm, split_sizes
 from kyon_pl.demo import fetch_base_config
 from kyon_pl.errors import CheckpointError
-from kyon_pl.export.staging import refuse_existing, staging_folder, write_record
+from kyon_pl.export.staging import new_folder, staging_folder, write_record
 from kyon_pl.logs import from_here
 from kyon_pl.lora.saved import read_adapter
 from kyon_pl.runs.adapters import adapter_base, find_adapter
@@ -83,7 +83,7 @@ def convert_adapter(
         CheckpointError: the adapter cannot be converted, or is for another model.
         MachineError: the disk is full.
     """
-    refuse_existing(output)
+    output = new_folder(output)
     folder = find_adapter(adapter, which)
     lora, tensors = read_adapter(folder)
     base_name = base or adapter_base(folder)

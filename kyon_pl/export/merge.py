@@ -32,7 +32,7 @@ from kyon_pl.export.layerwise import (
     relative_difference,
     run_part,
 )
-from kyon_pl.export.staging import refuse_existing, staging_folder, write_record
+from kyon_pl.export.staging import new_folder, staging_folder, write_record
 from kyon_pl.hub.download import LICENCE_FILES, MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import load_adapter
@@ -71,7 +71,7 @@ def merge(
         CheckpointError: adapter and base do not fit, or the merged model differs from them.
         MachineError: the disk is full.
     """
-    refuse_existing(output)
+    output = new_folder(output)
     adapter_folder = find_adapter(adapter, which)
     base_name = base_with_weights(base, adapter_folder)
     base_folder = _base_folder(base_name, revision)

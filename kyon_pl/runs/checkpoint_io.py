@@ -21,8 +21,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from safetensors import SafetensorError
 
 from kyon_pl.chatglm2.files import UNREADABLE, why_unreadable
-from kyon_pl.disk import sync
-from kyon_pl.errors import CheckpointError, MachineError
+from kyon_pl.disk import sync, temporary
+from kyon_pl.errors import CheckpointError, MachineError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.runs.fingerprint import FINGERPRINT
 from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, checksums, size_and_sha256
@@ -62,39 +62,41 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         Raises:
             TypeError: `storage_options` is not None.
             MachineError: the disk is full or not writable. Older checkpoints stay complete.
+            SettingError: a folder of this name has files from elsewhere.
         """
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} takes no storage_options")
         file = Path(path)
-        temporary, temporary_folder = _temporary(file), _temporary(file.with_suffix(""))
+        temporary_file, temporary_folder = temporary(file), temporary(file.with_suffix(""))
         complete = {**checkpoint, "config": self.config}
         complete[CHECKSUMS] = checksums(complete)
         try:
-            self._write(complete, file, temporary, temporary_folder)
+            self._write(complete, file, temporary_file, temporary_folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             remove_unfinished(file.parent)
             raise explain_disk_error(error, file) from error
         log.info("checkpoint: %s", from_here(file))
 
-    def _write(self, checkpoint: dict[str, Any], file: Path, temporary: Path, temporary_folder: Path) -> None:
+    def _write(self, checkpoint: dict[str, Any], file: Path, temporary_file: Path, temporary_folder: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         folder = file.with_suffix("")
         remove_unfinished(file.parent)
         self.write_adapter(checkpoint["state_dict"], temporary_folder)
         (temporary_folder / "config.yaml").write_text(self.config, encoding="utf-8")
-        torch.save(checkpoint, temporary)
+        torch.save(checkpoint, temporary_file)
         marker = {
             "step": checkpoint["global_step"],
             "resumable": "optimizer_states" in checkpoint and not checkpoint.get(STOPPING),
-            "checkpoint": size_and_sha256(temporary),
+            "checkpoint": size_and_sha256(temporary_file),
             "adapter": size_and_sha256(temporary_folder / ADAPTER),
         }
         (temporary_folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-        for written in (temporary, *temporary_folder.iterdir(), temporary_folder):
+        for written in (temporary_file, *temporary_folder.iterdir(), temporary_folder):
             sync(written)
+        check_ours(folder, temporary_folder)
         self.remove_checkpoint(file)  # an older checkpoint of the same name
         temporary_folder.rename(folder)
-        temporary.rename(file)
+        temporary_file.rename(file)
         sync(file.parent)
 
     def load_checkpoint(
@@ -153,27 +155,31 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
     return checkpoint
 
 
+def check_ours(folder: Path, replacement: Path) -> None:
+    """Check that a folder to replace is of a checkpoint: complete, or a part of what will replace it.
+
+    Args:
+        folder: need not exist.
+        replacement: the complete folder.
+
+    Raises:
+        SettingError: the folder has files from elsewhere.
+    """
+    others = sorted(path.name for path in folder.glob("*") if not (replacement / path.name).exists())
+    if others and not (folder / MARKER).is_file():
+        remove_unfinished(folder.parent)
+        found = f"it has other files ({', '.join(others[:3])}), and a checkpoint of this name would replace it"
+        raise SettingError(str(folder), found, "Set another dirpath or filename in the callback that saves checkpoints")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove temporary files of an interrupted save, and complete an interrupted removal."""
-    for path in folder.glob(_temporary(Path("*")).name):
+    for path in folder.glob(temporary(Path("*")).name):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in folder.glob(_removed(Path("*.ckpt")).name):
         adapter = path.with_name(path.name.removeprefix(".").removesuffix(".ckpt.removing"))
         shutil.rmtree(adapter, ignore_errors=True)
         path.unlink()
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a text file completely or not at all, even if the process is killed or power fails."""
-    temporary = _temporary(file)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(file)
-    sync(file.parent)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.writing")
 
 
 def _removed(path: Path) -> Path:

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_file_loader import (  # type: ig
 from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
 
 from kyon_pl.imports import need_package
+from kyon_pl.outputs import PNG_METADATA, Output, writing
 
 Curves = Mapping[str, list[tuple[int, float]]]
 """Maps tags, such as `val/loss`, to (optimizer step, value), ordered by step."""
@@ -80,15 +81,18 @@ def check_matplotlib() -> None:
     need_package("matplotlib", "report", where="kyon-pl report", does="draws the pictures")
 
 
-def draw(runs: Mapping[str, Curves], folder: Path) -> list[Path]:
+def draw(runs: Mapping[str, Curves], pictures: Mapping[str, Output]) -> list[Path]:
     """Draw the pictures that have at least one curve.
 
     Args:
         runs: curves by the name of the run; each run has its own colour.
-        folder: existing folder for the PNG files.
+        pictures: the PNG files, by the keys of `PICTURES`.
 
     Returns:
-        The files.
+        The written files.
+
+    Raises:
+        KyonError: as `kyon_pl.outputs.writing`.
     """
     files = []
     for picture, panels in PICTURES.items():
@@ -98,8 +102,9 @@ def draw(runs: Mapping[str, Curves], folder: Path) -> list[Path]:
             if any(curves.get(t) for t in tags for curves in runs.values())
         }
         if drawn:
-            files.append(folder / f"{picture}.png")
-            _draw(files[-1], drawn, runs)
+            with writing(pictures[picture]) as file:
+                _draw(file, drawn, runs)
+            files.append(pictures[picture].path)
     return files
 
 
@@ -120,7 +125,7 @@ def _draw(file: Path, panels: Mapping[str, Sequence[str]], runs: Mapping[str, Cu
         axes.legend(fontsize="x-small", frameon=False)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    figure.savefig(file, dpi=120, format="png")
+    figure.savefig(file, dpi=120, format="png", metadata=PNG_METADATA)
 
 
 def _draw_curve(axes: object, tag: str, points: list[tuple[int, float]], colour: str, label: str) -> None:
