@@ -32,6 +32,7 @@ from kyon_pl.runs.checkpoint_io import (
     check_writable,
     explain_disk_error,
     read_checkpoint,
+    restoring_explained,
 )
 from kyon_pl.runs.fingerprint import (
     FINGERPRINT,
@@ -79,7 +80,8 @@ def run_trainer(words: list[str]) -> None:
         KyonError: whatever the run itself refuses.
     """
     try:
-        KyonCLI(words)
+        with restoring_explained():
+            KyonCLI(words)
     except RunFinished as finished:
         log.info("%s", finished)
     except MisconfigurationException as error:
