@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoTokenizer, GlmForCausalLM
+from transformers import AutoTokenizer, GlmConfig, GlmForCausalLM
 
 from kyon_pl.chat.model import ChatModel
 from kyon_pl.chatglm2.checkpoint import check_weights, load_base, read_generation_config
@@ -126,8 +126,8 @@ def _load_chatglm(folder: Path, device: torch.device) -> ChatGLM2ForCausalLM:
 def _load_merged(folder: Path, device: torch.device) -> tuple[nn.Module, Any]:
     if read_json_object(folder / "config.json").get("model_type") != "glm":
         return _load_chatglm(folder, device), read_tokenizer(folder)
-    tokenizer = _read_glm_tokenizer(folder)  # before the weights, which take longer
     config = read_glm_config(folder)
+    tokenizer = _read_glm_tokenizer(folder, config)  # before the weights, which take longer
     read_generation_config(folder)  # for its checks; transformers reads it below
     check_weights(folder, config, GlmForCausalLM)
     with explained("transformers", folder, "Merge the adapter again, or copy the folder again."):
@@ -144,7 +144,7 @@ def _load_merged(folder: Path, device: torch.device) -> tuple[nn.Module, Any]:
     return model.eval(), tokenizer
 
 
-def _read_glm_tokenizer(folder: Path) -> Any:
+def _read_glm_tokenizer(folder: Path, config: GlmConfig) -> Any:
     check_tokenizer_files(folder)
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -154,7 +154,8 @@ def _read_glm_tokenizer(folder: Path) -> Any:
     except Exception as error:  # the class that tokenizers raises for a file of another layout
         raise CheckpointError(str(file), f"tokenizers refuses it: {error}", COPY_AGAIN) from error
     with explained("transformers", f"tokenizer of {folder}"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # with the checked config: AutoTokenizer would read config.json with all keys, such as a num_labels of 10**30
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
         tokenizer.decode(tokenizer("a", truncation=True)["input_ids"])  # some settings are wrong only now
     return tokenizer
 

@@ -175,7 +175,7 @@ def read_config(file: Path) -> LoraConfig:
 def _check_values(file: Path, content: dict[str, Any]) -> None:
     """Check types and ranges of the numbers in an `adapter_config.json`."""
     for key, kind in _KINDS.items():
-        if content.get(key) is not None:
+        if key in _REQUIRED_KEYS or content.get(key) is not None:
             entry(content, key, kind, file, _OTHER_ADAPTER)
     patterns = {name: content.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     for name, kind in (("rank_pattern", int), ("alpha_pattern", float)):
