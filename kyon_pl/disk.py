@@ -1,9 +1,27 @@
-"""Durable, atomic writes."""
+"""Durable, atomic writes, and the modes of written files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def default_mode(file: Path) -> Iterator[Path]:
+    """Give a file that is written in the block the mode of a new file under the user's umask.
+
+    safetensors writes a file that only its owner can read, whatever the umask.
+
+    Args:
+        file: in an existing folder; after the block it must exist.
+    """
+    file.unlink(missing_ok=True)
+    file.touch()
+    mode = file.stat().st_mode
+    yield file
+    file.chmod(mode)
 
 
 def sync(path: Path) -> None:

@@ -38,6 +38,7 @@ from kyon_pl.runs.checkpoint_io import (
     check_writable,
     explain_disk_error,
     read_checkpoint,
+    restoring_explained,
 )
 from kyon_pl.runs.fingerprint import (
     FINGERPRINT,
@@ -98,7 +99,7 @@ def run_trainer(words: list[str]) -> None:
         KyonError: whatever the run itself refuses.
     """
     try:
-        with ExitStack() as held:
+        with restoring_explained(), ExitStack() as held:
             KyonCLI(words, held)
     except RunFinished as finished:
         log.info("%s", finished)

@@ -17,7 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from kyon_pl.chatglm2.checkpoint import check_weights
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
-from kyon_pl.demo import fetch_base
+from kyon_pl.demo import fetch_base, name_to_record
 from kyon_pl.errors import CheckpointError, MachineError, MissingFileError
 from kyon_pl.export.formats import FORMATS, TOLERANCES, Format, FormatName, chatglm_angles, save_configs, verify
 from kyon_pl.export.layerwise import (
@@ -86,7 +86,7 @@ def merge(
         form.save_tokenizer(base_folder, folder)
         copy_licence(base_folder, folder)
         rounding = verify(folder, form, torch_dtype, live_outputs)
-        record = {"base": base_name, "adapter": adapter or str(from_here(adapter_folder))}
+        record = {"base": name_to_record(base_name), "adapter": name_to_record(adapter or str(adapter_folder))}
         write_record(folder, record | {"format": format, "dtype": dtype})
     shown = from_here(output)
     log.info("wrote %s: %s and adapter as %s in %s; logits differ by %.0e", shown, base_name, format, dtype, rounding)

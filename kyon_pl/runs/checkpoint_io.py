@@ -12,17 +12,21 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from safetensors import SafetensorError
 
 from kyon_pl.chatglm2.files import UNREADABLE, why_unreadable
 from kyon_pl.disk import sync, temporary
-from kyon_pl.errors import CheckpointError, MachineError, SettingError
+from kyon_pl.errors import CheckpointError, KyonError, MachineError, SettingError
+from kyon_pl.files import LIBRARY_ERRORS, entry, fault_of_values, shorten
 from kyon_pl.logs import from_here
 from kyon_pl.runs.fingerprint import FINGERPRINT
 from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, checksums, size_and_sha256
@@ -30,6 +34,14 @@ from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, 
 log = logging.getLogger(__name__)
 
 STOPPING = "stopping"
+_OF_FIT = "Use a checkpoint that kyon-pl fit wrote"
+_REQUIRED = ("state_dict", CHECKSUMS)
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("state_dict", CHECKSUMS, FINGERPRINT, "loops", "callbacks", "hyper_parameters"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+    **dict.fromkeys(("epoch", "global_step"), int),
+    "pytorch-lightning_version": str,
+}
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
@@ -134,8 +146,8 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
         map_location: device of the tensors; the CPU if None.
 
     Raises:
-        CheckpointError: the file is truncated, holds other objects, or is not what was saved; the message names the
-            state that is missing, unexpected or altered.
+        CheckpointError: the file is truncated, holds other objects, has no list of its contents, or is not what was
+            saved; the message names the state that is missing, unexpected, altered or of another type.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
@@ -147,10 +159,16 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
         ) from error
     if not isinstance(checkpoint, dict):
         found = f"it holds a {type(checkpoint).__name__} instead of a dictionary"
-        raise CheckpointError(f"checkpoint {path}", found, "Use a checkpoint of kyon-pl fit")
-    for key in ("state_dict", CHECKSUMS, FINGERPRINT):
-        if not isinstance(checkpoint.get(key, {}), dict):
-            raise CheckpointError(f"checkpoint {path}: {key}", "it is not a dictionary", "Use another checkpoint")
+        raise CheckpointError(f"checkpoint {path}", found, _OF_FIT)
+    if fault := fault_of_values(checkpoint):
+        raise CheckpointError(f"checkpoint {path}", fault, _OF_FIT)
+    for key, kind in _KINDS.items():
+        if key in (*_REQUIRED, *checkpoint):
+            entry(checkpoint, key, kind, f"checkpoint {path}", _OF_FIT)
+    for name, value in checkpoint["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            found = f"it is {shorten(value)}, and not a tensor"
+            raise CheckpointError(f"checkpoint {path}: state_dict.{name}", found, _OF_FIT)
     check_checksums(checkpoint)
     return checkpoint
 
@@ -170,6 +188,32 @@ def check_ours(folder: Path, replacement: Path) -> None:
         remove_unfinished(folder.parent)
         found = f"it has other files ({', '.join(others[:3])}), and a checkpoint of this name would replace it"
         raise SettingError(str(folder), found, "Set another dirpath or filename in the callback that saves checkpoints")
+
+
+@contextmanager
+def restoring_explained() -> Iterator[None]:
+    """Turn an error while Lightning restores a checkpoint into a CheckpointError.
+
+    The values in a checkpoint belong to Lightning, its loops and callbacks, which take them without a check.
+
+    Raises:
+        CheckpointError: one of `LIBRARY_ERRORS` was raised while a checkpoint was restored.
+    """
+    try:
+        yield
+    except KyonError:
+        raise
+    except LIBRARY_ERRORS as error:
+        if isinstance(error, torch.OutOfMemoryError) or not _raised_while_restoring(error):
+            raise
+        found = f"Lightning cannot restore it: {type(error).__name__}: {shorten(str(error))}"
+        raise CheckpointError("--ckpt_path", found, _OF_FIT) from error
+
+
+def _raised_while_restoring(error: BaseException) -> bool:
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [code.co_name for code in codes if code.co_filename == checkpoint_connector.__file__]
+    return any(name.lstrip("_").startswith(("restore", "resume")) for name in names)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -16,7 +16,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from kyon_pl.disk import write_atomically
-from kyon_pl.errors import CheckpointError, MachineError, MissingFileError
+from kyon_pl.errors import MachineError, MissingFileError
+from kyon_pl.files import entry, read_json_object
 from kyon_pl.locks import Lock, in_use, read_holder
 from kyon_pl.logs import from_here
 from kyon_pl.runs.checkpoint_io import read_checkpoint
@@ -80,14 +81,16 @@ def read_run(folder: Path) -> Run:
     Raises:
         CheckpointError: `run.json` cannot be read.
     """
+    file, fix = folder / RECORD, "Remove it, and resume the run with --ckpt_path and the file of a checkpoint"
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return Run(folder, dict(record["fingerprint"]), record["finished_at_step"])
-    except FileNotFoundError:
+        record = read_json_object(file, fix)
+    except MissingFileError:
         return Run(folder, {}, None)
-    except (ValueError, KeyError, TypeError) as error:
-        fix = "Remove the file, and resume the run with --ckpt_path and the file of a checkpoint"
-        raise CheckpointError(str(folder / RECORD), "it is not the record of a run", fix) from error
+    fingerprint = entry(record, "fingerprint", dict, file, fix)
+    for key in fingerprint:
+        entry(fingerprint, key, str, f"{file}: fingerprint", fix)
+    finished = record.get("finished_at_step")
+    return Run(folder, fingerprint, None if finished is None else entry(record, "finished_at_step", int, file, fix))
 
 
 def runs_in(folder: Path) -> list[Run]:
