@@ -68,7 +68,8 @@ def chat(
         top_p: sample from the most likely tokens whose probabilities add up to this.
         repetition_penalty: above 1, tokens that already occurred become less likely.
         seed: seed of the sampling.
-        prompt: -p, one question: print the reply and exit; - reads it from standard input.
+        prompt: -p, one question of at most 1,000,000 characters: print the reply and exit; - reads it from standard
+            input.
         json: print one JSON object, with prompt, reply and whether the model ended the reply itself.
         compare: also print the reply of the base model.
 

@@ -66,7 +66,10 @@ def read_password(file: str | None, ask: bool) -> str | None:
         SettingError: it is empty, or the file cannot be read.
     """
     if ask:
-        password: str | None = getpass.getpass("password of the page: ")
+        try:
+            password: str | None = getpass.getpass("password of the page: ")
+        except (EOFError, UnicodeDecodeError):
+            raise SettingError("password", "none was typed", "Type it, or pass --password_file FILE") from None
     elif file:
         path = Path(os.path.expanduser(file))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
         fix = "Write the password to it, in one line of UTF-8"

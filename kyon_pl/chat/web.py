@@ -78,14 +78,15 @@ def web(
         repetition_penalty: above 1, tokens that already occurred become less likely.
         seed: seed of the sampling.
         compare: also show the reply of the base model when the page opens.
-        host: address to listen on; 0.0.0.0 accepts other machines.
+        host: address to listen on; 0.0.0.0 accepts other machines. On an address of this machine only, requests must
+            name this machine in `Host`.
         port: port to listen on.
         password_file: a file with the password in its first line.
         ask_password: ask for the password at start.
         message_characters: maximum length of a message.
         turns_kept: number of turns that are kept of a conversation; older ones are forgotten.
         most_new_tokens: maximum length of a reply that a visitor can set, in tokens.
-        queue_size: number of messages that can wait for a reply; more are refused.
+        queue_size: number of messages that can wait for a reply, a quarter of them from one visitor; more are refused.
 
     Raises:
         SettingError: a number out of range, an empty password, or what `chat` refuses.

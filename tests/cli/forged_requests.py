@@ -23,6 +23,13 @@ QUERIES = (
 )
 
 
+def odd_text(rng: random.Random) -> str:
+    """Any characters that there are, without surrogates."""
+    texts = [value for value in VALUES if isinstance(value, str) and value != "\ud800"]
+    drawn = "".join(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(9))
+    return rng.choice([*texts, drawn, drawn, "。", " \n", ":：", "Eve:「"])
+
+
 def forged_requests(rng: random.Random, valid: list[Any]) -> Iterator[tuple[str, str, dict[str, str], bytes]]:
     """Draw requests without end.
 
@@ -39,6 +46,8 @@ def forged_requests(rng: random.Random, valid: list[Any]) -> Iterator[tuple[str,
             continue
         data: Any = [rng.choice(VALUES) if rng.random() < 0.3 else value for value in valid]
         data = rng.choice([data, data, data, data[: rng.randrange(len(data))], [*data, 1], rng.choice(VALUES)])
+        if rng.random() < 0.2:  # of the right types
+            data = [odd_text(rng), None, None, rng.choice(["", "Bo"]), odd_text(rng), *valid[5:]]
         number = 0 if rng.random() < 0.5 else rng.choice(NUMBERS)
         session = f"forged{rng.randrange(40)}" if rng.random() < 0.8 else rng.choice(VALUES)
         request = {"data": data, "fn_index": number, "session_hash": session, "event_id": rng.choice(VALUES)}

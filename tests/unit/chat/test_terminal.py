@@ -128,16 +128,17 @@ def test_bytes_that_are_no_text_are_replaced(terminal: Terminal, monkeypatch: py
 def test_a_line_is_not_read_to_its_end(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    class Endless(io.RawIOBase):
+    class LongText(io.RawIOBase):
         def readable(self) -> bool:
             return True
 
         def readinto(self, buffer: Any) -> int:
-            read.append(len(buffer))
-            buffer[:] = b"x" * len(buffer)
-            return len(buffer)
+            size = len(buffer) if sum(read) < 8 * MAX_QUESTION_CHARACTERS else 0
+            read.append(size)
+            buffer[:size] = b"x" * size
+            return size
 
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless()), encoding="utf-8"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(LongText()), encoding="utf-8"))
     with pytest.raises(DataError, match="more than 1,000,000 characters"):
         read_question("-")
     assert sum(read) < 1.1 * MAX_QUESTION_CHARACTERS
