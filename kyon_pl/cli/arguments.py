@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import register_type
 
+from kyon_pl.cli.allowed_code import check_origins, take_allowed_code
 from kyon_pl.cli.messages import explain
 from kyon_pl.cli.options import Option, options_of
 from kyon_pl.data.dialogue_data import DialogueData
@@ -120,6 +121,7 @@ def parse_settings(parser: ArgumentParser, words: list[str], types: Mapping[str,
     Raises:
         SettingError: a key or value that the parser does not take.
     """
+    words, allowed = take_allowed_code(words)
     try:
         settings: Namespace = parser.parse_args(_fold_class_arguments(words[1:], types))
     except argparse.ArgumentError as error:
@@ -127,6 +129,7 @@ def parse_settings(parser: ArgumentParser, words: list[str], types: Mapping[str,
     for name, option in options_of("fit").items():
         if option.nested and "." in name and name not in types and name in settings:
             settings[name] = _unwrapped(settings[name])
+            check_origins(name, settings[name], allowed)
     settings.trainer.callbacks = _callbacks(settings.trainer.callbacks)
     return settings
 

@@ -22,6 +22,8 @@ from kyon_pl.cli.settings import REMOTE_CODE, no_remote_code, place
 from kyon_pl.errors import SettingError
 
 TABLE = Path(__file__).with_name("options.json")
+ALLOW_CODE = "allow_code"
+"""The option of `cli.allowed_code`, which is no setting."""
 SPELLINGS = {"-p": "--prompt", "--dry-run": "--dry_run"}
 """Other spellings of an option."""
 
@@ -46,6 +48,7 @@ _CONFIG_HELP = (
     "  -c, --config FILE_OR_NAME         a YAML file, or the name of a config; of several, the last one wins",
     "  --print_config                    print all options with their values as YAML, and exit",
 )
+_CODE_HELP = "  --allow_code MODULE               let settings name classes of this module too; may be repeated"
 _NAME_WIDTH, _MOST_COLUMNS = 36, 120
 
 
@@ -146,6 +149,8 @@ def check_option_names(words: list[str]) -> None:
         name = SPELLINGS.get(word, word).partition("=")[0]
         if name.startswith("--") and " " not in name:  # argparse takes a word with a space as a value
             key = name[2:].removesuffix("+")
+            if key == ALLOW_CODE and read_table()["commands"][words[0]]["reads_settings"]:
+                continue
             if _state(words[0], key) == "unknown":
                 raise unknown_setting(key, key, words[0])
 
@@ -220,6 +225,9 @@ def unknown_setting(name: str, where: str, command: str) -> SettingError:
     """
     if name.rpartition(".")[2] == REMOTE_CODE:
         return no_remote_code(where)
+    if name == ALLOW_CODE and read_table()["commands"][command]["reads_settings"]:
+        found = "a config file cannot allow code: whoever runs it does so, on the command line"
+        return SettingError(where, found, f"Remove the key, and type --{ALLOW_CODE} MODULE if you trust the module")
     close = difflib.get_close_matches(name, options_of(command), n=1)
     fix = f"Did you mean '{close[0]}'?" if close else f"kyon-pl {command} {help_option(command)} lists all settings"
     return SettingError(where, "there is no such setting", fix)
@@ -259,6 +267,8 @@ def help_text(words: list[str]) -> str:
     entry = read_table()["commands"][command]
     columns = min(shutil.get_terminal_size((_MOST_COLUMNS, 24)).columns, _MOST_COLUMNS)
     lines = [f"kyon-pl {command}: {entry['summary']}", "", f"usage: {entry['usage']}", "", *_CONFIG_HELP]
+    if entry["reads_settings"]:
+        lines.append(_CODE_HELP)
     pairs = zip(words, [*words[1:], ""], strict=True)
     wants_all = any(word == "--help=all" or (word in ("-h", "--help") and then == "all") for word, then in pairs)
     if wants_all or not entry["reads_settings"]:

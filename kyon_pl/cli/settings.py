@@ -114,6 +114,9 @@ def read_config_file(file: Path) -> yaml.MappingNode:
     if not isinstance(root, yaml.MappingNode):
         raise SettingError(str(file), f"{_kind(root)} in place of settings", _FIX)
     for key, value in root.value:
+        if key.value == "config" and isinstance(value, yaml.ScalarNode) and value.tag != "tag:yaml.org,2002:null":
+            fix = "Name each file on the command line: --config one.yaml --config two.yaml"
+            raise SettingError(f"{place(file, key)}: config", "a config cannot include another", fix)
         if key.value in _SECTIONS and not isinstance(value, yaml.MappingNode):
             raise SettingError(f"{place(file, key)}: {key.value}", f"{_kind(value)} in place of settings", _FIX)
     _check_mappings(file, root, depth=0)
