@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.constants import default_pg_timeout
 
 from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allowed_code
-from kyon_pl.cli.arguments import check_trainer, link_settings
+from kyon_pl.cli.arguments import check_integers, check_trainer, link_settings
 from kyon_pl.cli.messages import explain, explain_misuse
 from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
 from kyon_pl.data import DialogueDataModule
@@ -158,6 +158,7 @@ class KyonCLI(LightningCLI):
         super().parse_arguments(parser, args)
         settings = self.config[self.config.subcommand]
         check_classes(settings.as_dict())
+        check_integers(settings.as_dict())
         check_trainer(settings)
         path = settings.ckpt_path
         if path and Path(path).is_file():

@@ -18,12 +18,18 @@ from typing import Any
 
 import yaml
 
-from kyon_pl.cli.settings import REMOTE_CODE, no_remote_code, place
+from kyon_pl.cli.settings import REMOTE_CODE, check_text, no_remote_code, place
 from kyon_pl.errors import SettingError
 
 TABLE = Path(__file__).with_name("options.json")
 ALLOW_CODE = "allow_code"
 """The option of `cli.allowed_code`, which is no setting."""
+LINKED = {
+    "data.tokenizer": "model.base",
+    "data.tokenizer_revision": "model.revision",
+    "data.seed": "seed_everything",
+}
+"""Settings of the data that `cli.arguments.link_settings` takes from others."""
 SPELLINGS = {"-p": "--prompt", "--dry-run": "--dry_run"}
 """Other spellings of an option."""
 
@@ -155,6 +161,25 @@ def check_option_names(words: list[str]) -> None:
                 raise unknown_setting(key, key, words[0])
 
 
+def check_option_values(words: list[str]) -> None:
+    """Refuse texts on a command line that no setting can hold.
+
+    Args:
+        words: the command line, the command first.
+
+    Raises:
+        SettingError: it names the option.
+    """
+    option = words[0]
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if word.startswith("-"):
+            option = SPELLINGS.get(name, name)
+            check_text(option.lstrip("-"), option, value if equals else "")
+        else:
+            check_text(option.lstrip("-"), option, word)
+
+
 def check_keys(command: str, file: Path, root: yaml.MappingNode) -> None:
     """Refuse unknown keys in a YAML file.
 
@@ -178,6 +203,22 @@ def _check_key(command: str, file: Path, section: str, key: yaml.Node, value: ya
     if state == "known" and isinstance(value, yaml.MappingNode):
         for inner_key, inner_value in _pairs(value):
             _check_key(command, file, f"{name}.", inner_key, inner_value)
+        return
+    for text in _texts(value):
+        check_text(name, f"{place(file, key)}: {name}", text)
+
+
+def _texts(node: yaml.Node) -> Iterator[str]:
+    """The texts in a value: those of a list, and of all that is below the keys of a class."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node.value
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _texts(item)
+    elif isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            for part in pair:
+                yield from _texts(part)
 
 
 def _pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
@@ -225,6 +266,9 @@ def unknown_setting(name: str, where: str, command: str) -> SettingError:
     """
     if name.rpartition(".")[2] == REMOTE_CODE:
         return no_remote_code(where)
+    if name in LINKED:
+        found = f"it follows {LINKED[name]} and is not set by itself"
+        return SettingError(where, found, f"Set {LINKED[name]}")
     if name == ALLOW_CODE and read_table()["commands"][command]["reads_settings"]:
         found = "a config file cannot allow code: whoever runs it does so, on the command line"
         return SettingError(where, found, f"Remove the key, and type --{ALLOW_CODE} MODULE if you trust the module")
