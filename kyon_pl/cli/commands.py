@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import io
 import logging
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kyon_pl import __version__
-from kyon_pl.cli.options import check_keys, check_option_names, help_text, wants_help
+from kyon_pl.cli.options import check_keys, check_option_names, check_option_values, help_text, wants_help
 from kyon_pl.cli.settings import config_files, names, read_config_file, with_named_configs
 from kyon_pl.doctor.packages import refuse_malicious_releases
 from kyon_pl.errors import KyonError, MachineError, SettingError
-from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
+from kyon_pl.logs import LEVELS, quiet_libraries, replace_control_characters, set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +85,13 @@ for every command:
   --log_level LEVEL    lowest level shown in the terminal: {", ".join(LEVELS)}; run.log in the run folder has all
   --debug              show all levels, and the traceback of an error
 """
+NUMBERS = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),  # torchrun
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
+    *("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"),
+)
+"""Environment variables that torch, Lightning and huggingface_hub convert to integers."""
+_LONGEST_SHOWN = 300  # characters of a path in a message
 log = logging.getLogger(__name__)
 
 
@@ -99,6 +107,7 @@ def main(args: list[str] | None = None) -> None:
     """
     words = sys.argv[1:] if args is None else args
     make_streams_safe()
+    check_environment()
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -142,6 +151,21 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+def check_environment() -> None:
+    """Refuse variables that are not numbers, where libraries take them for numbers when they are imported.
+
+    Raises:
+        SystemExit: status 2, after one paragraph on standard error; ranks, and so the log, are among these variables.
+    """
+    for name in NUMBERS:
+        if name in os.environ and not os.environ[name].isdecimal():
+            found = f"{os.environ[name][:80]!r} is not a number"
+            fix = "Correct or unset this environment variable"
+            error = SettingError(f"${name}", found, fix)
+            print(f"kyon-pl: {replace_control_characters(str(error))}", file=sys.stderr)
+            raise SystemExit(2)
+
+
 def make_streams_safe() -> None:
     """Have standard output take any character in any encoding, and discard output if it is closed."""
     if sys.stdout is None:
@@ -153,8 +177,11 @@ def make_streams_safe() -> None:
 def explain_os_error(error: OSError) -> MachineError:
     """One paragraph for an error of the operating system that no command explains itself."""
     where = os.fsdecode(error.filename) if error.filename else "operating system"
+    where = where if len(where) <= _LONGEST_SHOWN else f"{where[:_LONGEST_SHOWN]}…"
     found = error.strerror or str(error)
     fix = "Check the path, its rights and the space there; kyon-pl COMMAND --debug shows where it happened"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        fix = "Raise the limit of open files (`ulimit -n 4096`), or lower data.workers"
     return MachineError(where, found[:1].lower() + found[1:], fix)
 
 
@@ -201,15 +228,15 @@ def check_names(words: list[str]) -> None:
     """Refuse unknown options and unknown keys of config files.
 
     Args:
-        words: the command and its options. A config file that does not exist is left to the parser.
+        words: the command and its options.
 
     Raises:
-        SettingError: an unknown name, or a file that is not YAML.
+        SettingError: an unknown name, a text that no setting can hold, or a file that is not YAML.
     """
     check_option_names(words)
+    check_option_values(words)
     for file in map(Path, config_files(words)):
-        if file.is_file():
-            check_keys(words[0], file, read_config_file(file))
+        check_keys(words[0], file, read_config_file(file))
 
 
 def load_command(name: str) -> Callable[[list[str]], None]:

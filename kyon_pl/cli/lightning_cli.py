@@ -21,7 +21,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.constants import default_pg_timeout
 
-from kyon_pl.cli.arguments import check_trainer, link_settings
+from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allowed_code
+from kyon_pl.cli.arguments import check_integers, check_trainer, link_settings
 from kyon_pl.cli.messages import explain, explain_misuse
 from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
 from kyon_pl.data import DialogueDataModule
@@ -98,6 +99,8 @@ def run_trainer(words: list[str]) -> None:
         SettingError: a key or value that the parser does not take.
         KyonError: whatever the run itself refuses.
     """
+    words, allowed = take_allowed_code(words)
+    restrict_imports(allowed)
     try:
         with restoring_explained(), ExitStack() as held:
             KyonCLI(words, held)
@@ -181,6 +184,8 @@ class KyonCLI(LightningCLI):
         """
         super().parse_arguments(parser, args)
         settings = self.config[self.config.subcommand]
+        check_classes(settings.as_dict())
+        check_integers(settings.as_dict())
         check_outputs(outputs_of(self.command, settings), inputs_of(settings))
         check_trainer(settings)
         path = settings.ckpt_path

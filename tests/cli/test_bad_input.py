@@ -285,7 +285,7 @@ FILES: dict[str, tuple[Prepare, list[str]]] = {
     "pipe": (place(os.mkfifo), ["rows.jsonl", "not a regular file"]),
     "device": (words("--data.source", "/dev/null"), ["/dev/null", "suffix (none) cannot be read"]),
     "pattern that nothing matches": (words("--data.source", "*.csv"), ["*.csv", "no file matches"]),
-    "name of 5,000 characters": (words("--data.source", "a" * 5000 + ".jsonl"), ["no such file or folder"]),
+    "name of 5,000 characters": (words("--data.source", "a" * 5000 + ".jsonl"), ["data.source", "5,006 bytes"]),
     "no name": (words("--data.source", ""), ["data.source", "it is empty"]),
     "no names": (words("--data.source", "[]"), ["data.source", "it is empty"]),
     "home of nobody": (words("--data.source", "~nobody-here/rows.jsonl"), ["~nobody-here", "no such file or folder"]),

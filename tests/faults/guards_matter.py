@@ -708,7 +708,61 @@ CHAT = [
         f"{TERMINAL_TEST}test_what_an_option_cannot_ask",
     ),
 ]
-GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS + CHAT
+CODE_TEST = "tests/cli/test_no_code.py::"
+ANSWERS_TEST = "tests/unit/hub/test_hub_answers.py::"
+SETTINGS_TEST = "tests/cli/test_bad_settings.py::"
+HOSTILE = [
+    Guard(
+        "a setting names no code of another package",
+        "cli/lightning_cli.py",
+        "    restrict_imports(allowed)\n",
+        "",
+        f"{CODE_TEST}test_a_name_without_class_path",
+    ),
+    Guard(
+        "a setting names no function",
+        "cli/lightning_cli.py",
+        "        check_classes(settings.as_dict())\n",
+        "",
+        f"{CODE_TEST}test_what_is_called_later",
+    ),
+    Guard(
+        "preview and doctor refuse such a config too",
+        "cli/arguments.py",
+        "            check_origins(name, settings[name], allowed)\n",
+        "",
+        f"{CODE_TEST}test_every_command",
+    ),
+    Guard(
+        "a Hub's header names no file outside the cache",
+        "hub/download.py",
+        '    hooks["response"].append(_check_names)\n',
+        '    hooks["response"].append(len)\n',
+        f"{ANSWERS_TEST}test_names_that_lead_out_of_the_cache",
+    ),
+    Guard(
+        "what answers in other JSON is not a Hub",
+        "hub/download.py",
+        "            if not raised_by_client(error):\n",
+        "            if True:\n",
+        f"{ANSWERS_TEST}test_json_of_another_shape",
+    ),
+    Guard(
+        "a config that contains itself is refused",
+        "cli/settings.py",
+        "    if counts.get(id(node)) == 0:\n",
+        "    if False:\n",
+        f"{SETTINGS_TEST}test_config_files[itself]",
+    ),
+    Guard(
+        "a text that no setting can hold is refused",
+        "cli/commands.py",
+        "    check_option_values(words)\n",
+        "",
+        f"{SETTINGS_TEST}test_texts_of_options",
+    ),
+]
+GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS + CHAT + HOSTILE
 
 
 def main(words: list[str]) -> int:
