@@ -68,7 +68,7 @@ class Terminal:
             elif line:
                 self._ask(line)
         except KyonError as error:
-            print(error)
+            print(replace_control_characters(str(error)))
 
     def _command(self, name: str) -> Callable[[str], None]:
         if name not in COMMANDS:

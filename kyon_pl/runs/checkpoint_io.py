@@ -21,7 +21,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from safetensors import SafetensorError
 
 from kyon_pl.chatglm2.files import UNREADABLE, why_unreadable
-from kyon_pl.disk import sync
+from kyon_pl.disk import name_in_errors, sync
 from kyon_pl.errors import CheckpointError, MachineError
 from kyon_pl.logs import from_here
 from kyon_pl.runs.fingerprint import FINGERPRINT
@@ -30,7 +30,6 @@ from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, 
 log = logging.getLogger(__name__)
 
 STOPPING = "stopping"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class AdapterCheckpointIO(TorchCheckpointIO):
@@ -164,12 +163,17 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Write a text file completely or not at all, even if the process is killed or power fails."""
+    """Write a text file completely or not at all, even if the process is killed or power fails.
+
+    Raises:
+        OSError: it names the file.
+    """
     temporary = _temporary(file)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(file)
-    sync(file.parent)
+    with name_in_errors(file):
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(file)
+        sync(file.parent)
 
 
 def _temporary(path: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from kyon_pl.disk import name_in_errors
 from kyon_pl.logs import from_here
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,17 @@ class ReplyWriter(BasePredictionWriter):
         self.rows = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Create an empty file."""
+        """Create an empty file.
+
+        Raises:
+            OSError: it names the file.
+        """
         run_folder = Path(trainer.log_dir or trainer.default_root_dir)
         file = Path(self.path) if self.path else run_folder / "replies.jsonl"
         self.file = file if trainer.world_size == 1 else file.with_suffix(f".rank{trainer.global_rank}.jsonl")
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text("", encoding="utf-8")
+        with name_in_errors(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text("", encoding="utf-8")
 
     def write_on_batch_end(
         self,
@@ -47,8 +53,12 @@ class ReplyWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Append the replies of one batch."""
-        with self.file.open("a", encoding="utf-8") as stream:
+        """Append the replies of one batch.
+
+        Raises:
+            OSError: it names the file.
+        """
+        with name_in_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(reply, ensure_ascii=False) + "\n" for reply in prediction)
         self.rows += len(prediction)
 
