@@ -33,9 +33,9 @@ REPEATED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 class StopSignals(Checkpoint):
     """On a signal, saves a checkpoint after the current optimizer step and exits; a second SIGTERM or SIGINT exits now.
 
-    The signals are SIGTERM, SIGINT and, where they would end the process, SIGHUP (the terminal was closed), SIGUSR1 (a
-    scheduler warns) and SIGXCPU (a limit of CPU time). Under `nohup` SIGHUP is ignored, and stays so. Under SLURM
-    SIGUSR1 is left to Lightning.
+    The signals are SIGTERM, SIGINT and, unless they are ignored at the start, SIGHUP (the terminal was closed), SIGUSR1
+    (a scheduler warns) and SIGXCPU (a limit of CPU time). `nohup` ignores SIGHUP. Under SLURM SIGUSR1 is left to
+    Lightning.
 
     The first signal sets a flag. The ranks reduce their flags at every optimizer step, on the CPU and without
     synchronizing with the device, so that a signal to any rank stops all ranks at the same step. The exit status is 128
@@ -161,9 +161,10 @@ class StopSignals(Checkpoint):
 
 
 def handled_signals() -> list[signal.Signals]:
-    """The signals that stop a run. A signal that is ignored, or that something else handles, is left alone."""
+    """The signals that stop a run; see `StopSignals`."""
     left = {signal.SIGUSR1} if SLURMEnvironment.detect() else set()
-    return [*INSISTENT, *(n for n in REPEATED if n not in left and signal.getsignal(n) == signal.SIG_DFL)]
+    ignored = (signal.SIG_IGN, None)  # None: a handler that is not Python's
+    return [*INSISTENT, *(n for n in REPEATED if n not in left and signal.getsignal(n) not in ignored)]
 
 
 def step_checkpoints(trainer: Trainer) -> list[StepCheckpoint]:
