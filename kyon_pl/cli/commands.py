@@ -10,7 +10,9 @@ import difflib
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -129,6 +131,8 @@ def end(error: BaseException, message: object, status: int, words: list[str]) ->
     Raises:
         SystemExit: always.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for each worker that it ends
     if "--debug" in words:
         print_traceback(error)
     if message is not None:

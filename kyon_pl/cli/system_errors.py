@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import queue
 import re
 import sys
 import traceback
@@ -53,6 +55,9 @@ def explain_system_error(error: Exception) -> KyonError | None:
     """
     if isinstance(error, KyonError):
         return error
+    first = error.__context__
+    if "exited unexpectedly" in str(error) and isinstance(first, Exception) and not isinstance(first, queue.Empty):
+        return explain_system_error(first)  # workers that are ended because of another error
     if isinstance(error, OSError):
         return _explain_os_error(error)
     if isinstance(error, UnicodeError):
@@ -101,8 +106,13 @@ def print_traceback(error: BaseException) -> None:
 
 
 def report_fault(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    """Print the traceback of an error that nothing explains, and where to report it; a `sys.excepthook`."""
+    """Print the traceback of an error that nothing explains, and where to report it; a `sys.excepthook`.
+
+    In a loader worker, which has inherited it, only the traceback is printed.
+    """
     print_traceback(error)
+    if multiprocessing.parent_process() is not None:
+        return
     print(
         "kyon-pl: nothing explains this error. Unless code of your own has raised it, please report the lines above at "
         f"{ISSUES}, with the output of kyon-pl doctor.",

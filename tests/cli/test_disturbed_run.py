@@ -141,7 +141,7 @@ def test_a_run_whose_terminal_is_closed_ends_or_saves(ignored: bool, undisturbed
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
         os.execv(sys.executable, COMMAND)
     said = b""
-    while b"training from" not in said:
+    while b"Epoch 0" not in said:
         said += os.read(terminal, 65536)
     os.close(terminal)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

@@ -156,7 +156,10 @@ class StopSignals(Checkpoint):
             launcher = self.trainer.strategy.launcher
             if launcher is not None:
                 launcher.kill(signal.SIGKILL)
-            os._exit(128 + number)
+            try:
+                log.warning("%s: exiting at once", signal.Signals(number).name)
+            finally:
+                os._exit(128 + number)
         self.received = number
 
 

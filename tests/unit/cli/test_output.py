@@ -73,6 +73,12 @@ def raised_by_multiprocessing(error: Exception) -> Exception:
     raise AssertionError
 
 
+def after(first: Exception, second: Exception) -> Exception:
+    """The second was raised while the first was handled."""
+    second.__context__ = first
+    return second
+
+
 WORKERS_ERROR = (
     "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
     '  File "loader.py", line 1, in f\nOSError: [Errno 28] No space left on device'
@@ -94,6 +100,10 @@ EXPLAINED = {
     "vanished worker": (
         RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
         "data.workers: DataLoader worker (pid(s) 7, 8) exited unexpectedly. ",
+    ),
+    "worker ended after an error": (
+        after(MemoryError(), RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 143.")),
+        "memory: there is not enough memory. ",
     ),
     "open files": (OSError(errno.EMFILE, "Too many open files", "x"), "x: too many open files. Raise the limit"),
     "open files of torch": (
