@@ -156,10 +156,7 @@ class StopSignals(Checkpoint):
             launcher = self.trainer.strategy.launcher
             if launcher is not None:
                 launcher.kill(signal.SIGKILL)
-            try:
-                log.warning("%s: exiting at once", signal.Signals(number).name)
-            finally:
-                os._exit(128 + number)
+            os._exit(128 + number)
         self.received = number
 
 
