@@ -25,19 +25,18 @@ from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allow
 from kyon_pl.cli.arguments import check_integers, check_trainer, link_settings
 from kyon_pl.cli.messages import explain, explain_misuse
 from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
+from kyon_pl.cli.streams import require_stdout
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.dialogue_data import SOURCES
 from kyon_pl.data.report import bad_rows_output
 from kyon_pl.doctor import check_precision, check_run
-from kyon_pl.errors import KyonError, MachineError
+from kyon_pl.errors import MachineError
 from kyon_pl.evaluation.held_out import REPLIES
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import Output, check_outputs, locked, output_file, text_that_starts
 from kyon_pl.runs.checkpoint_io import (
-    DISK_ERRORS,
     AdapterCheckpointIO,
     check_writable,
-    explain_disk_error,
     read_checkpoint,
     restoring_explained,
 )
@@ -69,6 +68,7 @@ from kyon_pl.training.callbacks import (
     FirstValidation,
     HeldOutReplies,
     MemoryGuard,
+    OptionalCurves,
     Progress,
     Randomness,
     Ranks,
@@ -110,11 +110,6 @@ def run_trainer(words: list[str]) -> None:
         raise explain_misuse(error) from error
     except argparse.ArgumentError as error:
         raise explain(error, words) from error
-    except OSError as error:
-        if isinstance(error, KyonError) or error.errno not in DISK_ERRORS:
-            raise
-        name = os.fsdecode(error.filename) if error.filename else os.getcwd()  # noqa: PTH109 (as a text)
-        raise explain_disk_error(error, Path(name)) from error
     except (RuntimeError, MemoryError) as error:
         if isinstance(error.__cause__, MachineError):  # MemoryGuard has explained it
             raise error.__cause__ from None
@@ -183,6 +178,7 @@ class KyonCLI(LightningCLI):
             CheckpointError: the checkpoint cannot be read.
         """
         super().parse_arguments(parser, args)
+        require_stdout(False)  # from here on it shows progress and tables; --print_config has exited
         settings = self.config[self.config.subcommand]
         check_classes(settings.as_dict())
         check_integers(settings.as_dict())
@@ -211,6 +207,7 @@ class KyonCLI(LightningCLI):
         settings = self.config[str(self.subcommand)]
         callbacks = [
             RunLog(),
+            OptionalCurves(),
             FiniteGuard(),
             AdapterGuard(),
             MemoryGuard(),

@@ -762,7 +762,81 @@ HOSTILE = [
         f"{SETTINGS_TEST}test_texts_of_options",
     ),
 ]
-GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS + CHAT + HOSTILE
+OUTPUT_TEST = "tests/unit/cli/test_output.py::"
+DISTURBED_TEST = "tests/cli/test_disturbed_run.py::"
+STREAMS = [
+    Guard(
+        "an output that is not required may fail",
+        "cli/streams.py",
+        "            return size\n",
+        "            raise\n",
+        f"{OUTPUT_TEST}test_an_output_that_is_not_required_may_fail",
+    ),
+    Guard(
+        "the failure of a required output names it",
+        "cli/streams.py",
+        "raise OSError(error.errno, error.strerror, STDOUT) from None",
+        "raise",
+        f"{OUTPUT_TEST}test_the_failure_of_a_required_output_names_it",
+    ),
+    Guard(
+        "shared memory is not taken for a disk",
+        "cli/system_errors.py",
+        "if not error.filename and _is_of_workers(error):",
+        "if False:",
+        f"{OUTPUT_TEST}test_what_a_machine_does_is_one_paragraph",
+    ),
+    Guard(
+        "what is buffered is written before a command ends",
+        "cli/commands.py",
+        "            sys.stdout.flush()\n",
+        "            pass\n",
+        "tests/cli/test_streams.py::test_the_other_end_of_the_output",
+    ),
+    Guard(
+        "curves may end",
+        "training/callbacks/optional_curves.py",
+        "        except OSError as error:\n",
+        "        except ZeroDivisionError as error:\n",
+        f"{DISTURBED_TEST}test_a_run_without_curves_and_log_says_so_once_and_goes_on",
+    ),
+    Guard(
+        "run.log may fail",
+        "logs.py",
+        "        elif not self.failed:\n",
+        "        else:\n",
+        f"{DISTURBED_TEST}test_a_run_without_curves_and_log_says_so_once_and_goes_on",
+    ),
+    Guard(
+        "a closed terminal sends SIGHUP twice",
+        "training/callbacks/stop_signals.py",
+        "if self.received and number in REPEATED:",
+        "if False:",
+        f"{DISTURBED_TEST}test_a_hangup_saves_and_the_same_command_goes_on",
+    ),
+    Guard(
+        "nohup is respected",
+        "training/callbacks/stop_signals.py",
+        "ignored = (signal.SIG_IGN, None)",
+        "ignored = (None,)",
+        f"{DISTURBED_TEST}test_a_signal_that_is_ignored_stays_so",
+    ),
+    Guard(
+        "loader workers end with a killed parent",
+        "data/batches/loader.py",
+        "os.getppid() != parent or",
+        "False or",
+        "tests/unit/data/test_workers.py::test_workers_end_when_their_parent_is_killed",
+    ),
+    Guard(
+        "a line of the log has no control characters",
+        "logs.py",
+        'return replace_control_characters(super().format(record)).replace("\\n", "↵")',
+        "return super().format(record)",
+        "tests/cli/test_streams.py::test_a_line_of_the_log_is_one_line_without_control_characters",
+    ),
+]
+GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS + CHAT + HOSTILE + STREAMS
 
 
 def main(words: list[str]) -> int:
