@@ -1,0 +1,122 @@
+"""Attacks on the process: every command × what a terminal, a disk, a user or a limit does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from attack import NOBODY, Attack, Surroundings
+from keys import BASIS, NEEDS
+from world import World
+
+STREAMS = ("closed", "gone", "full")
+LONG = "n" * 250
+ODD_NAMES = {
+    "a space": "a b",
+    "brackets": "[a] {b} *",
+    "a quote": "a'b\"c",
+    "a line feed": "a\nb",
+    "escapes": "a\x1b]0;PWNED\x07b",
+    "Chinese": "凉宫 春日",
+    "no UTF-8": "a\udcffb",
+    "a dash first": "-x",
+    "255 bytes": "n" * 248,
+    "300 letters": "n" * 300,
+    "5,000 letters": "n" * 5000,
+    "another user's home": "~nobody/x",
+    "a tilde": "~/x",
+    "a variable": "$HOME/x",
+    "in a file": "../in/config.yaml/x",
+    "in /proc": "/proc/x",
+    "in /dev/full": "/dev/full",
+    "in a folder that is not there": "a/b/c/d/x",
+    "the root": "/",
+    "a dot": ".",
+    "nothing": "",
+}
+OUTPUTS = {
+    "fit": ("--trainer.default_root_dir", ""),
+    "merge": ("--output", ""),
+    "convert-adapter": ("--output", ""),
+    "report": ("--output", ""),
+    "build-data": ("--output", ".jsonl"),
+    "preview": ("--png", ".png"),
+}
+INPUTS = {
+    "fit": ("--data.source", "--model.base", "--model.adapter", "--ckpt_path", "--data.cache_dir", "--data.bad_rows_file", "--config", "--model.random_config"),
+    "validate": ("--ckpt_path", "--data.validation_source"),
+    "predict": ("--replies.path", "--ckpt_path"),
+    "chat": ("--adapter", "--base", "--character"),
+    "merge": ("--adapter", "--base"),
+    "convert-adapter": ("--adapter", "--base"),
+    "push": ("--adapter",),
+    "report": ("--runs",),
+    "build-data": ("--characters", "--dialogues", "--bad_rows_file", "--tokenizer"),
+    "preview": ("--data.source", "--data.cache_dir", "--config"),
+    "doctor": ("--config", "--model.base"),
+}
+
+
+def surroundings() -> Iterator[tuple[str, Surroundings]]:
+    """Each with what it is called."""
+    for stream in ("stdin", "stdout", "stderr"):
+        for end in STREAMS[: 1 if stream == "stdin" else 3]:
+            yield f"{stream} {end}", Surroundings(streams={stream: end})
+    yield "all streams closed", Surroundings(streams=dict.fromkeys(("stdin", "stdout", "stderr"), "closed"))
+    yield "stdin is binary", Surroundings(streams={"stdin": "/bin/true"})
+    for encoding in ("ascii", "latin-1", "gbk", "cp1252", "utf-16"):
+        yield f"output in {encoding}", Surroundings(encoding=encoding)
+    for limit, values in {
+        "NOFILE": (8, 16, 64),
+        "FSIZE": (0, 1000, 20_000, 500_000),
+        "AS": (0, 30 << 20, 200 << 20),
+        "NPROC": (1,),
+        "STACK": (200_000,),
+        "CPU": (30,),
+    }.items():
+        for value in values:
+            user = NOBODY if limit == "NPROC" else None
+            yield f"limit {limit} {value}", Surroundings(limits={limit: value}, user=user)
+    for size in (4, 40, 200, 1000):
+        yield f"a disk of {size} KiB", Surroundings(disk_kib=size)
+    yield "a read-only disk", Surroundings(read_only=True)
+    yield "another user", Surroundings(user=NOBODY)
+    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_DATASETS_CACHE", "MPLCONFIGDIR"):
+        for place in ("/proc/x", "/dev/null", "/nowhere/x", "", "/root/x", "n" * 5000):
+            alone = name.startswith(("HF", "XDG"))
+            yield f"{name}={place[:20]}", Surroundings(environment={name: place}, own_process=alone, user=NOBODY)
+    for text in ("LC_ALL=C", "PYTHONUTF8=0 LC_ALL=POSIX PYTHONCOERCECLOCALE=0", "SLURM_PROCID=x", "RANK=x", "LOCAL_RANK=-1", "WORLD_SIZE=x RANK=0", "SLURM_NTASKS=x SLURM_JOB_ID=1", "TERM=dumb COLUMNS=x", "COLUMNS=0", "COLUMNS=-5", "OMP_NUM_THREADS=x", "HF_ENDPOINT=x", "HF_TOKEN=\x01", "PYTHONWARNINGS=error", "NO_COLOR=1", "TZ=x", "CUDA_VISIBLE_DEVICES=9", "MPLBACKEND=x"):
+        pairs = dict(pair.split("=", 1) for pair in text.split())
+        yield f"environment {text!r}", Surroundings(environment=pairs, own_process=True, encoding="ascii" if "LC_ALL" in text else "utf-8")
+
+
+def odd_processes(world: World) -> Iterator[Attack]:
+    """Every command × every surrounding."""
+    for command, basis in BASIS.items():
+        for how, around in surroundings():
+            yield Attack(kind="process", how=how, command=command, make=_make(world, command, basis.split()), surroundings=around)
+
+
+def odd_names(world: World) -> Iterator[Attack]:
+    """Every option that takes a path × every odd name; of outputs also an existing file or folder of that name."""
+    for command, options in INPUTS.items():
+        for option in options:
+            for how, name in ODD_NAMES.items():
+                yield _named(world, command, option, how, name)
+    for command, (option, suffix) in OUTPUTS.items():
+        for how, name in ODD_NAMES.items():
+            yield _named(world, command, option, how, name + suffix if name else name)
+
+
+def _named(world: World, command: str, option: str, how: str, name: str) -> Attack:
+    words = [*BASIS[command].split(), f"{option}={name}"]
+    places = (option.rpartition(".")[2].lstrip("-"), name[:20] or "config", "in/config", "/proc", "path")
+    return Attack(kind="names of paths", how=f"{option}: {how}", command=command, make=_make(world, command, words), places=places)
+
+
+def _make(world: World, command: str, words: list[str]) -> object:
+    def make(folder: Path) -> list[str]:
+        world.lend(folder, *NEEDS, *(["runs"] if command == "report" else []))
+        return words
+
+    return make
