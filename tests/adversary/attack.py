@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-NOBODY = 65534
-
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
     """The process of an attempt, where it is not a usual one.
 
     Attributes:
-        user: id of the user that it runs as; the output folder, HOME and TMPDIR are that user's.
+        powerless: without the capabilities of root, so that the modes of files hold.
         limits: of `resource`, by name: `{"NOFILE": 64}`. `AS` is added to what the process has.
         streams: what is behind `stdin`, `stdout`, `stderr`: `closed`, `gone` (a pipe that nobody reads), `full`
             (/dev/full), or the path of a file.
@@ -23,16 +21,18 @@ class Surroundings:
         environment: variables that are set.
         disk_kib: size of the file system of the output folder; 0: that of the machine.
         read_only: the output folder cannot be written by any user.
+        out_mode: of the output folder.
         own_process: started anew, where the environment is read by imports.
     """
 
-    user: int | None = None
+    powerless: bool = False
     limits: dict[str, int] = field(default_factory=dict)
     streams: dict[str, str] = field(default_factory=dict)
     encoding: str = "utf-8"
     environment: dict[str, str] = field(default_factory=dict)
     disk_kib: int = 0
     read_only: bool = False
+    out_mode: int = 0o755
     own_process: bool = False
 
 

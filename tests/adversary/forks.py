@@ -5,10 +5,12 @@ imports first, and that can be killed when it hangs.
 from __future__ import annotations
 
 import ctypes
+import gc
 import io
 import json
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -24,6 +26,7 @@ from attack import Attack, Ended, Surroundings
 HANG_S = 60
 _POLL_S = 0.01
 _CLONE_NEWNS = 0x00020000
+_CAPABILITIES_3 = 0x20080522
 _KEPT_BYTES = 200_000  # of what a command says
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
@@ -53,6 +56,33 @@ def import_everything() -> None:
     import kyon_pl.roles.build  # noqa: F401
 
 
+def warm_up(command_lines: list[list[str]], folder: Path) -> None:
+    """Run commands in this process, so that forks find imports, caches and compiled patterns there.
+
+    Args:
+        command_lines: that succeed.
+        folder: of an attempt, with their inputs.
+    """
+    kept = [os.dup(number) for number in range(3)]
+    here, environment, words = Path.cwd(), dict(os.environ), sys.argv
+    streams = sys.stdin, sys.stdout, sys.stderr
+    become(folder, Surroundings())
+    for line in command_lines:
+        run_command(line)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = words
+    os.chdir(here)
+    for number, descriptor in enumerate(kept):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.stdin, sys.stdout, sys.stderr = streams
+    tempfile.tempdir = None
+    shutil.rmtree(folder / "home/hf", ignore_errors=True)
+    gc.collect()
+    gc.freeze()  # forks then leave its pages alone
+
+
 def attempt(attack: Attack, folder: Path) -> tuple[Ended, list[str]]:
     """Make the inputs of an attack, run its command, and look at what it left.
 
@@ -67,9 +97,7 @@ def attempt(attack: Attack, folder: Path) -> tuple[Ended, list[str]]:
         (folder / name).mkdir()
     words = [attack.command, *attack.make(folder)]
     ours = attack.surroundings
-    if ours.user is not None:
-        for name in ("out", "home", "tmp"):
-            os.chown(folder / name, ours.user, ours.user)
+    (folder / "out").chmod(ours.out_mode)
     before, started = look_at(folder), time.monotonic()
     start = start_process if ours.own_process else fork
     status = wait_for(start(words, folder, ours), started)
@@ -110,6 +138,7 @@ def fork(words: list[str], folder: Path, ours: Surroundings) -> int:
         return pid
     status = 1
     try:
+        os.setsid()
         become(folder, ours)
         status = run_command(words)
     except BaseException:
@@ -135,9 +164,6 @@ def run_command(words: list[str]) -> int:
     except BaseException:
         traceback.print_exc()
         status = 1
-    import atexit
-
-    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -164,8 +190,6 @@ def places_of(folder: Path) -> dict[str, str]:
 
 def become(folder: Path, ours: Surroundings) -> None:
     """Make this process the one that a shell would have started."""
-    if os.getpid() != os.getpgrp():
-        os.setsid()
     os.environ.update(places_of(folder) | ours.environment)
     tempfile.tempdir = None
     os.chdir(folder / "out")
@@ -176,10 +200,15 @@ def become(folder: Path, ours: Surroundings) -> None:
     for name, limit in ours.limits.items():
         used = resident_address_space() if name == "AS" else 0
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (used + limit, used + limit))
-    if ours.user is not None:
-        os.setgroups([])
-        os.setgid(ours.user)
-        os.setuid(ours.user)
+    if ours.powerless:
+        drop_capabilities()
+
+
+def drop_capabilities() -> None:
+    """Make root an ordinary owner of its files; an ordinary user has nothing to drop."""
+    header, none = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0), (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capset(header, none) != 0:
+        raise OSError(ctypes.get_errno(), "the capabilities of root stay")
 
 
 def mount(place: Path, ours: Surroundings) -> None:
@@ -209,7 +238,6 @@ def redirect(folder: Path, ours: Surroundings) -> None:
     for name in ("stdout", "stderr"):
         (folder / name).touch()
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123 (as Python does)
-    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding=ours.encoding, write_through=False)
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding=ours.encoding, errors="strict"
     )
@@ -257,7 +285,7 @@ def look_at(folder: Path) -> dict[str, tuple[object, ...]]:
             about = path.lstat()
             content: object = None
             if stat.S_ISREG(about.st_mode):
-                content = zlib.crc32(path.read_bytes())
+                content = zlib.crc32(path.read_bytes()) if os.access(path, os.R_OK) else about.st_mtime_ns
             elif stat.S_ISLNK(about.st_mode):
                 content = str(path.readlink())
             found[str(path.relative_to(folder))] = (about.st_mode, content)

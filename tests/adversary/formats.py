@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from attack import NOBODY, Attack, Surroundings
+from attack import Attack, Surroundings
 from damage import OF_BYTES, OF_TEXT, Damage
 from values import SURROGATE, WRONG, keys_of, with_value, without, write_json
 from world import World
@@ -153,15 +153,13 @@ def damaged(world: World) -> Iterator[Attack]:
                 yield _attack(world, format, f"{how} ({number})", command, damage)
 
 
-def _attack(world: World, format: Format, how: str, command: str, damage: Damage) -> Attack:
+def _attack(world: World, format: Format, how: str, command: str, damage: Damage, *places: str) -> Attack:
     def make(folder: Path) -> list[str]:
         world.lend(folder, *format.needs)
         if format.moved:
             (folder / format.moved[0]).rename(folder / format.moved[1])
         path = folder / format.file if format.file.startswith("out/") else folder / "in" / format.file
         damage(path)
-        if how.startswith("mode 000") and format.moved:  # what is ours in `out` belongs to the user, but this file
-            give_to_nobody(folder / "out")
         return command.split()[1:]
 
     return Attack(
@@ -169,16 +167,9 @@ def _attack(world: World, format: Format, how: str, command: str, damage: Damage
         how=how,
         command=command.split()[0],
         make=make,
-        places=(Path(format.file).name, *format.places),
-        surroundings=Surroundings(user=NOBODY) if how.startswith("mode 000") else Surroundings(),
+        places=(Path(format.file).name, *format.places, *places),
+        surroundings=Surroundings(powerless=how.startswith("mode 000")),
     )
-
-
-def give_to_nobody(folder: Path) -> None:
-    import os
-
-    for path in folder.rglob("*"):
-        os.chown(path, NOBODY, NOBODY)
 
 
 def wrong_values(world: World) -> Iterator[Attack]:
@@ -202,8 +193,8 @@ def _keys(world: World, format: Format, document: Any, write: Callable[[Path, An
                 continue
             for number, command in enumerate(format.commands):
                 changed = _Written(write, document, place, value)
-                yield _attack(world, format, f"{name}: {kind} ({number})", command, changed)
-        yield _attack(world, format, f"{name}: missing", format.commands[0], _Without(write, document, place))
+                yield _attack(world, format, f"{name}: {kind} ({number})", command, changed, *map(str, place))
+        yield _attack(world, format, f"{name}: missing", format.commands[0], _Without(write, document, place), *map(str, place))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ ALLOWED = (
     Exception_(
         reason="doctor answers with status 1 that something is missing: it is its result",
         fault="status",
-        holds=lambda attack, ended, text: attack.command == "doctor" and ended.status == 1 and "doctor: " in text,
+        holds=lambda attack, ended, text: attack.command == "doctor" and ended.status == 1 and "cannot work here" in text,
     ),
     Exception_(
         reason="without memory for an allocation the interpreter or a library may be stopped by a signal",

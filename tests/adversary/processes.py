@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from attack import NOBODY, Attack, Surroundings
+from attack import Attack, Surroundings
 from keys import BASIS, NEEDS
 from world import World
 
@@ -30,7 +30,7 @@ ODD_NAMES = {
     "in /proc": "/proc/x",
     "in /dev/full": "/dev/full",
     "in a folder that is not there": "a/b/c/d/x",
-    "the root": "/",
+    "a folder of the system": "/proc",
     "a dot": ".",
     "nothing": "",
 }
@@ -75,16 +75,15 @@ def surroundings() -> Iterator[tuple[str, Surroundings]]:
         "CPU": (30,),
     }.items():
         for value in values:
-            user = NOBODY if limit == "NPROC" else None
-            yield f"limit {limit} {value}", Surroundings(limits={limit: value}, user=user)
+            yield f"limit {limit} {value}", Surroundings(limits={limit: value}, powerless=limit == "NPROC")
     for size in (4, 40, 200, 1000):
         yield f"a disk of {size} KiB", Surroundings(disk_kib=size)
     yield "a read-only disk", Surroundings(read_only=True)
-    yield "another user", Surroundings(user=NOBODY)
+    yield "an output folder of mode 555", Surroundings(powerless=True, out_mode=0o555)
     for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_DATASETS_CACHE", "MPLCONFIGDIR"):
-        for place in ("/proc/x", "/dev/null", "/nowhere/x", "", "/root/x", "n" * 5000):
+        for place in ("/proc/x", "/dev/null", "/dev/null/x", "", "locked/x", "n" * 5000):
             alone = name.startswith(("HF", "XDG"))
-            yield f"{name}={place[:20]}", Surroundings(environment={name: place}, own_process=alone, user=NOBODY)
+            yield f"{name}={place[:20]}", Surroundings(environment={name: place}, own_process=alone, powerless=True)
     for text in ("LC_ALL=C", "PYTHONUTF8=0 LC_ALL=POSIX PYTHONCOERCECLOCALE=0", "SLURM_PROCID=x", "RANK=x", "LOCAL_RANK=-1", "WORLD_SIZE=x RANK=0", "SLURM_NTASKS=x SLURM_JOB_ID=1", "TERM=dumb COLUMNS=x", "COLUMNS=0", "COLUMNS=-5", "OMP_NUM_THREADS=x", "HF_ENDPOINT=x", "HF_TOKEN=\x01", "PYTHONWARNINGS=error", "NO_COLOR=1", "TZ=x", "CUDA_VISIBLE_DEVICES=9", "MPLBACKEND=x"):
         pairs = dict(pair.split("=", 1) for pair in text.split())
         yield f"environment {text!r}", Surroundings(environment=pairs, own_process=True, encoding="ascii" if "LC_ALL" in text else "utf-8")
@@ -117,6 +116,7 @@ def _named(world: World, command: str, option: str, how: str, name: str) -> Atta
 def _make(world: World, command: str, words: list[str]) -> object:
     def make(folder: Path) -> list[str]:
         world.lend(folder, *NEEDS, *(["runs"] if command == "report" else []))
+        (folder / "out/locked").mkdir(mode=0o500)
         return words
 
     return make

@@ -103,7 +103,7 @@ def collect(chosen: argparse.Namespace, workers: list[subprocess.Popen[str]]) ->
 
 def work(chosen: argparse.Namespace) -> None:
     """Try this worker's share of the attacks, and print a record of each."""
-    from forks import attempt, drawn, import_everything, run_healthy
+    from forks import attempt, drawn, import_everything, run_healthy, warm_up
     from formats import damaged, wrong_values
     from judge import faults, where
     from keys import wrong_settings
@@ -115,6 +115,7 @@ def work(chosen: argparse.Namespace) -> None:
     import_everything()
     world = World(place / "world", run_healthy)
     world.make()
+    warm_up(world.healthy(), place / "world")
     attacks = [
         attack
         for generator in (damaged, wrong_values, wrong_settings, odd_processes, odd_names)

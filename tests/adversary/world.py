@@ -94,6 +94,25 @@ class World:
             words = ["merge", "--format", format, "--adapter", "../in/adapter", "--output", f"../in/{format}"]
             self.run(words, self.folder / "out")
 
+    def healthy(self) -> list[list[str]]:
+        """One command line of each kind that succeeds in `out` and is quick."""
+        fit = "--config ../in/config.yaml --data.cache_dir ../home/cache"
+        return [
+            line.split()
+            for line in (
+                f"fit {fit} --trainer.default_root_dir ../home/runs",
+                f"validate {fit} --trainer.default_root_dir ../home/runs",
+                f"preview {fit} --rows 1",
+                f"doctor {fit}",
+                "chat --adapter ../in/adapter --prompt hi --max_new_tokens 2",
+                "chat --adapter ../in/glm --prompt hi --max_new_tokens 2",
+                "merge --adapter ../in/adapter --output ../home/merged",
+                "convert-adapter --adapter ../in/adapter --output ../home/converted",
+                "push --adapter ../in/adapter --repo_id me/x --dry_run true",
+                "build-data --characters ../in/roles/Bo --output ../home/rows.jsonl",
+            )
+        ]
+
     def lend(self, folder: Path, *names: str) -> None:
         """Copy inputs into the `in` of an attempt.
 
