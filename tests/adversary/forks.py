@@ -4,6 +4,7 @@ imports first, and that can be killed when it hangs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import io
@@ -42,7 +43,7 @@ def import_everything() -> None:
     import tensorboard.backend.event_processing.event_accumulator  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
     import torchmetrics.text  # noqa: F401
-    import transformers.models.glm.modeling_glm  # noqa: F401
+    import transformers.models.glm.modeling_glm
     import transformers.tokenization_utils_fast  # noqa: F401
 
     import kyon_pl.chat.command
@@ -176,7 +177,13 @@ def run_command(words: list[str]) -> int:
 def start_process(words: list[str], folder: Path, ours: Surroundings) -> int:
     """As `fork`, a new process of Python."""
     environment = os.environ | places_of(folder) | {"PYTHONIOENCODING": ours.encoding} | ours.environment
-    command = [sys.executable, str(Path(__file__).with_name("alone.py")), str(folder), json.dumps(ours.__dict__), *words]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("alone.py")),
+        str(folder),
+        json.dumps(ours.__dict__),
+        *words,
+    ]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     process.returncode = 0  # it is waited for by its id
     return process.pid
@@ -237,7 +244,7 @@ def redirect(folder: Path, ours: Surroundings) -> None:
             os.close(descriptor)
     for name in ("stdout", "stderr"):
         (folder / name).touch()
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123 (as Python does)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (as Python does)
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding=ours.encoding, errors="strict"
     )
@@ -264,10 +271,8 @@ def wait_for(pid: int, started: float) -> int | None:
             status = os.waitstatus_to_exitcode(raw)
             break
         time.sleep(_POLL_S)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # what it left behind, too
-    except ProcessLookupError:
-        pass
     if status is None:
         os.waitpid(pid, 0)
     return status

@@ -57,8 +57,14 @@ def _rows(name: str, more: str = "") -> Format:
 
 
 def _of_base(folder: str, file: str, text: bool = True) -> Format:
-    commands = (f"{FIT} --model.base ../in/{folder}", f"{PREVIEW} --model.base ../in/{folder}", f"doctor --config ../in/config.yaml --model.base ../in/{folder}")
-    return Format(f"{folder}/{file}", f"{folder}/{file}", (*CONFIG, folder), commands, text, places=(f"in/{folder}", "model.base"))
+    commands = (
+        f"{FIT} --model.base ../in/{folder}",
+        f"{PREVIEW} --model.base ../in/{folder}",
+        f"doctor --config ../in/config.yaml --model.base ../in/{folder}",
+    )
+    return Format(
+        f"{folder}/{file}", f"{folder}/{file}", (*CONFIG, folder), commands, text, places=(f"in/{folder}", "model.base")
+    )
 
 
 def _of_adapter(file: str, text: bool = True, folder: str = "adapter") -> Format:
@@ -70,19 +76,38 @@ def _of_adapter(file: str, text: bool = True, folder: str = "adapter") -> Format
         f"{PUSH} {at}",
         f"fit --config ../in/config.yaml --model.adapter {at}",
     )
-    return Format(f"{folder}/{file}", f"{folder}/{file}", (*CONFIG, folder), commands, text, places=(f"in/{folder}", "adapter"))
+    return Format(
+        f"{folder}/{file}", f"{folder}/{file}", (*CONFIG, folder), commands, text, places=(f"in/{folder}", "adapter")
+    )
 
 
 def _of_run(file: str, *commands: str, text: bool = True) -> Format:
-    return Format(f"run/{Path(file).name.replace('step=1', 'STEP')}", f"{RUN}/{file}", (*CONFIG, "runs"), commands, text, places=("runs", "version_0"))
+    return Format(
+        f"run/{Path(file).name.replace('step=1', 'STEP')}",
+        f"{RUN}/{file}",
+        (*CONFIG, "runs"),
+        commands,
+        text,
+        places=("runs", "version_0"),
+    )
 
 
 def _of_resumed(file: str, text: bool = True) -> Format:
-    return Format(f"resumed/{Path(file).name}", f"out/{RUN}/{file}", (*CONFIG, "runs"), (RESUME, f"{RESUME} --trainer.max_steps 2"), text, ("runs", "version_0"), GOES_ON)
+    return Format(
+        f"resumed/{Path(file).name}",
+        f"out/{RUN}/{file}",
+        (*CONFIG, "runs"),
+        (RESUME, f"{RESUME} --trainer.max_steps 2"),
+        text,
+        ("runs", "version_0"),
+        GOES_ON,
+    )
 
 
 def _of_merged(folder: str, file: str, text: bool = True) -> Format:
-    return Format(f"{folder}/{file}", f"{folder}/{file}", (folder,), (f"{CHAT} ../in/{folder}",), text, places=(f"in/{folder}",))
+    return Format(
+        f"{folder}/{file}", f"{folder}/{file}", (folder,), (f"{CHAT} ../in/{folder}",), text, places=(f"in/{folder}",)
+    )
 
 
 def _of_role(file: str) -> Format:
@@ -95,7 +120,7 @@ def _of_role(file: str) -> Format:
 
 REPORT = f"report ../in/{RUN} --output report"
 VALIDATE = f"validate --config ../in/config.yaml --ckpt_path ../in/{RUN}/checkpoints/step=1.ckpt"
-PREDICT = f"predict --config ../in/config.yaml --data.predict_source ../in/rows.jsonl --ckpt_path ../in/{RUN}/checkpoints/step=1.ckpt"
+PREDICT = f"{VALIDATE.replace('validate', 'predict')} --data.predict_source ../in/rows.jsonl"
 
 
 def formats(world: World) -> Iterator[Format]:
@@ -103,7 +128,13 @@ def formats(world: World) -> Iterator[Format]:
     for name in ("rows.jsonl", "rows.ndjson", "rows.json", "rows.csv", "rows.tsv", "rows.txt", "rows.parquet"):
         yield _rows(name)
     yield _rows("messages.jsonl", " --data.context_column messages --data.target_column messages")
-    yield Format("config.yaml", "config.yaml", CONFIG, (FIT, PREVIEW, "doctor --config ../in/config.yaml", "validate --config ../in/config.yaml"), places=("config.yaml",))
+    yield Format(
+        "config.yaml",
+        "config.yaml",
+        CONFIG,
+        (FIT, PREVIEW, "doctor --config ../in/config.yaml", "validate --config ../in/config.yaml"),
+        places=("config.yaml",),
+    )
     for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
         yield _of_base("base", file)
     yield _of_base("base", "tokenizer.model", text=False)
@@ -122,10 +153,34 @@ def formats(world: World) -> Iterator[Format]:
             yield _of_run(file, REPORT, f"{CHAT} ../in/{RUN} --which last")
     (events,) = (world.folder / "in" / RUN).glob("events.out.tfevents.*")
     yield Format("run/events", f"{RUN}/{events.name}", ("runs",), (REPORT,), False, ("version_0",))
-    yield _of_run("checkpoints/step=1.ckpt", VALIDATE, PREDICT, f"fit --config ../in/config.yaml --ckpt_path ../in/{RUN}/checkpoints/step=1.ckpt", f"{CHAT} ../in/{RUN}/checkpoints/step=1.ckpt", text=False)
+    yield _of_run(
+        "checkpoints/step=1.ckpt",
+        VALIDATE,
+        PREDICT,
+        f"fit --config ../in/config.yaml --ckpt_path ../in/{RUN}/checkpoints/step=1.ckpt",
+        f"{CHAT} ../in/{RUN}/checkpoints/step=1.ckpt",
+        text=False,
+    )
     for file in ("adapter_config.json", "COMPLETE"):
-        yield Format(f"run/step/{file}", f"{STEP}/{file}", ("runs",), (f"{CHAT} ../in/{RUN} --which last", f"merge --which last --output merged --adapter ../in/{RUN}", f"{PUSH} ../in/{RUN} --which last"), places=("runs", "version_0"))
-    yield Format("run/step/weights", f"{STEP}/adapter_model.safetensors", ("runs",), (f"{CHAT} ../in/{RUN} --which last", f"merge --which last --output merged --adapter ../in/{RUN}"), False, places=("runs", "version_0"))
+        yield Format(
+            f"run/step/{file}",
+            f"{STEP}/{file}",
+            ("runs",),
+            (
+                f"{CHAT} ../in/{RUN} --which last",
+                f"merge --which last --output merged --adapter ../in/{RUN}",
+                f"{PUSH} ../in/{RUN} --which last",
+            ),
+            places=("runs", "version_0"),
+        )
+    yield Format(
+        "run/step/weights",
+        f"{STEP}/adapter_model.safetensors",
+        ("runs",),
+        (f"{CHAT} ../in/{RUN} --which last", f"merge --which last --output merged --adapter ../in/{RUN}"),
+        False,
+        places=("runs", "version_0"),
+    )
     for file in ("run.json", "config.yaml", "run.log", "held_out_replies.jsonl", "checkpoints/step=1/COMPLETE"):
         yield _of_resumed(file)
     yield _of_resumed("checkpoints/step=1.ckpt", text=False)
@@ -136,12 +191,25 @@ def formats(world: World) -> Iterator[Format]:
                 yield _of_merged(folder, path.name, path.suffix not in (".safetensors", ".model"))
     for file in ("system_prompt.txt", "aliases.txt", "texts/0.txt", "dialogues/own.jsonl"):
         yield _of_role(file)
-    yield Format("dialogues.jsonl", "dialogues.jsonl", ("roles", "dialogues.jsonl"), ("build-data --characters ../in/roles/Bo --dialogues ../in/dialogues.jsonl --output rows.parquet",))
+    yield Format(
+        "dialogues.jsonl",
+        "dialogues.jsonl",
+        ("roles", "dialogues.jsonl"),
+        ("build-data --characters ../in/roles/Bo --dialogues ../in/dialogues.jsonl --output rows.parquet",),
+    )
     for path in sorted((world.folder / "in/cache").rglob("*")):
         if path.is_file():
             name = str(path.relative_to(world.folder / "in"))
             kind = f"cache/{'cache-…' if path.name.startswith('cache-') else path.name}"
-            yield Format(kind, f"out/{name}", (*CONFIG, "cache"), (f"{FIT} --data.cache_dir cache", f"{PREVIEW} --data.cache_dir cache"), path.suffix == ".json", ("cache",), ("in/cache", "out/cache"))
+            yield Format(
+                kind,
+                f"out/{name}",
+                (*CONFIG, "cache"),
+                (f"{FIT} --data.cache_dir cache", f"{PREVIEW} --data.cache_dir cache"),
+                path.suffix == ".json",
+                ("cache",),
+                ("in/cache", "out/cache"),
+            )
 
 
 def damaged(world: World) -> Iterator[Attack]:
@@ -175,10 +243,19 @@ def _attack(world: World, format: Format, how: str, command: str, damage: Damage
 def wrong_values(world: World) -> Iterator[Attack]:
     """Every key of every JSON and YAML file of these formats × every kind of wrong value, and its absence."""
     for format in formats(world):
-        path = world.folder / format.file.replace("out/", "in/") if format.file.startswith("out/") else world.folder / "in" / format.file
+        path = (
+            world.folder / format.file.replace("out/", "in/")
+            if format.file.startswith("out/")
+            else world.folder / "in" / format.file
+        )
         if path.suffix in (".json", ".jsonl", ".ndjson") or path.name == "COMPLETE":
             lines = path.suffix in (".jsonl", ".ndjson")
-            yield from _keys(world, format, json.loads(path.read_text().splitlines()[0] if lines else path.read_text()), _write_lines if lines else write_json)
+            yield from _keys(
+                world,
+                format,
+                json.loads(path.read_text().splitlines()[0] if lines else path.read_text()),
+                _write_lines if lines else write_json,
+            )
         elif path.suffix == ".yaml" and format.kind != "config.yaml":
             yield from _keys(world, format, yaml.safe_load(path.read_text()), _write_yaml)
         elif path.suffix in (".ckpt", ".bin"):
@@ -194,7 +271,9 @@ def _keys(world: World, format: Format, document: Any, write: Callable[[Path, An
             for number, command in enumerate(format.commands):
                 changed = _Written(write, document, place, value)
                 yield _attack(world, format, f"{name}: {kind} ({number})", command, changed, *map(str, place))
-        yield _attack(world, format, f"{name}: missing", format.commands[0], _Without(write, document, place), *map(str, place))
+        yield _attack(
+            world, format, f"{name}: missing", format.commands[0], _Without(write, document, place), *map(str, place)
+        )
 
 
 @dataclass(frozen=True)

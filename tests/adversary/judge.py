@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from attack import Attack, Ended
 
+from kyon_pl.logs import replace_control_characters
+
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|Exception ignored in|^Fatal Python error", re.MULTILINE)
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -16,7 +18,7 @@ ENDS_BY_SIGNAL = {128 + number for number in (signal.SIGINT, signal.SIGPIPE, sig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exception_:
+class Allowed:
     """What is allowed though the judge finds a fault in it.
 
     Attributes:
@@ -31,17 +33,19 @@ class Exception_:
 
 
 ALLOWED = (
-    Exception_(
+    Allowed(
         reason="doctor answers with status 1 that something is missing: it is its result",
         fault="status",
-        holds=lambda attack, ended, text: attack.command == "doctor" and ended.status == 1 and "cannot work here" in text,
+        holds=lambda attack, ended, text: (
+            attack.command == "doctor" and ended.status == 1 and "cannot work here" in text
+        ),
     ),
-    Exception_(
+    Allowed(
         reason="without memory for an allocation the interpreter or a library may be stopped by a signal",
         fault="status",
         holds=lambda attack, ended, text: "AS" in attack.surroundings.limits and (ended.status or 0) < 0,
     ),
-    Exception_(
+    Allowed(
         reason="a refusal on a standard error that is closed or full cannot be read by anybody",
         fault="unsaid",
         holds=lambda attack, ended, text: "stderr" in attack.surroundings.streams,
@@ -80,9 +84,15 @@ def faults(attack: Attack, ended: Ended) -> list[str]:
         paragraph = (errors.strip().splitlines() or [""])[-1]
         if not paragraph.startswith(f"kyon-pl {attack.command}: "):
             found.append("unsaid")
-        elif attack.places and not any(place.lower() in paragraph.lower() for place in attack.places):
+        elif attack.places and not any(is_named(place, paragraph) for place in attack.places):
             found.append("unnamed")
     return [fault for fault in found if not any(e.fault == fault and e.holds(attack, ended, text) for e in ALLOWED)]
+
+
+def is_named(place: str, paragraph: str) -> bool:
+    """Whether a paragraph has the beginning of a name, as a terminal shows it."""
+    shown = replace_control_characters(place).replace("\n", "↵")[:40]
+    return shown.lower() in paragraph.lower()
 
 
 def where(ended: Ended) -> str:
@@ -94,5 +104,7 @@ def where(ended: Ended) -> str:
         file, line = frames[-1]
         place = f"{file.rpartition('/kyon_pl/')[2]}:{line}"
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Interrupt|Warning)\b", line)), "")
+    last = next(
+        (line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Interrupt|Warning)\b", line)), ""
+    )
     return f"{place}: {(last or (lines or [''])[-1])[:160]}"

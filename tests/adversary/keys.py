@@ -11,12 +11,12 @@ from attack import Attack
 from values import SURROGATE, WRONG
 from world import World
 
-from kyon_pl.cli.options import options_of
+from kyon_pl.cli.options import options_of, read_table
 
 BASIS = {
     "fit": "--config ../in/config.yaml",
-    "validate": f"--config ../in/config.yaml",
-    "predict": f"--config ../in/config.yaml --data.predict_source ../in/rows.jsonl",
+    "validate": "--config ../in/config.yaml",
+    "predict": "--config ../in/config.yaml --data.predict_source ../in/rows.jsonl",
     "preview": "--config ../in/config.yaml --rows 1",
     "doctor": "--config ../in/config.yaml",
     "chat": "--adapter ../in/adapter --prompt hi --max_new_tokens 2",
@@ -27,30 +27,23 @@ BASIS = {
     "build-data": "--characters ../in/roles/Bo --output rows.jsonl",
 }
 NEEDS = ("config.yaml", "rows.jsonl", "adapter", "roles")
-EVERY_KEY = ("fit",)  # of the commands that read the settings of fit, the one that does so for all keys
-ALSO = {"preview": "data.", "doctor": "model."}  # of the others, these
-# what takes the machine as it is asked to, and no check could tell that from a wish
-SERIOUS = {
-    ("trainer.max_epochs", "1e9"), ("trainer.max_steps", "1e9"),
+SETTINGS_OF = {"fit": "", "preview": "data.", "doctor": "model."}  # the settings of fit that are tried with a command
+# as long a run as was asked for: nothing is wrong with it
+LONG_RUNS = {
+    (key, kind) for key in ("trainer.max_epochs", "trainer.max_steps") for kind in ("1e9", "1e30", "-1", "null")
 }
 
 
 def wrong_settings(world: World) -> Iterator[Attack]:
     """Every key × every kind of wrong value, in a YAML file; texts also on the command line."""
     for command, basis in BASIS.items():
-        own = {option["name"] for option in _own(command)}
+        own = {option["name"] for option in read_table()["commands"][command]["options"]}
+        section = SETTINGS_OF.get(command)
         for key in options_of(command):
-            if command in ("fit", *(["preview"] if key.startswith("data.") else []), *(["doctor"] if key.startswith("model.") else [])) or key in own:
+            if key in own or (section is not None and key.startswith(section)):
                 for kind, value in WRONG.items():
-                    if (key, kind) not in SERIOUS:
+                    if (key, kind) not in LONG_RUNS:
                         yield from _attacks(world, command, basis, key, kind, value)
-
-
-def _own(command: str) -> list[dict[str, object]]:
-    from kyon_pl.cli.options import read_table
-
-    options: list[dict[str, object]] = read_table()["commands"][command]["options"]
-    return options
 
 
 def _attacks(world: World, command: str, basis: str, key: str, kind: str, value: object) -> Iterator[Attack]:
@@ -70,8 +63,15 @@ def _attacks(world: World, command: str, basis: str, key: str, kind: str, value:
         text = value if isinstance(value, str) else json.dumps(value)
         return [*basis.split(), f"--{key}={text}"]
 
+    shown = [value] if isinstance(value, str) and value else [] if isinstance(value, str) else [json.dumps(value)]
     names = (key.rpartition(".")[2], key.partition(".")[0])
     if kind != SURROGATE:
-        yield Attack(kind="settings in a file", how=f"{key}: {kind}", command=command, make=in_file, places=(*names, "wrong.yaml"))
+        yield Attack(
+            kind="settings in a file",
+            how=f"{key}: {kind}",
+            command=command,
+            make=in_file,
+            places=(*names, *shown, "wrong.yaml"),
+        )
     if kind != "NUL":  # no command line can hold one
-        yield Attack(kind="settings typed", how=f"{key}: {kind}", command=command, make=typed, places=names)
+        yield Attack(kind="settings typed", how=f"{key}: {kind}", command=command, make=typed, places=(*names, *shown))

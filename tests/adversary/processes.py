@@ -43,7 +43,16 @@ OUTPUTS = {
     "preview": ("--png", ".png"),
 }
 INPUTS = {
-    "fit": ("--data.source", "--model.base", "--model.adapter", "--ckpt_path", "--data.cache_dir", "--data.bad_rows_file", "--config", "--model.random_config"),
+    "fit": (
+        "--data.source",
+        "--model.base",
+        "--model.adapter",
+        "--ckpt_path",
+        "--data.cache_dir",
+        "--data.bad_rows_file",
+        "--config",
+        "--model.random_config",
+    ),
     "validate": ("--ckpt_path", "--data.validation_source"),
     "predict": ("--replies.path", "--ckpt_path"),
     "chat": ("--adapter", "--base", "--character"),
@@ -84,16 +93,40 @@ def surroundings() -> Iterator[tuple[str, Surroundings]]:
         for place in ("/proc/x", "/dev/null", "/dev/null/x", "", "locked/x", "n" * 5000):
             alone = name.startswith(("HF", "XDG"))
             yield f"{name}={place[:20]}", Surroundings(environment={name: place}, own_process=alone, powerless=True)
-    for text in ("LC_ALL=C", "PYTHONUTF8=0 LC_ALL=POSIX PYTHONCOERCECLOCALE=0", "SLURM_PROCID=x", "RANK=x", "LOCAL_RANK=-1", "WORLD_SIZE=x RANK=0", "SLURM_NTASKS=x SLURM_JOB_ID=1", "TERM=dumb COLUMNS=x", "COLUMNS=0", "COLUMNS=-5", "OMP_NUM_THREADS=x", "HF_ENDPOINT=x", "HF_TOKEN=\x01", "PYTHONWARNINGS=error", "NO_COLOR=1", "TZ=x", "CUDA_VISIBLE_DEVICES=9", "MPLBACKEND=x"):
+    for text in (
+        "LC_ALL=C",
+        "PYTHONUTF8=0 LC_ALL=POSIX PYTHONCOERCECLOCALE=0",
+        "SLURM_PROCID=x",
+        "RANK=x",
+        "LOCAL_RANK=-1",
+        "WORLD_SIZE=x RANK=0",
+        "SLURM_NTASKS=x SLURM_JOB_ID=1",
+        "TERM=dumb COLUMNS=x",
+        "COLUMNS=0",
+        "COLUMNS=-5",
+        "OMP_NUM_THREADS=x",
+        "HF_ENDPOINT=x",
+        "HF_TOKEN=\x01",
+        "PYTHONWARNINGS=error",
+        "NO_COLOR=1",
+        "TZ=x",
+        "CUDA_VISIBLE_DEVICES=9",
+        "MPLBACKEND=x",
+    ):
         pairs = dict(pair.split("=", 1) for pair in text.split())
-        yield f"environment {text!r}", Surroundings(environment=pairs, own_process=True, encoding="ascii" if "LC_ALL" in text else "utf-8")
+        yield (
+            f"environment {text!r}",
+            Surroundings(environment=pairs, own_process=True, encoding="ascii" if "LC_ALL" in text else "utf-8"),
+        )
 
 
 def odd_processes(world: World) -> Iterator[Attack]:
     """Every command × every surrounding."""
     for command, basis in BASIS.items():
         for how, around in surroundings():
-            yield Attack(kind="process", how=how, command=command, make=_make(world, command, basis.split()), surroundings=around)
+            yield Attack(
+                kind="process", how=how, command=command, make=_make(world, command, basis.split()), surroundings=around
+            )
 
 
 def odd_names(world: World) -> Iterator[Attack]:
@@ -110,7 +143,9 @@ def odd_names(world: World) -> Iterator[Attack]:
 def _named(world: World, command: str, option: str, how: str, name: str) -> Attack:
     words = [*BASIS[command].split(), f"{option}={name}"]
     places = (option.rpartition(".")[2].lstrip("-"), name[:20] or "config", "in/config", "/proc", "path")
-    return Attack(kind="names of paths", how=f"{option}: {how}", command=command, make=_make(world, command, words), places=places)
+    return Attack(
+        kind="names of paths", how=f"{option}: {how}", command=command, make=_make(world, command, words), places=places
+    )
 
 
 def _make(world: World, command: str, words: list[str]) -> object:

@@ -1,8 +1,8 @@
 """Tries to break every command, and counts what comes of it.
 
 `python tests/adversary/run.py` tries all attacks, in two processes; `--draw 800 --seed 5` as many by chance,
-`--only TEXT` those whose name has the text. It prints each fault, then a table with the attempts, statuses and faults of
-each kind; `--counts` writes the table to `counts.md`, which is committed. Status 1 if there was a fault.
+`--only TEXT` those whose name has the text. It prints each fault, then a table with the attempts, statuses and faults
+of each kind; `--counts` writes the table to `counts.md`, which is committed. Status 1 if there was a fault.
 """
 
 from __future__ import annotations

@@ -45,14 +45,17 @@ WRONG: dict[str, Any] = {
     "a mapping": {"class_path": "os.getcwd", "init_args": {"a": 1}},
     "nested deeply": nested(90),
 }
+MOST_KEYS = 60
 SURROGATE = "a lone surrogate"  # JSON can hold it, YAML cannot
 
 
 def keys_of(document: Any, depth: int = 3) -> Iterator[tuple[str | int, ...]]:
-    """The places of a document, from outside to inside; of a list the first item only."""
+    """The places of a document, from outside to inside; of a list the first item only, of a vocabulary two words."""
     if depth == 0:
         return
-    pairs = document.items() if isinstance(document, dict) else enumerate(document[:1])
+    pairs = list(document.items()) if isinstance(document, dict) else list(enumerate(document[:1]))
+    if len(pairs) > MOST_KEYS:
+        pairs = pairs[:2]
     for key, value in pairs:
         yield (key,)
         if isinstance(value, dict | list):

@@ -55,7 +55,10 @@ CONFIG = {
 }
 ROWS = [{"context": f"You are Bo.###Ann:「question {n}」", "target": f"Bo:「answer {n}」"} for n in range(8)]
 DIALOGUES = [
-    {"dialogue": [{"role": "Ann", "text": f"「question {n}」"}, {"role": "Bo", "text": f"「answer {n}」"}], "source": "x"}
+    {
+        "dialogue": [{"role": "Ann", "text": f"「question {n}」"}, {"role": "Bo", "text": f"「answer {n}」"}],
+        "source": "x",
+    }
     for n in range(4)
 ]
 
