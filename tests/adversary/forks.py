@@ -20,7 +20,6 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
-from random import Random
 
 from attack import Attack, Ended, Surroundings
 
@@ -176,7 +175,12 @@ def run_command(words: list[str]) -> int:
 
 def start_process(words: list[str], folder: Path, ours: Surroundings) -> int:
     """As `fork`, a new process of Python."""
-    environment = os.environ | places_of(folder) | {"PYTHONIOENCODING": ours.encoding} | ours.environment
+    environment = (
+        os.environ
+        | places_of(folder)
+        | {"HF_HOME": str(folder / "home/hf"), "PYTHONIOENCODING": ours.encoding}
+        | ours.environment
+    )
     command = [
         sys.executable,
         str(Path(__file__).with_name("alone.py")),
@@ -263,9 +267,13 @@ def resident_address_space() -> int:
 
 
 def wait_for(pid: int, started: float) -> int | None:
-    """The status of a process; None: it was killed after `HANG_S`, with its children."""
+    """The status of a process; None: it was killed after `HANG_S`, with its children.
+
+    On a machine with more to do than processors, the time is longer by as much.
+    """
     status = None
-    while time.monotonic() < started + HANG_S:
+    patience = HANG_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    while time.monotonic() < started + patience:
         done, raw = os.waitpid(pid, os.WNOHANG)
         if done:
             status = os.waitstatus_to_exitcode(raw)
@@ -305,20 +313,3 @@ def changes(before: dict[str, tuple[object, ...]], after: dict[str, tuple[object
         for name in names
         if before.get(name) != after.get(name)
     ]
-
-
-def drawn(attacks: list[Attack], count: int, seed: int) -> list[Attack]:
-    """As many attacks by chance, every kind about as often as the others."""
-    rng, kinds = Random(seed), {}
-    for attack in attacks:
-        kinds.setdefault((attack.command, attack.kind), []).append(attack)
-    for of_kind in kinds.values():
-        rng.shuffle(of_kind)
-    queue = list(kinds.values())
-    rng.shuffle(queue)
-    chosen: list[Attack] = []
-    while queue and len(chosen) < count:
-        for of_kind in queue:
-            chosen.append(of_kind.pop())
-        queue = [of_kind for of_kind in queue if of_kind]
-    return chosen[:count]

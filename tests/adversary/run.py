@@ -1,7 +1,7 @@
 """Tries to break every command, and counts what comes of it.
 
-`python tests/adversary/run.py` tries all attacks, in two processes; `--draw 800 --seed 5` as many by chance,
-`--only TEXT` those whose name has the text. It prints each fault, then a table with the attempts, statuses and faults
+`python tests/adversary/run.py` tries all attacks, some 90,000, in two processes; `--draw 800 --seed 5` as many by
+chance, `--only TEXT` those whose name has the text. It prints each fault, then a table with the attempts, statuses and faults
 of each kind; `--counts` writes the table to `counts.md`, which is committed. Status 1 if there was a fault.
 """
 
@@ -10,17 +10,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import selectors
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from attack import Attack
 
 HERE = Path(__file__).parent
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+FEW = 40  # attacks that are made sooner than a process is warm
 
 
 def options() -> argparse.ArgumentParser:
@@ -32,107 +43,96 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--counts", action="store_true", help="write the table to counts.md")
     parser.add_argument("--log", type=Path, help="a file for the attempts, one JSON object a line")
     parser.add_argument("--show", action="store_true", help="print what the commands said")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # number, of how many, folder
     return parser
 
 
 def main() -> int:
-    """Start the workers, and count what they report."""
+    """Make the attacks, share them among forks of this process, and count what comes of them."""
     chosen = options().parse_args()
-    if chosen.worker:
-        work(chosen)
-        return 0
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kyon_pl-adversary-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        workers = [start_worker(chosen, number, folder) for number in range(chosen.processes)]
-        records = list(collect(chosen, workers))
-    table = as_table(records, chosen, time.monotonic() - started)
+        attacks = prepare(chosen, Path(folder))
+        print(f"{len(attacks):,} attacks after {time.monotonic() - started:.0f} s", flush=True)
+        count = chosen.processes
+        readers = [start_worker(attacks[number::count], Path(folder) / str(number)) for number in range(count)]
+        records = list(collect(chosen, readers))
+    table = as_table(records, chosen)
     print(table)
+    print(f"{time.monotonic() - started:.0f} s")
     if chosen.counts:
         (HERE / "counts.md").write_text(table, encoding="utf-8")
-    return int(any(record["faults"] for record in records) or any(worker.returncode for worker in workers))
+    return int(len(records) < len(attacks) or any(record["faults"] for record in records))
 
 
-def start_worker(chosen: argparse.Namespace, number: int, folder: str) -> subprocess.Popen[str]:
-    """A process that tries every n-th attack; its HF_HOME is in the folder of the attempts."""
-    place = Path(folder) / str(number)
-    (place / "attempt").mkdir(parents=True)
-    words = [word for word in sys.argv[1:] if word not in ("--counts",)]
-    environment = os.environ | {
-        "HF_HOME": str(place / "attempt/home/hf"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": "1",
-        "MPLCONFIGDIR": str(place / "mpl"),
-    }
-    command = [sys.executable, __file__, *words, "--worker", str(number), str(chosen.processes), str(place)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def collect(chosen: argparse.Namespace, workers: list[subprocess.Popen[str]]) -> Iterator[dict[str, Any]]:
-    """The records of all attempts, as they come; faults are printed."""
-    from concurrent.futures import ThreadPoolExecutor
-    from queue import SimpleQueue
-
-    queue: SimpleQueue[str | None] = SimpleQueue()
-
-    def read(worker: subprocess.Popen[str]) -> None:
-        for line in worker.stdout or []:
-            queue.put(line)
-        worker.wait()
-        queue.put(None)
-
-    with ThreadPoolExecutor(len(workers)) as pool:
-        for worker in workers:
-            pool.submit(read, worker)
-        going = len(workers)
-        while going:
-            line = queue.get()
-            if line is None:
-                going -= 1
-                continue
-            record: dict[str, Any] = json.loads(line)
-            if chosen.log:
-                with chosen.log.open("a", encoding="utf-8") as file:
-                    file.write(line)
-            if record["faults"] or chosen.show:
-                print(f"{', '.join(record['faults']) or 'fine'}: {record['name']}\n    {record['where']}", flush=True)
-            yield record
-
-
-def work(chosen: argparse.Namespace) -> None:
-    """Try this worker's share of the attacks, and print a record of each."""
-    from forks import attempt, drawn, import_everything, run_healthy, warm_up
-    from formats import damaged, wrong_values
-    from judge import faults, where
-    from keys import wrong_settings
-    from processes import odd_names, odd_processes
+def prepare(chosen: argparse.Namespace, folder: Path) -> list[Attack]:
+    """Import everything, make the healthy inputs, and choose the attacks."""
+    os.environ.update(ENVIRONMENT | {"HF_HOME": str(folder / "hf"), "MPLCONFIGDIR": str(folder / "mpl")})
+    from draw import all_attacks, drawn
+    from forks import import_everything, run_healthy, warm_up
     from world import World
 
-    number, count, place = int(chosen.worker[0]), int(chosen.worker[1]), Path(chosen.worker[2])
-    records = sys.stdout
     import_everything()
-    world = World(place / "world", run_healthy)
+    world = World(folder / "world", run_healthy)
     world.make()
-    warm_up(world.healthy(), place / "world")
-    attacks = [
-        attack
-        for generator in (damaged, wrong_values, wrong_settings, odd_processes, odd_names)
-        for attack in generator(world)
-        if chosen.only in attack.name
-    ]
-    for attack in drawn(attacks, chosen.draw or len(attacks), chosen.seed)[number::count]:
-        folder = place / "attempt"
+    if chosen.draw is None or chosen.draw > FEW:
+        warm_up(world.healthy(), folder / "world")
+    return list(islice(drawn(all_attacks(world, chosen.only), chosen.seed), chosen.draw))
+
+
+def start_worker(attacks: list[Attack], place: Path) -> TextIO:
+    """A fork that tries attacks one after the other; what it returns gives a record of each, in JSON."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        return open(reader, encoding="utf-8")  # noqa: PTH123 (a descriptor)
+    status = 1
+    try:
+        os.close(reader)
+        with open(writer, "w", encoding="utf-8") as records:  # noqa: PTH123 (a descriptor)
+            work(attacks, place, records)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def collect(chosen: argparse.Namespace, readers: list[TextIO]) -> Iterator[dict[str, Any]]:
+    """The records of all attempts, as they come; faults are printed."""
+    with selectors.DefaultSelector() as selector:
+        for reader in readers:
+            selector.register(reader, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                reader = cast("TextIO", key.fileobj)
+                if not (line := reader.readline()):
+                    selector.unregister(reader)
+                    continue
+                record: dict[str, Any] = json.loads(line)
+                if chosen.log:
+                    with chosen.log.open("a", encoding="utf-8") as file:
+                        file.write(line)
+                if record["faults"] or chosen.show:
+                    print(
+                        f"{', '.join(record['faults']) or 'fine'}: {record['name']}\n    {record['where']}", flush=True
+                    )
+                yield record
+
+
+def work(attacks: list[Attack], place: Path, records: TextIO) -> None:
+    """Try attacks in `attempt`, and write a record of each."""
+    import datasets
+    from forks import attempt
+    from judge import faults, where
+
+    folder = place / "attempt"
+    datasets.config.HF_DATASETS_CACHE = folder / "home/datasets"  # so that no attempt meets the cache of another one
+    for attack in attacks:
         remove(folder)
-        folder.mkdir()
+        folder.mkdir(parents=True)
         ended, words = attempt(attack, folder)
         found = faults(attack, ended)
         record = ended.as_dict() | {"kind": attack.kind, "command": attack.command, "name": attack.name, "words": words}
-        record |= {"faults": found, "where": ""}
-        if found or chosen.show:
-            record["where"] = where(ended)
-            record["said"] = (ended.errors + ended.output).decode("utf-8", "replace")[-4000:]
+        said = (ended.errors + ended.output).decode("utf-8", "replace")[-4000:]
+        record |= {"faults": found, "where": where(ended), "said": said if found else ""}
         print(json.dumps(record), file=records, flush=True)
 
 
@@ -143,7 +143,7 @@ def remove(folder: Path) -> None:
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
-def as_table(records: list[dict[str, Any]], chosen: argparse.Namespace, seconds: float) -> str:
+def as_table(records: list[dict[str, Any]], chosen: argparse.Namespace) -> str:
     """Attempts, statuses and faults of each kind, as Markdown."""
     kinds = ("traceback", "hang", "status", "unsaid", "unnamed", "control", "changed")
     drawn = f"drawn with seed {chosen.seed}" if chosen.draw else "all of them"
@@ -161,7 +161,6 @@ def as_table(records: list[dict[str, Any]], chosen: argparse.Namespace, seconds:
         faults = Counter(fault for record in of_kind for fault in record["faults"])
         cells = [len(of_kind), statuses[0], statuses[2], other, *(faults[kind] for kind in kinds)]
         lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
-    print(f"{seconds:.0f} s, {sum(record['seconds'] for record in records) / max(len(records), 1):.2f} s an attempt")
     return "\n".join(lines) + "\n"
 
 
