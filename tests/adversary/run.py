@@ -1,13 +1,14 @@
 """Tries to break every command, and counts what comes of it.
 
 `python tests/adversary/run.py` tries all attacks, some 90,000, in two processes; `--draw 800 --seed 5` as many by
-chance, `--only TEXT` those whose name has the text. It prints each fault, then a table with the attempts, statuses and faults
-of each kind; `--counts` writes the table to `counts.md`, which is committed. Status 1 if there was a fault.
+chance, `--only TEXT` those whose name has the text. It prints each fault, then a table with the attempts, statuses and
+faults of each kind; `--counts` writes the table to `counts.md`, which is committed. Status 1 if there was a fault.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import selectors
@@ -76,7 +77,10 @@ def prepare(chosen: argparse.Namespace, folder: Path) -> list[Attack]:
     world.make()
     if chosen.draw is None or chosen.draw > FEW:
         warm_up(world.healthy(), folder / "world")
-    return list(islice(drawn(all_attacks(world, chosen.only), chosen.seed), chosen.draw))
+    attacks = list(islice(drawn(all_attacks(world, chosen.only), chosen.seed), chosen.draw))
+    gc.collect()
+    gc.freeze()  # forks then leave these pages alone
+    return attacks
 
 
 def start_worker(attacks: list[Attack], place: Path) -> TextIO:
