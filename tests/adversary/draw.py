@@ -9,11 +9,11 @@ from random import Random
 from attack import Attack
 from formats import damaged, wrong_values
 from keys import wrong_settings
-from processes import odd_names, odd_processes
+from processes import odd_environments, odd_names, odd_processes
 from world import World
 
 # what makes attacks, and how many of it are drawn in a round
-GENERATORS = {damaged: 4, wrong_values: 3, wrong_settings: 3, odd_processes: 2, odd_names: 2}
+GENERATORS = {damaged: 8, wrong_values: 6, wrong_settings: 6, odd_processes: 4, odd_names: 4, odd_environments: 1}
 
 
 def all_attacks(world: World, only: str) -> list[list[Attack]]:

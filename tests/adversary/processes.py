@@ -34,6 +34,21 @@ ODD_NAMES = {
     "a dot": ".",
     "nothing": "",
 }
+UNWRITABLE = ("/proc/x", "/dev/null", "/dev/null/x", "", "locked/x", "n" * 5000)
+READ_LATE = ("TERM=dumb COLUMNS=x", "COLUMNS=0", "COLUMNS=-5", "NO_COLOR=1", "TZ=x", "MPLBACKEND=x")
+READ_BY_IMPORTS = (
+    "LC_ALL=C",
+    "PYTHONUTF8=0 LC_ALL=POSIX PYTHONCOERCECLOCALE=0",
+    "SLURM_PROCID=x",
+    "RANK=x",
+    "LOCAL_RANK=-1",
+    "WORLD_SIZE=x RANK=0",
+    "SLURM_NTASKS=x SLURM_JOB_ID=1",
+    "OMP_NUM_THREADS=x",
+    "HF_ENDPOINT=x",
+    "HF_TOKEN=\x01",
+    "CUDA_VISIBLE_DEVICES=9",
+)
 OUTPUTS = {
     "fit": ("--trainer.default_root_dir", ""),
     "merge": ("--output", ""),
@@ -89,44 +104,39 @@ def surroundings() -> Iterator[tuple[str, Surroundings]]:
         yield f"a disk of {size} KiB", Surroundings(disk_kib=size)
     yield "a read-only disk", Surroundings(read_only=True)
     yield "an output folder of mode 555", Surroundings(powerless=True, out_mode=0o555)
-    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_DATASETS_CACHE", "MPLCONFIGDIR"):
-        for place in ("/proc/x", "/dev/null", "/dev/null/x", "", "locked/x", "n" * 5000):
-            alone = name.startswith(("HF", "XDG"))
-            yield f"{name}={place[:20]}", Surroundings(environment={name: place}, own_process=alone, powerless=True)
-    for text in (
-        "LC_ALL=C",
-        "PYTHONUTF8=0 LC_ALL=POSIX PYTHONCOERCECLOCALE=0",
-        "SLURM_PROCID=x",
-        "RANK=x",
-        "LOCAL_RANK=-1",
-        "WORLD_SIZE=x RANK=0",
-        "SLURM_NTASKS=x SLURM_JOB_ID=1",
-        "TERM=dumb COLUMNS=x",
-        "COLUMNS=0",
-        "COLUMNS=-5",
-        "OMP_NUM_THREADS=x",
-        "HF_ENDPOINT=x",
-        "HF_TOKEN=\x01",
-        "PYTHONWARNINGS=error",
-        "NO_COLOR=1",
-        "TZ=x",
-        "CUDA_VISIBLE_DEVICES=9",
-        "MPLBACKEND=x",
-    ):
+    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        for place in UNWRITABLE:
+            yield f"{name}={place[:20]}", Surroundings(environment={name: place}, powerless=True)
+    for text in READ_LATE:
+        yield text, Surroundings(environment=dict(pair.split("=", 1) for pair in text.split()))
+
+
+def environments() -> Iterator[tuple[str, Surroundings]]:
+    """What imports read, each with what it is called: these need a process of their own."""
+    for name in ("HF_HOME", "HF_DATASETS_CACHE"):
+        for place in UNWRITABLE:
+            yield f"{name}={place[:20]}", Surroundings(environment={name: place}, own_process=True, powerless=True)
+    for text in READ_BY_IMPORTS:
         pairs = dict(pair.split("=", 1) for pair in text.split())
-        yield (
-            f"environment {text!r}",
-            Surroundings(environment=pairs, own_process=True, encoding="ascii" if "LC_ALL" in text else "utf-8"),
-        )
+        encoding = "ascii" if "LC_ALL" in text else "utf-8"
+        yield repr(text), Surroundings(environment=pairs, own_process=True, encoding=encoding)
 
 
 def odd_processes(world: World) -> Iterator[Attack]:
-    """Every command × every surrounding."""
-    for command, basis in BASIS.items():
-        for how, around in surroundings():
-            yield Attack(
-                kind="process", how=how, command=command, make=_make(world, command, basis.split()), surroundings=around
-            )
+    """Every command × what may be odd about a process."""
+    yield from _processes(world, "process", surroundings())
+
+
+def odd_environments(world: World) -> Iterator[Attack]:
+    """Every command × every environment that is read by imports."""
+    yield from _processes(world, "environment", environments())
+
+
+def _processes(world: World, kind: str, around: Iterator[tuple[str, Surroundings]]) -> Iterator[Attack]:
+    for how, ours in around:
+        for command, basis in BASIS.items():
+            make = _make(world, command, basis.split())
+            yield Attack(kind=kind, how=how, command=command, make=make, surroundings=ours)
 
 
 def odd_names(world: World) -> Iterator[Attack]:
