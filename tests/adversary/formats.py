@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import yaml
 from attack import Attack, Surroundings
-from damage import OF_BYTES, OF_TEXT, Damage
 from values import SURROGATE, WRONG, keys_of, with_value, without, write_json
+from ways import OF_BYTES, OF_TEXT, Damage
 from world import World
 
 FIT = "fit --config ../in/config.yaml --auto_resume true"

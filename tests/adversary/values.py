@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from damage import ESCAPES
+from ways import ESCAPES
 
 
 def nested(depth: int) -> Any:
@@ -33,6 +33,7 @@ WRONG: dict[str, Any] = {
     "infinity": float("-inf"),
     "no text": "",
     "a text": "x",
+    "no pattern": "((",
     "a path that goes up": "../../../../etc/passwd",
     "control characters": ESCAPES,
     "NUL": "a\0b",

@@ -74,6 +74,13 @@ def archive() -> bytes:
     return stream.getvalue()
 
 
+def laughs() -> bytes:
+    """A short YAML of 9 ** 9 values."""
+    lines = ["data: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    return "\n".join(lines).encode()
+
+
 class Trap:
     """Pickled, it is code that makes a file."""
 
@@ -140,6 +147,9 @@ OF_TEXT: dict[str, Damage] = {
     "an object of other keys": content(lambda old: b'{"a": {"b": [1, null, "c"]}}'),
     "a list nested deeply": content(lambda old: b"[" * DEEP + b"]" * DEEP),
     "objects nested deeply": content(lambda old: b'{"a":' * DEEP + b"1" + b"}" * DEEP),
+    "a number of 5,000 digits": content(lambda old: b'{"data": ' + b"9" * 5000 + b"}"),
+    "aliases of aliases": content(lambda old: laughs()),
+    "tags of YAML": content(lambda old: b"data: [!!int '', !!bool x, !!timestamp x, !!python/name:os.system x]"),
     "a key twice": content(lambda old: b'{"context": "a", "context": "b", "r": 1, "r": 2}\n'),
     "a key of 5,000 letters": content(lambda old: b'{"' + b"k" * 5000 + b'": 1}\n'),
     "a key of control characters": content(lambda old: b'{"\\u001b]0;x\\u0007\\n": 1}\n'),
