@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +19,10 @@ from kyon_pl.data.prompt import TrainTurns, template_hash
 from kyon_pl.data.reading.checks import ColumnNames
 from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.reading.sources import SourceSettings, load_rows
-from kyon_pl.data.report import report, write_bad_rows
+from kyon_pl.data.report import bad_rows_output, report, write_bad_rows
 from kyon_pl.data.split import Mix, check_weights, split_by_question
 from kyon_pl.errors import DataError, SettingError
+from kyon_pl.outputs import Output, check_outputs
 
 USES: dict[str | None, tuple[Use, ...]] = {
     "fit": ("train", "validation"),
@@ -39,6 +39,9 @@ _FALLBACK: dict[Use, Use] = {"predict": "test", "test": "validation", "validatio
 _MAX_PROCESSES = 16
 _POSITIVE = ("rows_per_batch", "tokens_per_batch", "validation_rows_per_batch", "processes")
 _NOT_NEGATIVE = ("seed", "workers")
+
+SOURCES = ("source", "validation_source", "test_source", "predict_source")
+"""Settings that name rows."""
 
 
 class DialogueData:
@@ -214,8 +217,10 @@ class DialogueData:
 
         Raises:
             DataError: there are no rows to train on, or none for the stage.
+            SettingError: `bad_rows_file` names an input, or a file that is not ours.
             KyonError: see `prepare`.
         """
+        check_outputs(self.outputs(), self.inputs())
         tables = {origin: self._table(origin) for origin in self._origins(USES[stage])}
         self.rows = {use: self._rows_of(use, tables[self._origin(use)]) for use in USES[stage]}
         first = USES[stage][0]
@@ -226,7 +231,19 @@ class DialogueData:
             report(list(tables.values()), self.rows, self.label_boundary)
             self._report_split()
             if self.bad_rows_file:
-                write_bad_rows(Path(self.bad_rows_file), list(tables.values()))
+                write_bad_rows(bad_rows_output(self.bad_rows_file), list(tables.values()))
+
+    def outputs(self) -> list[Output]:
+        """The files that `load` writes.
+
+        Raises:
+            SettingError: one that cannot be a path.
+        """
+        return [bad_rows_output(self.bad_rows_file)] if self.bad_rows_file else []
+
+    def inputs(self) -> dict[str, str | list[str] | None]:
+        """The sources of all stages, by the setting that names them."""
+        return {f"data.{name}": getattr(self, name) for name in SOURCES}
 
     def plan_training(
         self,

@@ -127,7 +127,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: it is not UTF-8.
+        DataError: it cannot be read, or is not UTF-8.
     """
     must_exist(path)
     try:
@@ -135,6 +135,8 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         found = f"not UTF-8: {error.reason} at byte {error.start + 1}"
         raise DataError(str(path), found, "Save it as UTF-8.") from None
+    except OSError as error:
+        raise DataError(str(path), f"it cannot be read ({error.strerror})", "Check its permissions.") from error
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

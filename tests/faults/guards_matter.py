@@ -6,6 +6,7 @@ whose line has one of the words. In the slow suite it is `test_guards_matter.py`
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -59,6 +60,10 @@ MODULE_TEST = "tests/unit/training/test_module.py::"
 CLI_TEST = "tests/cli/test_errors.py::test_error_is_one_clear_paragraph"
 DEMO_TEST = "tests/cli/test_demo.py::"
 CHECKPOINT_TEST = "tests/unit/runs/test_whole_checkpoints.py::"
+OUTPUTS_TEST = "tests/unit/test_outputs.py::"
+TWO_RUNS_TEST = (
+    "tests/faults/test_two_runs.py::test_the_second_is_refused_while_the_first_lives_and_goes_on_when_it_is_killed"
+)
 RESUME_TEST = "tests/faults/test_kill_and_resume.py::test_kill_and_resume"
 
 PRECISION = [
@@ -366,8 +371,8 @@ CHECKPOINTS = [
     Guard(
         "a checkpoint is written under a temporary name",
         "runs/checkpoint_io.py",
-        '        temporary, temporary_folder = _temporary(file), _temporary(file.with_suffix(""))\n',
-        '        temporary, temporary_folder = file, _temporary(file.with_suffix(""))\n',
+        '        temporary_file, temporary_folder = temporary(file), temporary(file.with_suffix(""))\n',
+        '        temporary_file, temporary_folder = file, temporary(file.with_suffix(""))\n',
         f"{CHECKPOINT_TEST}test_a_save_that_dies_leaves_the_checkpoint_of_that_name",
     ),
     Guard(
@@ -406,7 +411,145 @@ CHECKPOINTS = [
         f"{DEMO_TEST}test_schedule_ends_exactly_at_its_last_value",
     ),
 ]
-GUARDS = PRECISION + RANKS + CHECKPOINTS
+CACHE_TEST = "tests/unit/data/test_cache.py::test_"
+FILES = [
+    Guard(
+        "a cache that differs from its checksums is built again",
+        "data/cache.py",
+        "if _crc32(file) != crc:",
+        "if False:",
+        f"{CACHE_TEST}any_flipped_bit_of_what_is_trained_on_is_noticed",
+    ),
+    Guard(
+        "one process builds a damaged cache, others wait",
+        "data/cache.py",
+        "                if fault := _fault(record):  # no",
+        "                if fault := str(record):  # no",
+        f"{CACHE_TEST}one_of_several_readers_builds_and_the_others_wait",
+    ),
+    Guard(
+        "no folder outside the cache is removed",
+        "data/cache.py",
+        " and root.resolve() in folder.parents:",
+        ":",
+        f"{CACHE_TEST}damaged_download_is_removed_and_only_that",
+    ),
+    Guard(
+        "a cache that cannot be written is explained",
+        "data/cache.py",
+        "        raise cache_error(folder, error) from None",
+        "        raise",
+        f"{CACHE_TEST}default_cache_that_cannot_be_written_is_one_paragraph[preview]",
+    ),
+    Guard(
+        "a full disk under the cache is not blamed on the rows",
+        "data/reading/sources.py",
+        "        if written or cause.errno in _FULL_OR_READ_ONLY:",
+        "        if written and cause.errno in ():",
+        f"{CACHE_TEST}error_of_writing_the_cache_is_not_blamed_on_the_rows[rows-{errno.ENOSPC}]",
+    ),
+    Guard(
+        "push sends nothing else that lies in the folder",
+        "publish/push.py",
+        "if name in ours and name != CARD]",
+        "if name != CARD]",
+        "tests/cli/test_push.py::test_files_that_happen_to_lie_there_are_named_and_not_sent",
+    ),
+]
+OUTPUTS = [
+    Guard(
+        "an output is no input",
+        "outputs.py",
+        "            if any(_reads(",
+        "            if False and any(_reads(",
+        f"{OUTPUTS_TEST}test_refused[a new file in a folder that is read]",
+    ),
+    Guard(
+        "an output is no other output",
+        "outputs.py",
+        "if _same(output.path, other.path):",
+        "if False:",
+        f"{OUTPUTS_TEST}test_two_outputs_are_not_one_file",
+    ),
+    Guard(
+        "a file from elsewhere is not replaced",
+        "outputs.py",
+        "    if not ours:\n",
+        "    if False:\n",
+        f"{OUTPUTS_TEST}test_refused[a file from elsewhere]",
+    ),
+    Guard(
+        "a file is replaced whole",
+        "outputs.py",
+        "    written = temporary(output.path)\n",
+        "    written = output.path\n",
+        f"{OUTPUTS_TEST}test_replaced_whole_or_not_at_all",
+    ),
+    Guard(
+        "the outputs of fit are checked before anything is written",
+        "cli/lightning_cli.py",
+        "        check_outputs(outputs_of(self.command, settings), inputs_of(settings))\n",
+        "",
+        "tests/cli/test_outputs.py::test_an_output_is_no_input[fit-data.bad_rows_file]",
+    ),
+    Guard(
+        "a run in a folder that exists replaces no config from elsewhere",
+        "cli/lightning_cli.py",
+        "            check_outputs(run_files(folder), inputs_of(self.config[str(self.subcommand)]))\n",
+        "",
+        "tests/cli/test_outputs.py::test_a_run_without_a_folder_of_its_own_keeps_the_config_it_was_given",
+    ),
+    Guard(
+        "a checkpoint replaces no folder from elsewhere",
+        "runs/checkpoint_io.py",
+        "        check_ours(folder, temporary_folder)\n",
+        "",
+        f"{CHECKPOINT_TEST}test_a_folder_from_elsewhere_is_not_replaced",
+    ),
+    Guard(
+        "the same run is not started beside itself",
+        "cli/lightning_cli.py",
+        "            refuse_running(runs, self._settings())\n",
+        "            pass\n",
+        "tests/faults/test_two_runs.py::test_two_at_once",
+    ),
+    Guard(
+        "a new run holds its folder",
+        "cli/lightning_cli.py",
+        "        self.held.enter_context(lock)\n        self._log_into(new)\n",
+        "        lock.release()\n        self._log_into(new)\n",
+        TWO_RUNS_TEST,
+    ),
+    Guard(
+        "a resumed run holds its folder",
+        "cli/lightning_cli.py",
+        "                locked_run.enter_context(lock_run(start.folder, settings))\n",
+        "",
+        TWO_RUNS_TEST,
+    ),
+    Guard(
+        "a lock does not outlive its process in a loader worker",
+        "locks.py",
+        "os.register_at_fork(after_in_child=_close_in_child)\n",
+        "",
+        "tests/unit/test_locks.py::test_another_process_is_named_until_it_is_killed",
+    ),
+    Guard(
+        "a lock file that was removed is not taken",
+        "locks.py",
+        " and _is_at(file, handle)",
+        "",
+        "tests/unit/test_locks.py::test_never_two_holders_although_the_file_is_removed_each_time",
+    ),
+    Guard(
+        "one writer for a merged model",
+        "export/staging.py",
+        '        with locked(output, "--output"):\n',
+        "        if True:\n",
+        "tests/unit/export/test_merging.py::test_the_staging_folder_is_renamed_or_removed",
+    ),
+]
+GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS
 
 
 def main(words: list[str]) -> int:

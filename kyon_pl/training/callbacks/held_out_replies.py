@@ -16,11 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from kyon_pl.batch import PromptBatch, RowSource
+from kyon_pl.disk import write_atomically
 from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.held_out import REPLIES, exchange, question
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
 from kyon_pl.logs import from_here
-from kyon_pl.runs.checkpoint_io import write_atomically
 from kyon_pl.training.module import ChatGLM2LoRA
 from kyon_pl.training.replies import GeneratedReply, generate_texts
 
