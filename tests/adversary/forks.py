@@ -17,13 +17,16 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from pathlib import Path
 
 from attack import Attack, Ended, Surroundings
+from tqdm import tqdm
 
 HANG_S = 60
+MEMORY = 6 << 30  # bytes that an attempt may take, so that none takes those of the machine
 _POLL_S = 0.01
 _CLONE_NEWNS = 0x00020000
 _CAPABILITIES_3 = 0x20080522
@@ -208,7 +211,8 @@ def become(folder: Path, ours: Surroundings) -> None:
         mount(folder / "out", ours)
         os.chdir(folder / "out")
     redirect(folder, ours)
-    for name, limit in ours.limits.items():
+    tqdm.set_lock(threading.RLock())  # the one that was inherited is shared with forks that may have been killed
+    for name, limit in ({"AS": MEMORY} | ours.limits).items():
         used = resident_address_space() if name == "AS" else 0
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (used + limit, used + limit))
     if ours.powerless:

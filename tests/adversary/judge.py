@@ -46,6 +46,28 @@ ALLOWED = (
         holds=lambda attack, ended, text: "AS" in attack.surroundings.limits and (ended.status or 0) < 0,
     ),
     Allowed(
+        reason="where standard error is closed, gone or full, Python itself ends with another status",
+        fault="status",
+        holds=lambda attack, ended, text: "stderr" in attack.surroundings.streams and ended.status in (1, 120, 141),
+    ),
+    Allowed(
+        reason="an error of the system at a read has no name of a file in it; only files like /proc/self/mem have such",
+        fault="unnamed",
+        holds=lambda attack, ended, text: "/proc/self/mem" in attack.how,
+    ),
+    Allowed(
+        reason="an empty or absent name means the default, whose name is what a refusal has",
+        fault="unnamed",
+        holds=lambda attack, ended, text: attack.how.endswith((": nothing", ": no text", ": null")),
+    ),
+    Allowed(
+        reason="a report is written into the folder of its run, unless another one is named",
+        fault="changed",
+        holds=lambda attack, ended, text: (
+            attack.command == "report" and all("version_0/report" in n for n in ended.changed)
+        ),
+    ),
+    Allowed(
         reason="a refusal on a standard error that is closed or full cannot be read by anybody",
         fault="unsaid",
         holds=lambda attack, ended, text: "stderr" in attack.surroundings.streams,
@@ -67,8 +89,8 @@ def faults(attack: Attack, ended: Ended) -> list[str]:
     Returns:
         Kinds of fault: `hang`, `traceback`, `status`, `unsaid`, `unnamed`, `control`, `changed`.
     """
-    errors = ended.errors.decode("utf-8", "replace")
-    text = errors + ended.output.decode("utf-8", "replace")
+    errors = ended.errors.decode(attack.surroundings.encoding, "replace")
+    text = errors + ended.output.decode(attack.surroundings.encoding, "replace")
     found = []
     if ended.status is None:
         found.append("hang")

@@ -152,7 +152,15 @@ def odd_names(world: World) -> Iterator[Attack]:
 
 def _named(world: World, command: str, option: str, how: str, name: str) -> Attack:
     words = [*BASIS[command].split(), f"{option}={name}"]
-    places = (option.rpartition(".")[2].lstrip("-"), name[:20] or "config", "in/config", "/proc", "path")
+    places = (
+        option.rpartition(".")[2].lstrip("-"),
+        name[:20] or "config",
+        "in/config",
+        "/proc",
+        "path",
+        "home/x",
+        "/nonexistent",
+    )
     return Attack(
         kind="names of paths", how=f"{option}: {how}", command=command, make=_make(world, command, words), places=places
     )
