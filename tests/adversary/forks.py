@@ -214,7 +214,8 @@ def become(folder: Path, ours: Surroundings) -> None:
     tqdm.set_lock(threading.RLock())  # the one that was inherited is shared with forks that may have been killed
     for name, limit in ({"AS": MEMORY} | ours.limits).items():
         used = resident_address_space() if name == "AS" else 0
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (used + limit, used + limit))
+        number = getattr(resource, f"RLIMIT_{name}")
+        resource.setrlimit(number, (used + limit, resource.getrlimit(number)[1]))
     if ours.powerless:
         drop_capabilities()
 
