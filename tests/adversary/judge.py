@@ -48,7 +48,9 @@ ALLOWED = (
     Allowed(
         reason="where standard error is closed, gone or full, Python itself ends with another status",
         fault="status",
-        holds=lambda attack, ended, text: "stderr" in attack.surroundings.streams and ended.status in (1, 120, 141),
+        holds=lambda attack, ended, text: (
+            ("stderr" in attack.surroundings.streams or is_silenced(attack)) and ended.status in (1, 120, 141)
+        ),
     ),
     Allowed(
         reason="an error of the system at a read has no name of a file in it; only files like /proc/self/mem have such",
@@ -70,9 +72,14 @@ ALLOWED = (
     Allowed(
         reason="a refusal on a standard error that is closed or full cannot be read by anybody",
         fault="unsaid",
-        holds=lambda attack, ended, text: "stderr" in attack.surroundings.streams,
+        holds=lambda attack, ended, text: "stderr" in attack.surroundings.streams or is_silenced(attack),
     ),
 )
+
+
+def is_silenced(attack: Attack) -> bool:
+    """Whether the limit for files holds for what the command says, too: here it is kept in files."""
+    return attack.surroundings.limits.get("FSIZE", 1 << 20) < 20_000
 
 
 def faults(attack: Attack, ended: Ended) -> list[str]:
@@ -104,7 +111,7 @@ def faults(attack: Attack, ended: Ended) -> list[str]:
         found.append("changed")
     if ended.status == 2:
         paragraph = (errors.strip().splitlines() or [""])[-1]
-        if not paragraph.startswith(f"kyon-pl {attack.command}: "):
+        if not paragraph.startswith((f"kyon-pl {attack.command}: ", "kyon-pl: ")):
             found.append("unsaid")
         elif attack.places and not any(is_named(place, paragraph) for place in attack.places):
             found.append("unnamed")
