@@ -38,6 +38,7 @@ _OTHER_SHARDING = {
     **dict.fromkeys(("FSDPStrategy", "fsdp", "fsdp_cpu_offload"), _FSDP1),
 }
 _MAX_INT = 2**31 - 1
+_MOST_DEVICES = 1024
 _MINIMUM = {"accumulate_grad_batches": 1, "log_every_n_steps": 1, "num_nodes": 1, "max_epochs": -1, "max_steps": -1}
 
 
@@ -266,3 +267,7 @@ def _check_devices(devices: Any, accelerator: Any) -> None:
     if text or count == [] or (isinstance(count, int) and not 1 <= count <= _MAX_INT):
         fix = "Set 1 or more" + ("." if accelerator == "cpu" else ", -1 for all, or a list of numbers of GPUs.")
         raise SettingError("trainer.devices", f"{devices!r} is no number of devices", fix)
+    if isinstance(count, int) and count > _MOST_DEVICES:  # Lightning starts a process for each
+        raise SettingError(
+            "trainer.devices", f"{devices} are too many", f"Set {_MOST_DEVICES} or less, of one machine."
+        )

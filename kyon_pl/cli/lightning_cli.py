@@ -271,7 +271,7 @@ class KyonCLI(LightningCLI):
 
     def _start(self) -> Start:
         settings = self.config["fit"]
-        if settings.ckpt_path:
+        if settings.ckpt_path is not None:
             start = start_from_checkpoint(settings.ckpt_path, self.trainer)
             if not settings.allow_changed_settings:
                 now = keep_accumulation(start.fingerprint, self._settings())
@@ -380,7 +380,7 @@ class KyonCLI(LightningCLI):
             KyonError: as `before_fit`.
         """
         self._check_run()
-        if path := self.config[str(self.subcommand)].ckpt_path:
+        if (path := self.config[str(self.subcommand)].ckpt_path) is not None:
             self.config_init[str(self.subcommand)]["ckpt_path"] = find_checkpoint(path, self.trainer)
         runs = folder_of_runs(self.trainer)
         if runs and self.trainer.is_global_zero and self._logger_arguments().get("version") is None:

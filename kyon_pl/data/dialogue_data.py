@@ -37,8 +37,15 @@ log = logging.getLogger("kyon_pl.data")
 _FALLBACK: dict[Use, Use] = {"predict": "test", "test": "validation", "validation": "train"}
 """The use whose rows are taken if a use has no source of its own."""
 _MAX_PROCESSES = 16
-_POSITIVE = ("rows_per_batch", "tokens_per_batch", "validation_rows_per_batch", "processes")
-_NOT_NEGATIVE = ("seed", "workers")
+_RANGES = {
+    "rows_per_batch": (1, 2**31),
+    "tokens_per_batch": (1, 2**24),  # a packed batch has several tensors of this length
+    "validation_rows_per_batch": (1, 2**31),
+    "processes": (1, 1024),  # as many are started
+    "workers": (0, 1024),
+    "seed": (0, 2**63),
+}
+"""The lowest and highest value of settings that are numbers."""
 
 SOURCES = ("source", "validation_source", "test_source", "predict_source")
 """Settings that name rows."""
@@ -179,6 +186,14 @@ class DialogueData:
         self._check_settings()
 
     def _check_settings(self) -> None:
+        for name, (lowest, highest) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                raise SettingError(f"data.{name}", "null is no number", f"Set {lowest} or more, or leave it out.")
+            if value < lowest:
+                raise SettingError(f"data.{name}", f"{value} is too low", f"Set {lowest} or more.")
+            if value > highest:
+                raise SettingError(f"data.{name}", f"{value} is too high", f"Set {highest} or less.")
         max_tokens = self.encoding.max_tokens
         if self.batching == "packed" and (max_tokens is None or max_tokens > self.tokens_per_batch):
             found = f"{max_tokens or 'null'}, but a packed batch has {self.tokens_per_batch} tokens"
@@ -186,10 +201,6 @@ class DialogueData:
         if not 0 <= self.validation_share < 1:
             found = f"{self.validation_share} is not a share"
             raise SettingError("data.validation_share", found, "Set 0, or a share below 1.")
-        for name in (*_POSITIVE, *_NOT_NEGATIVE):
-            value, minimum = getattr(self, name), int(name in _POSITIVE)
-            if value < minimum:
-                raise SettingError(f"data.{name}", f"{value} is too low", f"Set {minimum} or more.")
         if self.encoding.train_turns == "all" and self.label_boundary == "seed":
             found = "all, and data.label_boundary seed is the original's, which trains one reply a row"
             raise SettingError("data.train_turns", found, "Set last, or data.label_boundary: target.")
