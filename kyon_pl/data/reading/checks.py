@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kyon_pl.data.reading.forms import FORM_COLUMNS, FORMS, FormName, Unusable, recognize, to_conversation, unread_keys
 from kyon_pl.data.reading.tabular import DELIMITERS
-from kyon_pl.data.reading.text_files import Unreadable
+from kyon_pl.data.reading.text_files import Unreadable, file_format
 from kyon_pl.data.reading.texts import excerpt, nothing_said, text_problem
 from kyon_pl.data.split import dialogue_hash
 from kyon_pl.errors import DataError
 
+_TABLES = (".csv", ".tsv", ".xlsx")
 _IDS = ("input_ids", "seq_len")
 
 
@@ -82,9 +84,8 @@ def check_columns(where: str, names: ColumnNames, found: set[str]) -> None:
     elif names.form != "auto" and form in FORMS:
         fix = f"Set data.form to auto or another form: {form} has {' and '.join(filter(None, needed))}."
     else:
-        fix = (
-            "Set data.context_column and data.target_column to the names of the prompt's and the reply's column. "
-            "The first row of a CSV or an Excel sheet must be these names."
+        fix = "Set data.context_column and data.target_column to the names of the prompt's and the reply's column." + (
+            " The first row must be the names." if file_format(Path(where)) in _TABLES else ""
         )
     raise DataError(where, f"no column {missing[0]!r}; the columns are {columns}", fix)
 
@@ -152,10 +153,10 @@ def unread_columns(row: Any, form: str, names: ColumnNames) -> set[str]:
     if not form or not isinstance(row, Mapping):
         return set()
     if form == "token_ids":
-        read = frozenset((*_IDS, "dialogue"))
+        read: Collection[str] = (*_IDS, "dialogue")
     else:
-        read = FORMS[form].columns if form in FORMS else frozenset((names.context, names.target, "dialogue"))
-    unread = {column for column in row.keys() - read if row[column] is not None}
+        read = FORMS[form].columns if form in FORMS else (names.context, names.target, "dialogue")
+    unread = {column for column, value in row.items() if column not in read and value is not None}
     return unread | unread_keys(row, FORMS[form]) if form in FORMS else unread
 
 

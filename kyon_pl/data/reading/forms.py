@@ -6,6 +6,7 @@ import ast
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from kyon_pl.data.prompt import Message, render
@@ -44,7 +45,7 @@ class Form:
     others: tuple[str, ...]
     said: str
 
-    @property
+    @cached_property
     def columns(self) -> frozenset[str]:
         """All columns that are read."""
         return frozenset(column for column in (self.prompt, self.reply, *self.others, "dialogue") if column)

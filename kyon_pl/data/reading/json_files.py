@@ -16,7 +16,7 @@ from kyon_pl.errors import DataError
 _SPACE = re.compile(r"\s*")
 _INVALID_NUMBER_OR_DEPTH = (ValueError, RecursionError)  # a number of 5,000 digits, 100,000 brackets
 _PIECE_CHARACTERS = 1 << 16
-_LINE_CHARACTERS = 1 << 24  # a longer first line is an array, or an object that holds the rows
+_LINE_CHARACTERS = 1 << 22  # a longer first line is an array, or an object that holds the rows
 _LONGEST_WORD = 12  # `-Infinity`, `\ud83d\ude00`: an error closer to the end of a piece can be the cut
 _TURN_KEYS = {"role", "from"}
 _ROW_COLUMNS = FORM_COLUMNS | {"context", "target"}

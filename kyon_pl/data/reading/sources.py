@@ -214,10 +214,10 @@ def _generate_rows(files: list[tuple[int, str]], columns: ColumnNames) -> Iterat
             raise DataError(name, "it has no rows", "Correct the file or leave it out.")
         schema = file_readers.all_columns(Path(name))
         check_columns(name, columns, {column for _, row in head if isinstance(row, dict) for column in row} | {*schema})
-        known: set[str] = set()
+        known, not_needed = set[str](), {*schema} - columns.all
         for number, row in chain(head, rows):
             checked = check_row(row, columns)
-            unread = unread_columns(row, checked["form"], columns) | ({*schema} - columns.all) - known
+            unread = (unread_columns(row, checked["form"], columns) | not_needed) - known
             known |= unread
             yield {"file": index, "row": number, "unread": sorted(unread), **checked}
 
