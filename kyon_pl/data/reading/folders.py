@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +73,31 @@ def _is_saved_state(file: Path) -> bool:
 
 def _splits_found(folder: Path, name: str | None) -> tuple[dict[str, list[Path]], bool]:
     """Return the files of each split, and whether a README or the files' names tell them apart."""
-    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns  # 0.5 s
+    from datasets.data_files import EmptyDatasetError, get_data_patterns, sanitize_patterns  # 0.5 s
 
     config = _readme_config(folder, name)
     base = _escaped((folder / config.get("data_dir", "")).resolve())
     try:
         patterns = sanitize_patterns(config.get("data_files") or get_data_patterns(base))
-        splits = DataFilesDict.from_patterns(patterns, base_path=base)
     except EmptyDatasetError:
         return {}, False
-    except FileNotFoundError:
+    splits = {str(split): _matching(of_split, base) for split, of_split in patterns.items()}
+    if "data_files" in config and not all(splits.values()):
+        missing = ", ".join(split for split, files in splits.items() if not files)
         fix = "Download the missing files, or name the files as data.source."
-        raise MissingFileError(
-            str(folder / "README.md"), f"it names files that are not there: {patterns}", fix
-        ) from None
-    found = {str(split): [Path(str(file)) for file in files] for split, files in splits.items()}
-    return found, "data_files" in config or patterns != _NO_SPLITS
+        raise MissingFileError(str(folder / "README.md"), f"the files that it names for {missing} are not there", fix)
+    return splits, "data_files" in config or patterns != _NO_SPLITS
+
+
+def _matching(patterns: list[str], base: str) -> list[Path]:
+    """Return the files that match a split's patterns, each once. `DataFilesDict` refuses a folder called `a::b`."""
+    from datasets.data_files import resolve_pattern
+
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        with suppress(FileNotFoundError):
+            found |= dict.fromkeys(Path(file) for file in resolve_pattern(pattern, base))
+    return [*found]
 
 
 def _escaped(folder: Path) -> str:

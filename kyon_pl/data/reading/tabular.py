@@ -20,7 +20,10 @@ _CELL_CHARACTERS = 100_000_000  # csv's own limit of 131,072 refuses the file; t
 _CSV_FIXES = {
     "field larger": f"A quote is not closed there, or a cell has more than {_CELL_CHARACTERS:,} characters.",
     "unexpected end": "Close the quote there: it is open up to the end of the file.",
-    "expected after": 'Quote the whole cell there, and write a quote inside a quoted cell twice (`""`).',
+    "expected after": (
+        'Quote the whole cell there, and write a quote inside a quoted cell twice (`""`). '
+        f"Cells are separated by one of {', '.join(DELIMITERS.values())}."
+    ),
     "new-line character": "Quote the cell there: it has a line break.",
 }
 _SEPARATOR_LINE = re.compile(r"sep=(.)\s*")  # Excel's own first line
