@@ -68,6 +68,9 @@ RESUME_TEST = "tests/faults/test_kill_and_resume.py::test_kill_and_resume"
 MIDDLEWARE_TEST = "tests/unit/chat/test_middleware.py::"
 TERMINAL_TEST = "tests/unit/chat/test_terminal.py::"
 VISITORS_TEST = "tests/cli/test_web_visitors.py::"
+READING = "data/reading/"
+READERS_TEST = "tests/unit/data/test_readers.py::"
+FORMS_TEST = "tests/unit/data/test_forms.py::"
 
 PRECISION = [
     Guard(
@@ -868,7 +871,79 @@ SETTINGS = [
     ),
 ]
 
-GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS + CHAT + HOSTILE + STREAMS + SETTINGS
+READING_ROWS = [
+    Guard(
+        "folder names are no patterns",
+        f"{READING}folders.py",
+        'f"[{found[0]}]"',
+        "found[0]",
+        f"{READERS_TEST}test_folders_of_any_name_are_read",
+    ),
+    Guard(
+        "the splits of a README are not trained on",
+        f"{READING}folders.py",
+        'config.get("data_files") or get_data_patterns(base)',
+        "get_data_patterns(base)",
+        f"{READERS_TEST}test_the_configurations_of_a_readme_are_chosen_as_on_the_hub",
+    ),
+    Guard(
+        "the files of saved data are in order, without its state",
+        f"{READING}folders.py",
+        "and not _is_saved_state(file)",
+        "",
+        f"{READERS_TEST}test_saved_data_sets_are_read_in_order",
+    ),
+    Guard(
+        "a long cell is one bad row",
+        f"{READING}tabular.py",
+        "csv.field_size_limit(max(_CELL_CHARACTERS, csv.field_size_limit()))",
+        "pass",
+        f"{READERS_TEST}test_a_cell_has_the_limit_of_a_line",
+    ),
+    Guard(
+        "only bytes of common Chinese are GB18030",
+        f"{READING}text_files.py",
+        "and _is_chinese(sample)",
+        "",
+        f"{READERS_TEST}test_other_encodings_are_not_taken_for_chinese",
+    ),
+    Guard(
+        "unused columns of Parquet cannot break the rows",
+        f"{READING}columnar.py",
+        "if columns is None or name in columns",
+        "",
+        f"{READERS_TEST}test_only_the_needed_columns_of_parquet_and_arrow_are_read",
+    ),
+    Guard(
+        "a JSON value can be cut by the end of a piece",
+        f"{READING}json_files.py",
+        "if not cut_off or not self._read():",
+        "if True:",
+        f"{READERS_TEST}test_values_longer_than_a_piece_are_read",
+    ),
+    Guard(
+        "columns that are not read are named",
+        f"{READING}checks.py",
+        "if column not in read and value is not None}",
+        "if False}",
+        f"{FORMS_TEST}test_columns_that_were_named_are_read_and_the_others_are_named",
+    ),
+    Guard(
+        "turns of one speaker are joined",
+        f"{READING}forms.py",
+        'if messages and messages[-1]["role"] == role:',
+        "if False:",
+        f"{FORMS_TEST}test_the_same_conversation_is_the_same_row_in_every_form",
+    ),
+    Guard(
+        "a greeting is not trained",
+        "data/prompt.py",
+        "elif not rounds:",
+        "elif False:",
+        "tests/unit/data/test_conversations.py::test_a_greeting_is_context_is_never_trained_and_goes_first",
+    ),
+]
+GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS + CHAT + HOSTILE + STREAMS + SETTINGS + READING_ROWS
 
 
 def main(words: list[str]) -> int:
