@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -18,11 +17,13 @@ from kyon_pl.data.encoding.encode import PAD_TOKEN_ID, EncodeSettings, OverLengt
 from kyon_pl.data.encoding.table import BadRows, EncodedTable, encode_rows
 from kyon_pl.data.prompt import TrainTurns, template_hash
 from kyon_pl.data.reading.checks import ColumnNames
+from kyon_pl.data.reading.forms import FormName, check_form
 from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.reading.sources import SourceSettings, load_rows
-from kyon_pl.data.report import report, write_bad_rows
+from kyon_pl.data.report import bad_rows_output, report, write_bad_rows
 from kyon_pl.data.split import Mix, check_weights, split_by_question
 from kyon_pl.errors import DataError, SettingError
+from kyon_pl.outputs import Output, check_outputs
 
 USES: dict[str | None, tuple[Use, ...]] = {
     "fit": ("train", "validation"),
@@ -37,27 +38,44 @@ log = logging.getLogger("kyon_pl.data")
 _FALLBACK: dict[Use, Use] = {"predict": "test", "test": "validation", "validation": "train"}
 """The use whose rows are taken if a use has no source of its own."""
 _MAX_PROCESSES = 16
-_POSITIVE = ("rows_per_batch", "tokens_per_batch", "validation_rows_per_batch", "processes")
-_NOT_NEGATIVE = ("seed", "workers")
+_RANGES = {
+    "rows_per_batch": (1, 2**31),
+    "tokens_per_batch": (1, 2**24),  # a packed batch has several tensors of this length
+    "validation_rows_per_batch": (1, 2**31),
+    "processes": (1, 1024),  # as many are started
+    "workers": (0, 1024),
+    "seed": (0, 2**63),
+}
+"""The lowest and highest value of settings that are numbers."""
+
+SOURCES = ("source", "validation_source", "test_source", "predict_source")
+"""Settings that name rows."""
 
 
 class DialogueData:
     """Dialogue rows, each a context and a reply to train, from a source to planned batches.
 
-    A source is a Hub data set id; a JSONL, JSON, CSV or Parquet file; a folder of such files; a glob; `demo`, the
-    embedded rows; or a list of these. A row has a context and a target; or `messages`, a conversation as a list of
-    `role` (system, user or assistant) and `content`; or `input_ids` and `seq_len`, which are used unchanged.
+    A source is a Hub data set id; a JSON, JSONL, CSV, TSV, Excel, Parquet or Arrow file, text also with gzip or zstd;
+    a folder of such files, or one written by `save_to_disk`; a glob; `demo`, the embedded rows; or a list of these. A
+    row has a context and a target; or the columns of another form, see `form`; or `input_ids` and `seq_len`, which are
+    used unchanged.
 
     Args:
         source: rows to train on.
         source_weights: for a list of sources, how often rows of each one appear in an epoch, relative to each other.
             An epoch takes each row of the lowest weight once, and rows of k times that weight k times; for a fraction,
             rows are drawn once for all epochs. unset: each row once.
-        name: configuration of `source` on the Hub; also used for other sources that equal `source`.
+        name: configuration of `source` on the Hub, or in a folder whose README has several; also used for other
+            sources that equal `source`.
         revision: branch, tag or commit of `source` on the Hub, used like `name`.
-        split: split of `source` on the Hub, or in a folder whose file names contain splits.
+        split: split of `source` on the Hub, or in a folder whose README or file names have splits.
         context_column: column of the prompt: system prompt, memories, history and question, joined by `###`.
         target_column: column of the reply.
+        form: form of the rows. `auto`: in each row the first that its columns fit. `context_target`: the two columns
+            above. `messages`, `sharegpt` and `conversation`: a list of turns in `messages`, `conversations` or
+            `conversation`, each with `role` and `content` or `from` and `value`. `alpaca`: `instruction`, `input`,
+            `output`. The others are a prompt's and a reply's column. A column `system`, and of the last ones
+            `history`, is read, too.
         validation_source: rows to validate on; unset: `validation_share` of the rows of `source`.
         validation_split: split of `validation_source`.
         validation_share: share of the rows of `source` to validate on, 0 to 1; 0: no validation. Rows with the same
@@ -114,6 +132,7 @@ class DialogueData:
         split: str = "train",
         context_column: str = "context",
         target_column: str = "target",
+        form: FormName = "auto",
         validation_source: str | list[str] | None = None,
         validation_split: str = "validation",
         validation_share: float = 0.02,
@@ -151,6 +170,8 @@ class DialogueData:
         self.split = split
         self.context_column = context_column
         self.target_column = target_column
+        check_form(form)
+        self.form: FormName = form
         self.validation_source = validation_source
         self.validation_split = validation_split
         self.validation_share = validation_share
@@ -181,6 +202,14 @@ class DialogueData:
         self._check_settings()
 
     def _check_settings(self) -> None:
+        for name, (lowest, highest) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                raise SettingError(f"data.{name}", "null is no number", f"Set {lowest} or more, or leave it out.")
+            if value < lowest:
+                raise SettingError(f"data.{name}", f"{value} is too low", f"Set {lowest} or more.")
+            if value > highest:
+                raise SettingError(f"data.{name}", f"{value} is too high", f"Set {highest} or less.")
         max_tokens = self.encoding.max_tokens
         if self.batching in PACKED and (max_tokens is None or max_tokens > self.tokens_per_batch):
             found = f"{max_tokens or 'null'}, but a packed batch has {self.tokens_per_batch} tokens"
@@ -188,10 +217,6 @@ class DialogueData:
         if not 0 <= self.validation_share < 1:
             found = f"{self.validation_share} is not a share"
             raise SettingError("data.validation_share", found, "Set 0, or a share below 1.")
-        for name in (*_POSITIVE, *_NOT_NEGATIVE):
-            value, minimum = getattr(self, name), int(name in _POSITIVE)
-            if value < minimum:
-                raise SettingError(f"data.{name}", f"{value} is too low", f"Set {minimum} or more.")
         if self.encoding.train_turns == "all" and self.label_boundary == "seed":
             found = "all, and data.label_boundary seed is the original's, which trains one reply a row"
             raise SettingError("data.train_turns", found, "Set last, or data.label_boundary: target.")
@@ -221,8 +246,10 @@ class DialogueData:
 
         Raises:
             DataError: there are no rows to train on, or none for the stage.
+            SettingError: `bad_rows_file` names an input, or a file that is not ours.
             KyonError: see `prepare`.
         """
+        check_outputs(self.outputs(), self.inputs())
         tables = {origin: self._table(origin) for origin in self._origins(USES[stage])}
         self.rows = {use: self._rows_of(use, tables[self._origin(use)]) for use in USES[stage]}
         first = USES[stage][0]
@@ -233,7 +260,19 @@ class DialogueData:
             report(list(tables.values()), self.rows, self.label_boundary)
             self._report_split()
             if self.bad_rows_file:
-                write_bad_rows(Path(self.bad_rows_file), list(tables.values()))
+                write_bad_rows(bad_rows_output(self.bad_rows_file), list(tables.values()))
+
+    def outputs(self) -> list[Output]:
+        """The files that `load` writes.
+
+        Raises:
+            SettingError: one that cannot be a path.
+        """
+        return [bad_rows_output(self.bad_rows_file)] if self.bad_rows_file else []
+
+    def inputs(self) -> dict[str, str | list[str] | None]:
+        """The sources of all stages, by the setting that names them."""
+        return {f"data.{name}": getattr(self, name) for name in SOURCES}
 
     def plan_training(
         self,
@@ -364,7 +403,7 @@ class DialogueData:
     def _table(self, origin: Use) -> EncodedTable:
         source = self._source_of(origin)
         assert source is not None
-        columns = ColumnNames(self.context_column, self.target_column, target_required=origin != "predict")
+        columns = ColumnNames(self.context_column, self.target_column, origin != "predict", self.form)
         name, revision = (self.name, self.revision) if source == self.source else (None, None)
         split = {"train": self.split, "validation": self.validation_split}.get(origin, self.test_split)
         settings = SourceSettings(source, name, revision, split, columns)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from kyon_pl.data.reading.files import NumberedRows, Unreadable, must_exist, read_rows
+from kyon_pl.data.reading.files import must_exist, read_rows
+from kyon_pl.data.reading.text_files import NumberedRows, Unreadable
 
 Mode = Literal["fixed", "original"]
 ORIGINAL_SOURCE = "story-synthesised"
@@ -182,7 +183,7 @@ def original_values(path: Path) -> NumberedRows:
 def _value(text: bytes) -> Any:
     try:
         return json.loads(text)
-    except ValueError:  # broken JSON, or not UTF-8
+    except (ValueError, RecursionError):  # broken JSON, not UTF-8, or nested too deeply
         return Unreadable("broken JSON")
 
 

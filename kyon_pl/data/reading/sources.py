@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,12 @@ from datasets.exceptions import DatasetBuildError, DatasetGenerationError
 from numpy.typing import NDArray
 
 from kyon_pl.data import prompt, split
-from kyon_pl.data.reading import checks
+from kyon_pl.data.cache import cache_error, cache_root, cached, downloaded
+from kyon_pl.data.reading import checks, columnar, excel, forms, json_files, tabular, text_files, texts
 from kyon_pl.data.reading import files as file_readers
-from kyon_pl.data.reading.checks import ColumnNames, check_columns, check_row
+from kyon_pl.data.reading.checks import ColumnNames, check_columns, check_row, unread_columns
 from kyon_pl.data.reading.files import files_of_each
-from kyon_pl.errors import DataError, KyonError, MachineError, SettingError
+from kyon_pl.errors import DataError, KyonError, SettingError
 from kyon_pl.hub.download import from_hub
 
 ROW_FEATURES = Features(
@@ -33,9 +35,14 @@ ROW_FEATURES = Features(
         "dialogue": Value("int64"),  # hash; 0: unknown
         "input_ids": List(Value("int32")),  # of a row that is already encoded; else empty
         "seq_len": Value("int32"),
+        "form": Value("string"),  # see `form_of`; empty if it is no row
+        "unread": List(Value("string")),  # columns that are not read, at the first row that has them
         "problem": Value("string"),  # why the row cannot be used, as kind, `: ` and details; empty if it can
     }
 )
+_FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_CHECKS = (checks, forms, texts, split, prompt)
+_READERS = (file_readers, json_files, tabular, excel, columnar, text_files)
 _HEAD_ROWS = 100  # rows of a file in which each column must occur at least once
 
 
@@ -45,9 +52,9 @@ class SourceSettings:
 
     Attributes:
         source: Hub data set id, file, folder or glob, or a list of these.
-        name: configuration of the Hub data sets.
+        name: configuration of the Hub data sets, and of folders whose README has several.
         revision: branch, tag or commit of the Hub data sets.
-        split: split of the Hub data sets, and of folders whose file names contain splits.
+        split: split of the Hub data sets, and of folders that have splits.
         columns: names of the columns that are read.
     """
 
@@ -97,7 +104,8 @@ class Rows:
         """Return file and line of a row, for messages."""
         row = self.dataset[number]
         file = self.files[row["file"]]
-        return f"{file}, {'line' if file.endswith(('.jsonl', '.ndjson', '.csv')) else 'row'} {row['row']}"
+        by_line = text_files.file_format(Path(file)) in (".jsonl", ".ndjson", ".csv", ".tsv")
+        return f"{file}, {'line' if by_line else 'row'} {row['row']}"
 
 
 def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes: int = 1) -> Rows:
@@ -112,11 +120,9 @@ def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes:
         MissingFileError: a file, folder or Hub data set does not exist, or the Hub cannot be reached.
         DataError: a column is missing, or a file has no rows or cannot be read at all.
         SettingError: the source does not have this split or configuration.
-        MachineError: `cache_dir` cannot be written.
+        MachineError: the cache cannot be read or written.
     """
-    files_of_source = files_of_each(settings.source, settings.split)
-    if cache_dir:
-        _make_cache(Path(cache_dir))
+    files_of_source = files_of_each(settings.source, settings.split, settings.name)
     sources = [settings.source] if isinstance(settings.source, str) else settings.source
     if None not in files_of_source:  # in one call, so that several processes can share the files
         numbered = [(file, number) for number, files in enumerate(files_of_source) for file in files or ()]
@@ -152,34 +158,31 @@ def _concatenate(parts: list[Rows]) -> Rows:
     )
 
 
-def _make_cache(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fix = "Name a folder that can be created and written to, or unset it."
-        raise MachineError("data.cache_dir", f"{folder} cannot be used ({error.strerror})", fix) from None
-
-
 def _load_files(
     files: list[tuple[Path, int]], first: int, settings: SourceSettings, cache_dir: str | None, processes: int
 ) -> Rows:
     """Load pairs of a file and the index of its source; the files are numbered from `first`."""
     names = tuple(str(file) for file, _ in files)
-    code = code_digest(__file__, checks.__file__, file_readers.__file__, split.__file__, prompt.__file__)
+    code = code_digest(__file__, *(module.__file__ for module in (*_CHECKS, *_READERS)))
     stamps = [_size_and_time(file) for file, _ in files]
     fingerprint = digest("files", first, names, stamps, settings.columns, code)
-    workers = min(processes, len(files))
-    try:
-        dataset = Dataset.from_generator(
-            _generate_rows,
-            features=ROW_FEATURES,
-            cache_dir=cache_dir,
-            gen_kwargs={"files": list(enumerate(names, first)), "columns": settings.columns},
-            num_proc=workers if workers > 1 else None,
-            fingerprint=fingerprint,
-        )
-    except DatasetGenerationError as error:
-        raise _unwrapped(error, ", ".join(names)) from None
+    workers, root = min(processes, len(files)), cache_root(cache_dir)
+    folder = root / "generator"  # `datasets` names it after its builder
+
+    def read() -> Dataset:
+        try:
+            return Dataset.from_generator(
+                _generate_rows,
+                features=ROW_FEATURES,
+                cache_dir=str(root),
+                gen_kwargs={"files": list(enumerate(names, first)), "columns": settings.columns},
+                num_proc=workers if workers > 1 else None,
+                fingerprint=fingerprint,
+            )
+        except DatasetGenerationError as error:
+            raise _unwrapped(error, ", ".join(names), folder) from None
+
+    dataset = cached(folder, fingerprint, read)
     return Rows(dataset, names, tuple(number for _, number in files), fingerprint)
 
 
@@ -188,11 +191,15 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _unwrapped(error: BaseException, where: str) -> KyonError:
-    """Return the KyonError that `datasets` wrapped, or a DataError with the wrapped error's message."""
+def _unwrapped(error: BaseException, where: str, folder: Path) -> KyonError:
+    """Return the KyonError that `datasets` wrapped, or one with the wrapped error's message."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, KyonError):
         return cause
+    if isinstance(cause, OSError):  # of writing the cache, or of reading a source
+        written = folder in Path(str(cause.filename)).parents
+        if written or cause.errno in _FULL_OR_READ_ONLY:
+            return cache_error(folder, cause)
     fix = "Check that it is complete and readable."
     return DataError(where, f"cannot be read: {_first_line(cause or error)}", fix)
 
@@ -203,53 +210,72 @@ def _first_line(error: BaseException) -> str:
 
 def _generate_rows(files: list[tuple[int, str]], columns: ColumnNames) -> Iterator[dict[str, Any]]:
     for index, name in files:
-        rows = file_readers.read_rows(Path(name))
+        rows = file_readers.read_rows(Path(name), columns.all)
         head = list(islice(rows, _HEAD_ROWS))
         if not head:
             raise DataError(name, "it has no rows", "Correct the file or leave it out.")
-        check_columns(name, columns, {column for _, row in head if isinstance(row, dict) for column in row})
+        schema = file_readers.all_columns(Path(name))
+        check_columns(name, columns, {column for _, row in head if isinstance(row, dict) for column in row} | {*schema})
+        known, not_needed = set[str](), {*schema} - columns.all
         for number, row in chain(head, rows):
-            yield {"file": index, "row": number, **check_row(row, columns)}
+            checked = check_row(row, columns)
+            unread = (unread_columns(row, checked["form"], columns) | not_needed) - known
+            known |= unread
+            yield {"file": index, "row": number, "unread": sorted(unread), **checked}
 
 
 def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, source_number: int) -> Rows:
     where = f"{settings.source} [{settings.split}]"
-    dataset = _download(settings, cache_dir)
+    dataset = _download(settings, cache_root(cache_dir))
     if not len(dataset):
         raise DataError(where, "it has no rows", "Choose another split or configuration.")
     check_columns(where, settings.columns, set(dataset.column_names))
-    code = code_digest(__file__, checks.__file__, split.__file__, prompt.__file__)
+    code = code_digest(__file__, *(module.__file__ for module in _CHECKS))
     # `datasets` has no public name for the fingerprint of a download
     fingerprint = digest("hub", file, dataset._fingerprint, settings.columns, code)
-    checked = dataset.map(
-        _check_batch,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        features=ROW_FEATURES,
-        fn_kwargs={"names": settings.columns, "file": file},
-        new_fingerprint=fingerprint,
-        desc="checking rows",
-    )
-    return Rows(checked, (where,), (source_number,), fingerprint)
+    folder = Path(dataset.cache_files[0]["filename"]).parent
+    unread = [name for name in dataset.column_names if name not in settings.columns.all]
+    chosen = dataset.remove_columns(unread)
+
+    def check() -> Dataset:
+        return chosen.map(
+            _check_batch,
+            batched=True,
+            with_indices=True,
+            remove_columns=chosen.column_names,
+            features=ROW_FEATURES,
+            fn_kwargs={"names": settings.columns, "file": file, "unread": unread},
+            cache_file_name=str(folder / f"cache-{fingerprint}.arrow"),
+            new_fingerprint=fingerprint,
+            desc="checking rows",
+        )
+
+    return Rows(cached(folder, fingerprint, check), (where,), (source_number,), fingerprint)
 
 
 def _check_batch(
-    batch: dict[str, list[Any]], indices: list[int], names: ColumnNames, file: int
+    batch: dict[str, list[Any]], indices: list[int], names: ColumnNames, file: int, unread: list[str]
 ) -> dict[str, list[Any]]:
-    rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
-    checked = [{"file": file, "row": i + 1, **check_row(row, names)} for i, row in zip(indices, rows, strict=True)]
+    """Check a batch of rows; the columns that are not read are named in the first row of each batch."""
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    checked = [
+        {"file": file, "row": i + 1, "unread": [], **check_row(row, names)}
+        for i, row in zip(indices, rows, strict=True)
+    ]
+    found = (unread_columns(row, one["form"], names) for row, one in zip(rows, checked, strict=True))
+    checked[0]["unread"] = sorted(set(unread).union(*found))
     return {name: [row[name] for row in checked] for name in ROW_FEATURES}
 
 
-def _download(settings: SourceSettings, cache_dir: str | None) -> Dataset:
-    repo = str(settings.source)
+def _download(settings: SourceSettings, root: Path) -> Dataset:
+    repo, name, revision, split_name = str(settings.source), settings.name, settings.revision, settings.split
 
     def download() -> Dataset:
-        return load_dataset(repo, settings.name, revision=settings.revision, split=settings.split, cache_dir=cache_dir)
+        return load_dataset(repo, name, revision=revision, split=split_name, cache_dir=str(root))
 
     try:
-        return from_hub(download, repo, "dataset", settings.revision)
+        fingerprint = digest("download", repo, name, revision, split_name)
+        return downloaded(root, fingerprint, lambda: from_hub(download, repo, "dataset", revision))
     except KyonError:
         raise
     except ValueError as error:
