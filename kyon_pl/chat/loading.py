@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoTokenizer, GlmConfig, GlmForCausalLM
 
 from kyon_pl.chat.model import ChatModel
-from kyon_pl.chatglm2.checkpoint import load_base
-from kyon_pl.chatglm2.configuration import read_config, without_code_keys
-from kyon_pl.chatglm2.files import read_json_object
+from kyon_pl.chatglm2.checkpoint import check_weights, load_base, read_generation_config
+from kyon_pl.chatglm2.configuration import read_config
+from kyon_pl.chatglm2.glm import read_glm_config
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
-from kyon_pl.chatglm2.tokenization import read_tokenizer
+from kyon_pl.chatglm2.tokenization import check_tokenizer_files, read_tokenizer
 from kyon_pl.data.prompt import TEMPLATES, TrainTurns
 from kyon_pl.demo import fetch_base
-from kyon_pl.errors import CheckpointError, SettingError
+from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
+from kyon_pl.files import COPY_AGAIN, entry, explained, read_json_object, read_yaml_mapping
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import add_adapter, load_adapter
@@ -60,7 +62,7 @@ def load_chat_model(
     names: list[str | None] = [adapters] if adapters is None or isinstance(adapters, str) else [*adapters]
     if not names:
         raise SettingError("adapter", "an empty list", "Name an adapter, or leave it out for the newest run")
-    if merged := [folder for name in names if name and is_merged_model(folder := Path(name).expanduser())]:
+    if merged := [folder for name in names if name and is_merged_model(folder := _expand(name))]:
         if len(names) > 1:
             fix = "Load it alone, or name adapters of one base"
             raise SettingError("adapter", f"{merged[0]} is a merged model, which takes no adapter", fix)
@@ -95,8 +97,12 @@ def _check_compatible(
         raise SettingError("adapter", found, fix)
 
 
+def _expand(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+
+
 def _is_same_base(one: str, other: str) -> bool:
-    folders = [Path(name).expanduser() for name in (one, other)]
+    folders = [_expand(name) for name in (one, other)]
     return one == other or (folders[0].exists() and folders[0].resolve() == folders[1].resolve())
 
 
@@ -123,20 +129,43 @@ def _load_chatglm(folder: Path, device: torch.device) -> ChatGLM2ForCausalLM:
 
 
 def _load_merged(folder: Path, device: torch.device) -> tuple[nn.Module, Any]:
-    content = read_json_object(folder / "config.json")
-    if content.get("model_type") != "glm":
+    if read_json_object(folder / "config.json").get("model_type") != "glm":
         return _load_chatglm(folder, device), read_tokenizer(folder)
-    model = GlmForCausalLM.from_pretrained(
-        folder,
-        config=GlmConfig.from_dict(without_code_keys(content)),
-        attn_implementation="sdpa",
-        dtype="auto",
-        device_map={"": device},
-        local_files_only=True,
-    )
+    config = read_glm_config(folder)
+    tokenizer = _read_glm_tokenizer(folder, config)  # before the weights, which take longer
+    read_generation_config(folder)  # for its checks; transformers reads it below
+    check_weights(folder, config, GlmForCausalLM)
+    with explained("transformers", folder, "Merge the adapter again, or copy the folder again."):
+        model = GlmForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation="sdpa",
+            dtype="auto",
+            device_map={"": device},
+            local_files_only=True,
+        )
     if device.type == "cpu" and model.num_parameters() < _MAX_FLOAT32_PARAMETERS:
         model = model.float()
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval(), tokenizer
+
+
+def _read_glm_tokenizer(folder: Path, config: GlmConfig) -> Any:
+    check_tokenizer_files(folder)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise MissingFileError(str(folder), "no tokenizer.json", "Merge the adapter again, or copy the folder again.")
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # the class that tokenizers raises for a file of another layout
+        raise CheckpointError(str(file), f"tokenizers refuses it: {error}", COPY_AGAIN) from error
+    with explained("transformers", f"tokenizer of {folder}"):
+        # with the checked config: AutoTokenizer would read config.json with all keys, such as a num_labels of 10**30
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
+        ids = tokenizer("a", truncation=True)["input_ids"]  # some settings are wrong only now
+        tokenizer.decode(ids)
+    if not ids:
+        raise CheckpointError(str(file), "it encodes a text as no tokens", COPY_AGAIN)
+    return tokenizer
 
 
 def _choose_dtype(device: torch.device, parameters: int) -> torch.dtype:
@@ -148,12 +177,11 @@ def _choose_dtype(device: torch.device, parameters: int) -> torch.dtype:
 def _prompt_format(folder: Path, template: str | None) -> tuple[str, TrainTurns]:
     """The template and trained turns in the `config.yaml` of a run's adapter."""
     file = folder / "config.yaml"
-    try:
-        recorded = yaml.safe_load(file.read_text(encoding="utf-8"))["data"] if file.is_file() else {}
-        trained_with = recorded.get("template", "raw") if file.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        found = f"it cannot be read ({type(error).__name__})"
-        raise CheckpointError(str(file), found, "Use another adapter") from error
+    fix = "Copy it again from the run folder, or use another adapter"
+    trained_with, recorded = None, {}
+    if file.exists():
+        recorded = entry(read_yaml_mapping(file, fix), "data", dict, file, fix)
+        trained_with = entry({"template": "raw"} | recorded, "template", str, f"{file}: data", fix)
     if template and template not in TEMPLATES:
         raise SettingError("template", f"there is no {template!r}", f"Choose one of: {', '.join(TEMPLATES)}.")
     if template and trained_with and template != trained_with:

@@ -8,12 +8,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
-from kyon_pl.chatglm2.files import INV_FREQ, Shapes, iterate_weights, read_json_object, read_shapes, weight_files
+from kyon_pl.chatglm2.files import INV_FREQ, Shapes, iterate_weights, read_shapes, weight_files
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.errors import CheckpointError, MissingFileError
+from kyon_pl.files import entry, explained, read_json_object
+
+# the types of values that transformers computes with, unchecked
+_GENERATION_KINDS: dict[str, type] = {
+    **dict.fromkeys(("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "top_k"), int),
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty", "length_penalty"), float),
+    **dict.fromkeys(("do_sample", "use_cache"), bool),
+}
 
 Quantize = Callable[[nn.Linear, Tensor], nn.Linear]
 """Takes a linear layer without its weight, and the weight; returns the quantized layer that replaces it."""
@@ -51,29 +59,57 @@ def load_base(
     if not (folder / "config.json").is_file():
         raise MissingFileError(str(folder), "no config.json", "Give the folder of a ChatGLM2 base.")
     config = read_config(folder)
-    has_generation_config = (folder / "generation_config.json").is_file()
-    if has_generation_config:
-        read_json_object(folder / "generation_config.json")  # for a clear error; transformers reads it below
+    generation_config = read_generation_config(folder)
     check_weights(folder, config)
     model = _empty_model(config, dtype, attn_implementation)
     for name, tensor in iterate_weights(weight_files(folder)):
         _set_weight(model, name, tensor.to(device).to(dtype), quantize)  # converted on the device, to save host memory
-    if has_generation_config:
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if generation_config:
+        model.generation_config = generation_config
     return model
 
 
-def check_weights(folder: Path, config: ChatGLM2Config) -> None:
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """Read the `generation_config.json` of a model; None if there is none.
+
+    Raises:
+        CheckpointError: it cannot be read, or a value is of another type.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    content = read_json_object(file)
+    for key, kind in _GENERATION_KINDS.items():
+        if content.get(key) is not None:
+            entry(content, key, kind, file)
+    with explained("transformers", file):
+        return GenerationConfig.from_pretrained(folder)
+
+
+def check_weights(
+    folder: Path, config: PreTrainedConfig, model_class: type[PreTrainedModel] = ChatGLM2ForCausalLM
+) -> None:
     """Check the names, shapes and dtypes of a folder's weights against a configuration, without reading the weights.
+
+    Args:
+        folder: with the weights.
+        config: of the model.
+        model_class: ChatGLM2's, or GLM's.
 
     Raises:
         MissingFileError: there are no weights, or a shard of the index is missing.
         CheckpointError: a file cannot be read, or weights are missing, unexpected or of another shape.
     """
-    with torch.device("meta"):
-        model = ChatGLM2ForCausalLM(config)
+    shapes = read_shapes(weight_files(folder))
+    if (layers := config.num_hidden_layers) > len(shapes):  # building millions of layers takes minutes
+        found = f"its config.json has {layers:,} layers, and its files only {len(shapes):,} weights"
+        raise CheckpointError(str(folder), found, "Use the weights and config.json of the same model.")
+    with torch.device("meta"), explained("transformers", folder / "config.json"):
+        model = model_class(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if differences := _differences(expected, read_shapes(weight_files(folder))):
+    if config.tie_word_embeddings:  # the head is the embedding, and not saved again
+        expected.pop("lm_head.weight", None)
+    if differences := _differences(expected, shapes):
         found = f"its weights do not match its config.json ({'; '.join(differences)})"
         raise CheckpointError(str(folder), found, "Use the weights and config.json of the same ChatGLM2 model.")
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedConfig
 
-from kyon_pl.chatglm2.files import read_json_object
 from kyon_pl.errors import MissingFileError, SettingError
+from kyon_pl.files import explained, read_json_object
 
 # Keys of published configurations with only one implemented value, which is also the default of a missing key.
 _IMPLEMENTED: dict[str, object] = {
@@ -148,6 +149,14 @@ class ChatGLM2Config(PreTrainedConfig):
             value = getattr(self, key)
             if type(value) is not int or value < 1:
                 raise SettingError(f"{where}: {key}", f"{value!r} is not a positive integer", "Set 1 or more.")
+        for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, key)
+            ids = value if isinstance(value, list) else [value]
+            if not all(one is None or (type(one) is int and one >= 0) for one in ids):
+                raise SettingError(f"{where}: {key}", f"{value!r} is not a token id", "Set a number from 0, or null.")
+        if not isinstance(self.initializer_range, float) or not 0 < self.initializer_range < 100:
+            found = f"{self.initializer_range!r} is not a standard deviation"
+            raise SettingError(f"{where}: initializer_range", found, "Set a small number, such as 0.02.")
         if type(self.add_qkv_bias) is not bool:
             raise SettingError(f"{where}: add_qkv_bias", f"{self.add_qkv_bias!r}", "Set true or false.")
         if not isinstance(self.layernorm_epsilon, float) or not 0 < self.layernorm_epsilon < 1:
@@ -187,6 +196,34 @@ class ChatGLM2Config(PreTrainedConfig):
         return output
 
 
+def own_content(content: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """The part of a `config.json` that describes the model: fields of its class, their aliases, and the dtype.
+
+    transformers sets every other key as an attribute too, over its own methods and settings: with `text_config` or
+    `return_dict` the model would be another one or none, and `id2label: 5` is an AttributeError.
+
+    Args:
+        content: of the file.
+        config_class: the class of the configuration.
+    """
+    common = {field.name for field in fields(PreTrainedConfig)}
+    own = {field.name for field in fields(config_class)} - common
+    known = own | config_class.attribute_map.keys() | _IMPLEMENTED.keys() | {"dtype", "torch_dtype"}
+    return {key: value for key, value in content.items() if key in known}
+
+
+def check_dtype(content: Mapping[str, Any], path: Path) -> None:
+    """Check the dtype that a `config.json` names.
+
+    Raises:
+        SettingError: it is not a torch dtype.
+    """
+    for key in sorted({"dtype", "torch_dtype"} & content.keys()):
+        name = content[key]
+        if name is not None and not (isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)):
+            raise SettingError(f"{path}: {key}", f"{name!r} is not a torch dtype", "Set float16, or remove it.")
+
+
 def without_code_keys(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a `config.json` without the keys that name code, such as `_attn_implementation` and `auto_map`."""
     return {key: value for key, value in content.items() if not _NAMES_CODE.fullmatch(key)}
@@ -200,7 +237,7 @@ def read_config(path: Path) -> ChatGLM2Config:
 
     Raises:
         MissingFileError: there is no such file.
-        CheckpointError: it does not hold a JSON object.
+        CheckpointError: it does not hold a JSON object, or transformers refuses it.
         SettingError: a value is not implemented or invalid; the error names the file and the key.
     """
     path = path / "config.json" if path.is_dir() else path
@@ -209,12 +246,10 @@ def read_config(path: Path) -> ChatGLM2Config:
     content = read_json_object(path)
     if "model_type" not in content:
         raise SettingError(f"{path}: model_type", "it is missing", "Give the config.json of a ChatGLM2 base.")
-    for key in {"dtype", "torch_dtype"} & content.keys():
-        name = content[key]
-        if name is not None and not (isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)):
-            raise SettingError(f"{path}: {key}", f"{name!r} is not a torch dtype", "Set float16, or remove it.")
+    check_dtype(content, path)
     try:
-        config: ChatGLM2Config = ChatGLM2Config.from_dict(content)
+        with explained("transformers", path):
+            config: ChatGLM2Config = ChatGLM2Config.from_dict(own_content(content, ChatGLM2Config))
     except SettingError as error:
         key = error.where.rpartition(": ")[2]
         raise SettingError(f"{path}: {key}", error.found, error.fix) from None

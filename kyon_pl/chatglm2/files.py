@@ -1,13 +1,11 @@
 # mypy: allow-untyped-calls
-"""The files of a model folder: JSON objects and weights."""
+"""The weight files of a model folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers.modeling_utils import load_state_dict
 
 from kyon_pl.errors import CheckpointError, MissingFileError
+from kyon_pl.files import read_json_object
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -33,28 +32,7 @@ UNREADABLE = (
     EOFError,
     AttributeError,
 )
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
-
-    Raises:
-        CheckpointError: the file cannot be read, is not JSON in UTF-8, or holds something other than an object.
-    """
-    fix = "Download this file again, or correct it."
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise CheckpointError(str(path), f"not UTF-8: {error.reason} at byte {error.start + 1}", fix) from None
-    except json.JSONDecodeError as error:
-        found = f"broken JSON: {error.msg} at character {error.colno}"
-        raise CheckpointError(f"{path}, line {error.lineno}", found, fix) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(str(path), f"it cannot be read ({error})", fix) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(str(path), f"it holds a {type(content).__name__} in place of an object", fix)
-    return content
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -117,7 +95,7 @@ def why_unreadable(error: Exception) -> str:
 
 
 def _check_dtype(file: Path, name: str, tensor: object) -> None:
-    if isinstance(tensor, torch.Tensor) and tensor.dtype in _DTYPES:
+    if isinstance(tensor, torch.Tensor) and tensor.dtype in DTYPES:
         return
     kind = str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, torch.Tensor) else type(tensor).__name__
     fix = "Give a base that is not quantized: weights in float16, bfloat16 or float32, each under its own name."

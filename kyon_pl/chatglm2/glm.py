@@ -12,9 +12,10 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import GlmConfig, PreTrainedTokenizerFast
 
-from kyon_pl.chatglm2.configuration import ChatGLM2Config
+from kyon_pl.chatglm2.configuration import ChatGLM2Config, check_dtype, own_content
 from kyon_pl.chatglm2.tokenization import SPECIAL_TOKENS, ChatGLMTokenizer, read_tokenizer
 from kyon_pl.errors import CheckpointError
+from kyon_pl.files import COPY_AGAIN, entry, explained, read_json_object
 
 # Names of modules, ChatGLM2's -> GLM's. Those of a layer follow the number of the layer.
 LAYERS = "transformer.encoder.layers"
@@ -33,6 +34,12 @@ INSIDE_LAYERS = {
 }
 FUSED_QKV = "self_attention.query_key_value"
 SPLIT_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+_GLM_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+_NOT_QUANTIZED = "Give a model in float16, bfloat16 or float32"
 
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
 SPACE = "▁"  # SentencePiece's symbol of a space
@@ -71,6 +78,31 @@ def glm_config(config: ChatGLM2Config) -> GlmConfig:
         eos_token_id=config.eos_token_id,
         architectures=["GlmForCausalLM"],
     )
+
+
+def read_glm_config(folder: Path) -> GlmConfig:
+    """Read the `config.json` of a model for `GlmForCausalLM`.
+
+    Raises:
+        CheckpointError: it cannot be read, is quantized, or a value is missing or impossible.
+        SettingError: the dtype that it names does not exist.
+    """
+    file = folder / "config.json"
+    content = read_json_object(file)
+    if content.get("quantization_config"):
+        raise CheckpointError(f"{file}: quantization_config", "quantized weights cannot be loaded here", _NOT_QUANTIZED)
+    check_dtype(content, file)
+    own = own_content(content, GlmConfig)
+    own |= {key: content[key] for key in ("rope_theta", "rope_scaling", "partial_rotary_factor") if key in content}
+    for key in _GLM_SIZES:
+        if own.get(key) is not None and entry(own, key, int, file) < 1:
+            raise CheckpointError(f"{file}: {key}", f"{own[key]} is impossible", COPY_AGAIN)
+    with explained("transformers", file):
+        config: GlmConfig = GlmConfig.from_dict(own)
+    rotated = dict(config.rope_parameters or {}).get("partial_rotary_factor")
+    if not isinstance(rotated, float) or not 0 < rotated <= 1:
+        raise CheckpointError(f"{file}: partial_rotary_factor", f"{rotated!r} is impossible", COPY_AGAIN)
+    return config
 
 
 def split_sizes(config: ChatGLM2Config) -> list[int]:

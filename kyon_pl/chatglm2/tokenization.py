@@ -12,8 +12,8 @@ from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils.generic import PaddingStrategy, TensorType
 
-from kyon_pl.chatglm2.files import read_json_object
 from kyon_pl.errors import CheckpointError, DataError
+from kyon_pl.files import explained, read_json_object, read_text
 
 # Their ids follow the pieces of tokenizer.model in this order: 64789 to 64793 for 6B.
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
@@ -187,6 +187,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
         return str(self.sp_model.id_to_piece(index)) if 0 <= index < self.sp_model.get_piece_size() else ""
 
 
+_SAME_TOKENIZER = "Copy or download the tokenizer's files again."
 _DROPPED = frozenset({"<unk>", "<s>", "</s>", *SPECIAL_TOKENS})
 
 
@@ -225,8 +226,23 @@ def read_tokenizer(folder: Path) -> ChatGLMTokenizer:
     Raises:
         CheckpointError: as for `ChatGLMTokenizer`; or one of its JSON files is invalid.
     """
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            read_json_object(folder / name)
-    tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
+    check_tokenizer_files(folder)
+    with explained("transformers", f"tokenizer of {folder}", _SAME_TOKENIZER):
+        tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
+        tokenizer.decode(tokenizer("a", truncation=True)["input_ids"])  # some settings are wrong only now
     return tokenizer
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Check that the JSON files and the chat template of a tokenizer can be read.
+
+    Raises:
+        CheckpointError: one of them cannot.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).exists():
+            read_json_object(folder / name)
+    templates = [folder / "chat_template.jinja", *(folder / "additional_chat_templates").glob("*.jinja")]
+    for file in templates:
+        if file.exists():
+            read_text(file)

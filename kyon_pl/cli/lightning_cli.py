@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,24 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.constants import default_pg_timeout
 
-from kyon_pl.cli.arguments import check_trainer, link_settings
+from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allowed_code
+from kyon_pl.cli.arguments import check_integers, check_trainer, link_settings
 from kyon_pl.cli.messages import explain, explain_misuse
 from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
+from kyon_pl.cli.streams import require_stdout
 from kyon_pl.data import DialogueDataModule
+from kyon_pl.data.dialogue_data import SOURCES
+from kyon_pl.data.report import bad_rows_output
 from kyon_pl.doctor import check_precision, check_run
-from kyon_pl.errors import KyonError, MachineError
+from kyon_pl.errors import MachineError
+from kyon_pl.evaluation.held_out import REPLIES
 from kyon_pl.logs import from_here
+from kyon_pl.outputs import Output, check_outputs, locked, output_file, text_that_starts
 from kyon_pl.runs.checkpoint_io import (
-    DISK_ERRORS,
     AdapterCheckpointIO,
     check_writable,
-    explain_disk_error,
     read_checkpoint,
+    restoring_explained,
 )
 from kyon_pl.runs.fingerprint import (
     FINGERPRINT,
@@ -40,7 +47,19 @@ from kyon_pl.runs.fingerprint import (
     fingerprint_of_settings,
     keep_accumulation,
 )
-from kyon_pl.runs.resume import Start, find_checkpoint, find_resumable_run, folder_of_runs, start_from_checkpoint
+from kyon_pl.runs.resume import (
+    RECORD,
+    Start,
+    create_run,
+    find_checkpoint,
+    find_resumable_run,
+    folder_of_runs,
+    lock_run,
+    next_version,
+    read_run,
+    refuse_running,
+    start_from_checkpoint,
+)
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
     AdapterGuard,
@@ -49,6 +68,7 @@ from kyon_pl.training.callbacks import (
     FirstValidation,
     HeldOutReplies,
     MemoryGuard,
+    OptionalCurves,
     Progress,
     Randomness,
     Ranks,
@@ -62,6 +82,7 @@ from kyon_pl.training.callbacks import (
     StepMetrics,
     StopSignals,
 )
+from kyon_pl.training.callbacks.reply_writer import replies_output
 from kyon_pl.training.callbacks.stop_signals import LAUNCHER
 from kyon_pl.training.elastic import keep_optimizer_steps
 
@@ -78,19 +99,17 @@ def run_trainer(words: list[str]) -> None:
         SettingError: a key or value that the parser does not take.
         KyonError: whatever the run itself refuses.
     """
+    words, allowed = take_allowed_code(words)
+    restrict_imports(allowed)
     try:
-        KyonCLI(words)
+        with restoring_explained(), ExitStack() as held:
+            KyonCLI(words, held)
     except RunFinished as finished:
         log.info("%s", finished)
     except MisconfigurationException as error:
         raise explain_misuse(error) from error
     except argparse.ArgumentError as error:
         raise explain(error, words) from error
-    except OSError as error:
-        if isinstance(error, KyonError) or error.errno not in DISK_ERRORS:
-            raise
-        name = os.fsdecode(error.filename) if error.filename else os.getcwd()  # noqa: PTH109 (as a text)
-        raise explain_disk_error(error, Path(name)) from error
     except (RuntimeError, MemoryError) as error:
         if isinstance(error.__cause__, MachineError):  # MemoryGuard has explained it
             raise error.__cause__ from None
@@ -102,10 +121,16 @@ class RunFinished(Exception):  # noqa: N818 (it is no error)
 
 
 class KyonCLI(LightningCLI):
-    """LightningCLI bound to `ChatGLM2LoRA` and `DialogueDataModule`."""
+    """LightningCLI bound to `ChatGLM2LoRA` and `DialogueDataModule`.
 
-    def __init__(self, words: list[str]) -> None:
+    Args:
+        words: the command and its options.
+        held: gets the lock of the run folder.
+    """
+
+    def __init__(self, words: list[str], held: ExitStack) -> None:
         self.command = words[0]
+        self.held = held
         self.saved: dict[str, str] = {}  # the fingerprint of the run that is resumed
         super().__init__(
             ChatGLM2LoRA,
@@ -149,11 +174,15 @@ class KyonCLI(LightningCLI):
         """Parse, then check settings and `--ckpt_path` before Lightning does, whose errors are tracebacks.
 
         Raises:
-            SettingError: a setting that the Trainer cannot work with.
+            SettingError: a setting that the Trainer cannot work with, or an output that is an input or not ours.
             CheckpointError: the checkpoint cannot be read.
         """
         super().parse_arguments(parser, args)
+        require_stdout(False)  # from here on it shows progress and tables; --print_config has exited
         settings = self.config[self.config.subcommand]
+        check_classes(settings.as_dict())
+        check_integers(settings.as_dict())
+        check_outputs(outputs_of(self.command, settings), inputs_of(settings))
         check_trainer(settings)
         path = settings.ckpt_path
         if path and Path(path).is_file():
@@ -178,6 +207,7 @@ class KyonCLI(LightningCLI):
         settings = self.config[str(self.subcommand)]
         callbacks = [
             RunLog(),
+            OptionalCurves(),
             FiniteGuard(),
             AdapterGuard(),
             MemoryGuard(),
@@ -222,6 +252,7 @@ class KyonCLI(LightningCLI):
 
         Raises:
             RunFinished: the run to resume has finished.
+            MachineError: another process is writing the run.
             MissingFileError: no such checkpoint, or no such base.
             CheckpointError: the checkpoint is of a run with other settings.
             MachineError: the base does not fit this machine, or the run folder is not writable.
@@ -229,12 +260,8 @@ class KyonCLI(LightningCLI):
         """
         say_start(self.config["fit"], self.trainer)
         self._check_run()
-        start = self._start()
-        if start.finished:
-            raise RunFinished(finished(start))
-        check_writable(start.folder or folder_of_runs(self.trainer) or Path(self.trainer.default_root_dir))
+        start = self._locked_start()
         if start.folder:
-            self._log_into(start.folder)
             checkpoint = start.checkpoint.name if start.checkpoint else "its beginning"
             log.info("resuming %s from %s", from_here(start.folder), checkpoint)
         self._share_steps(start.fingerprint)
@@ -244,7 +271,7 @@ class KyonCLI(LightningCLI):
 
     def _start(self) -> Start:
         settings = self.config["fit"]
-        if settings.ckpt_path:
+        if settings.ckpt_path is not None:
             start = start_from_checkpoint(settings.ckpt_path, self.trainer)
             if not settings.allow_changed_settings:
                 now = keep_accumulation(start.fingerprint, self._settings())
@@ -254,7 +281,64 @@ class KyonCLI(LightningCLI):
         requeued = SLURMEnvironment.detect() and any(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
         if not settings.auto_resume or settings.trainer.fast_dev_run or requeued:  # Lightning resumes requeued jobs
             return Start()
+        if self.trainer.is_global_zero and (runs := folder_of_runs(self.trainer)):
+            refuse_running(runs, self._settings())
         return find_resumable_run(self.trainer, self._settings(), self.fingerprint)
+
+    def _locked_start(self) -> Start:
+        """Find where to start; lock the folder of the resumed run, or create that of a new run locked."""
+        while True:  # again where another process was faster
+            runs = folder_of_runs(self.trainer)
+            new = None if runs is None or self._logger_arguments().get("version") is not None else next_version(runs)
+            start = self._start()
+            if start.finished:
+                raise RunFinished(finished(start))
+            check_writable(start.folder or runs or Path(self.trainer.default_root_dir))
+            if start.folder:
+                self._log_into(start.folder)
+            if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
+                return start
+            if self._lock(start, new):
+                return start
+
+    def _lock(self, start: Start, new: Path | None) -> bool:
+        """Lock the run folder until the command ends.
+
+        Args:
+            start: where the run starts.
+            new: the folder to create for a new run; None if the logger names the folder.
+
+        Returns:
+            False if another process has created the folder, or has continued the run to resume, in the meantime.
+        """
+        settings = self._settings()
+        if start.folder:
+            with ExitStack() as locked_run:
+                locked_run.enter_context(lock_run(start.folder, settings))
+                if read_run(start.folder).newest_checkpoint() != (start.checkpoint and start.checkpoint.absolute()):
+                    return False
+                self.held.push(locked_run.pop_all())
+        elif new:
+            return self._create(new, settings)
+        else:
+            folder = Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute()
+            check_outputs(run_files(folder), inputs_of(self.config[str(self.subcommand)]))
+            folder.mkdir(parents=True, exist_ok=True)
+            of_tensorboard = self.trainer.log_dir is None or folder_of_runs(self.trainer)
+            # the folder of another logger must be empty at first, or CSVLogger warns
+            lock = lock_run(folder, settings) if of_tensorboard else locked(folder, "trainer.logger")
+            self.held.enter_context(lock)
+        return True
+
+    def _create(self, new: Path, settings: Mapping[str, str]) -> bool:
+        """Create and lock a new run folder, and log into it; it is removed at the end if it is empty."""
+        lock = create_run(new, settings)
+        if lock is None:
+            return False
+        self.held.callback(remove_if_empty, new)
+        self.held.enter_context(lock)
+        self._log_into(new)
+        return True
 
     def _share_steps(self, saved: dict[str, str]) -> None:
         """Keep the optimizer steps of the resumed run if the number of devices has changed."""
@@ -264,11 +348,17 @@ class KyonCLI(LightningCLI):
 
     def _log_into(self, folder: Path) -> None:
         """Let the logger write into an existing run folder."""
-        chosen = self.config["fit"].trainer.logger
-        chosen = chosen[0] if isinstance(chosen, list) else chosen
-        given = {} if chosen in (None, True) else {**chosen.get("init_args", {}), **chosen.get("dict_kwargs", {})}
+        given = self._logger_arguments()
         given |= {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
         self.trainer.logger = TensorBoardLogger(**given)
+
+    def _logger_arguments(self) -> dict[str, Any]:
+        """The arguments of the one logger in the config; for Lightning's default logger, its version."""
+        chosen = self.config[str(self.subcommand)].trainer.logger
+        chosen = chosen[0] if isinstance(chosen, list) else chosen
+        if chosen in (None, True):
+            return {"version": SLURMEnvironment.job_id()}
+        return {**chosen.get("init_args", {}), **chosen.get("dict_kwargs", {})}
 
     def _check_run(self) -> None:
         precision = str(self.config[str(self.subcommand)].trainer.precision or "32-true")
@@ -290,8 +380,13 @@ class KyonCLI(LightningCLI):
             KyonError: as `before_fit`.
         """
         self._check_run()
-        if path := self.config[str(self.subcommand)].ckpt_path:
+        if (path := self.config[str(self.subcommand)].ckpt_path) is not None:
             self.config_init[str(self.subcommand)]["ckpt_path"] = find_checkpoint(path, self.trainer)
+        runs = folder_of_runs(self.trainer)
+        if runs and self.trainer.is_global_zero and self._logger_arguments().get("version") is None:
+            check_writable(runs)
+            while not self._create(next_version(runs), {}):
+                pass  # another process has created it
 
     before_validate = before_test = before_predict
 
@@ -300,6 +395,48 @@ class KyonCLI(LightningCLI):
         run = from_here(self.trainer.log_dir or self.trainer.default_root_dir)  # on all ranks: it is broadcast
         if self.trainer.is_global_zero:
             say_where(self.trainer, run)
+
+
+def run_files(folder: Path) -> list[Output]:
+    """The files of a run that are replaced, in a folder that is not the run's own.
+
+    Args:
+        folder: the run folder.
+    """
+    starts = {"config.yaml": "# lightning.pytorch==", RECORD: '{\n "finished_at_step"', REPLIES: '{"row"'}
+    return [output_file("the run folder", folder / name, text_that_starts(start)) for name, start in starts.items()]
+
+
+def outputs_of(command: str, settings: Namespace) -> list[Output]:
+    """The files that settings name to write.
+
+    Args:
+        command: that is run.
+        settings: of the command, parsed.
+
+    Raises:
+        SettingError: one of them cannot be a path.
+    """
+    outputs = [bad_rows_output(settings.data.bad_rows_file)] if settings.data.bad_rows_file else []
+    if command == "predict" and settings.replies.path:
+        outputs.append(replies_output(settings.replies.path))
+    return outputs
+
+
+def inputs_of(settings: Namespace) -> dict[str, Any]:
+    """What the settings name to read, by setting.
+
+    Args:
+        settings: of a command, parsed.
+    """
+    sources = {f"data.{name}": settings.data[name] for name in SOURCES}
+    return sources | {"--config": [str(file) for file in settings.config or []]}
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a run folder in which nothing was written, because the command failed before."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def best_before_newest(callbacks: list[Callback]) -> list[Callback]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -21,9 +20,10 @@ from kyon_pl.data.reading.checks import ColumnNames
 from kyon_pl.data.reading.forms import FormName, check_form
 from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.reading.sources import SourceSettings, load_rows
-from kyon_pl.data.report import report, write_bad_rows
+from kyon_pl.data.report import bad_rows_output, report, write_bad_rows
 from kyon_pl.data.split import Mix, check_weights, split_by_question
 from kyon_pl.errors import DataError, SettingError
+from kyon_pl.outputs import Output, check_outputs
 
 USES: dict[str | None, tuple[Use, ...]] = {
     "fit": ("train", "validation"),
@@ -38,8 +38,18 @@ log = logging.getLogger("kyon_pl.data")
 _FALLBACK: dict[Use, Use] = {"predict": "test", "test": "validation", "validation": "train"}
 """The use whose rows are taken if a use has no source of its own."""
 _MAX_PROCESSES = 16
-_POSITIVE = ("rows_per_batch", "tokens_per_batch", "validation_rows_per_batch", "processes")
-_NOT_NEGATIVE = ("seed", "workers")
+_RANGES = {
+    "rows_per_batch": (1, 2**31),
+    "tokens_per_batch": (1, 2**24),  # a packed batch has several tensors of this length
+    "validation_rows_per_batch": (1, 2**31),
+    "processes": (1, 1024),  # as many are started
+    "workers": (0, 1024),
+    "seed": (0, 2**63),
+}
+"""The lowest and highest value of settings that are numbers."""
+
+SOURCES = ("source", "validation_source", "test_source", "predict_source")
+"""Settings that name rows."""
 
 
 class DialogueData:
@@ -187,6 +197,14 @@ class DialogueData:
         self._check_settings()
 
     def _check_settings(self) -> None:
+        for name, (lowest, highest) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                raise SettingError(f"data.{name}", "null is no number", f"Set {lowest} or more, or leave it out.")
+            if value < lowest:
+                raise SettingError(f"data.{name}", f"{value} is too low", f"Set {lowest} or more.")
+            if value > highest:
+                raise SettingError(f"data.{name}", f"{value} is too high", f"Set {highest} or less.")
         max_tokens = self.encoding.max_tokens
         if self.batching == "packed" and (max_tokens is None or max_tokens > self.tokens_per_batch):
             found = f"{max_tokens or 'null'}, but a packed batch has {self.tokens_per_batch} tokens"
@@ -194,10 +212,6 @@ class DialogueData:
         if not 0 <= self.validation_share < 1:
             found = f"{self.validation_share} is not a share"
             raise SettingError("data.validation_share", found, "Set 0, or a share below 1.")
-        for name in (*_POSITIVE, *_NOT_NEGATIVE):
-            value, minimum = getattr(self, name), int(name in _POSITIVE)
-            if value < minimum:
-                raise SettingError(f"data.{name}", f"{value} is too low", f"Set {minimum} or more.")
         if self.encoding.train_turns == "all" and self.label_boundary == "seed":
             found = "all, and data.label_boundary seed is the original's, which trains one reply a row"
             raise SettingError("data.train_turns", found, "Set last, or data.label_boundary: target.")
@@ -225,8 +239,10 @@ class DialogueData:
 
         Raises:
             DataError: there are no rows to train on, or none for the stage.
+            SettingError: `bad_rows_file` names an input, or a file that is not ours.
             KyonError: see `prepare`.
         """
+        check_outputs(self.outputs(), self.inputs())
         tables = {origin: self._table(origin) for origin in self._origins(USES[stage])}
         self.rows = {use: self._rows_of(use, tables[self._origin(use)]) for use in USES[stage]}
         first = USES[stage][0]
@@ -237,7 +253,19 @@ class DialogueData:
             report(list(tables.values()), self.rows, self.label_boundary)
             self._report_split()
             if self.bad_rows_file:
-                write_bad_rows(Path(self.bad_rows_file), list(tables.values()))
+                write_bad_rows(bad_rows_output(self.bad_rows_file), list(tables.values()))
+
+    def outputs(self) -> list[Output]:
+        """The files that `load` writes.
+
+        Raises:
+            SettingError: one that cannot be a path.
+        """
+        return [bad_rows_output(self.bad_rows_file)] if self.bad_rows_file else []
+
+    def inputs(self) -> dict[str, str | list[str] | None]:
+        """The sources of all stages, by the setting that names them."""
+        return {f"data.{name}": getattr(self, name) for name in SOURCES}
 
     def plan_training(
         self,

@@ -17,10 +17,13 @@ from kyon_pl.data.batches.loader import TokenRows, Use
 from kyon_pl.data.encoding.table import EncodedTable
 from kyon_pl.data.reading.quality import ODDITIES
 from kyon_pl.data.reading.report import report_forms
-from kyon_pl.errors import MachineError
 from kyon_pl.logs import from_here
+from kyon_pl.outputs import Output, output_file, rows_with, writing
 
 EOS_TOKEN_ID = 2
+BAD_ROW_KEYS = ("file", "line", "left_out", "problem", "odd", "target")
+"""Of a row in `data.bad_rows_file`."""
+
 _MANY_REPLIES_SHARE = 0.1  # of the rows; from here on, what is learned is mostly a mixture
 _EXAMPLE_CHARACTERS = 60
 log = logging.getLogger("kyon_pl.data")
@@ -50,58 +53,47 @@ def report(tables: list[EncodedTable], rows_by_use: Mapping[Use, TokenRows], bou
         _report_overlap("questions", train.questions, np.unique(validation.questions))
 
 
-def write_bad_rows(path: Path, tables: list[EncodedTable]) -> None:
+def bad_rows_output(name: str) -> Output:
+    """The output of `data.bad_rows_file`.
+
+    Raises:
+        SettingError: it names no path of this machine.
+    """
+    return output_file("data.bad_rows_file", name, rows_with(BAD_ROW_KEYS))
+
+
+def write_bad_rows(output: Output, tables: list[EncodedTable]) -> None:
     """Write one JSON line for each bad or odd row, with its file and line.
 
     Args:
-        path: the JSONL file; its folder is created if needed.
+        output: from `bad_rows_output`; its folder is created if needed.
         tables: all tables that were read.
 
     Raises:
+        SettingError: a file that is not ours is there.
         MachineError: the file cannot be written.
     """
     lines = 0
-    with jsonl_writer(path, "data.bad_rows_file") as write:
+    with jsonl_writer(output) as write:
         for row in chain.from_iterable(table.bad_and_odd_rows() for table in tables):
             write(row)
             lines += 1
-    log.info("data: %s bad and odd rows written to %s", f"{lines:,}", from_here(path))
+    log.info("data: %s bad and odd rows written to %s", f"{lines:,}", from_here(output.path))
 
 
 @contextmanager
-def jsonl_writer(path: Path, setting: str) -> Iterator[Callable[[Mapping[str, object]], None]]:
-    """Open a JSONL file and yield a function that writes one row to it.
+def jsonl_writer(output: Output) -> Iterator[Callable[[Mapping[str, object]], object]]:
+    """Yield a function that writes one row to a JSONL file, which is complete at the end of the block.
 
     Args:
-        path: the file; its folder is created if needed.
-        setting: the setting that names the file, for the error.
+        output: the file; its folder is created if needed.
 
     Raises:
+        SettingError: a file that is not ours is there.
         MachineError: the file cannot be written.
     """
-    with _write_errors(path, setting):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w", encoding="utf-8")
-
-    def write(row: Mapping[str, object]) -> None:
-        with _write_errors(path, setting):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    try:
-        yield write
-    finally:
-        with _write_errors(path, setting):  # flushing the buffer can find the disk full
-            file.close()
-
-
-@contextmanager
-def _write_errors(path: Path, setting: str) -> Iterator[None]:
-    """Turn an OSError into a MachineError; put around this file's operations only, not around the caller's."""
-    try:
-        yield
-    except OSError as error:
-        found = f"{path} cannot be written ({error.strerror})"
-        raise MachineError(setting, found, f"Name a file that can be written, or leave {setting} out.") from None
+    with writing(output) as written, written.open("w", encoding="utf-8") as file:
+        yield lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _report_table(table: EncodedTable) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,29 @@ ASSETS = Path(__file__).parent / "assets"
 
 BASE = ASSETS / "base"
 """The demo's ChatGLM2 and its tokenizer, in the published layout."""
+
+
+EMBEDDED = ("demo", "random")
+"""Names of bases that are neither folders nor on the Hub."""
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name of a base, or of an adapter, is a folder that exists; never for `demo` and `random`."""
+    return name not in EMBEDDED and os.path.isdir(os.path.expanduser(name))  # noqa: PTH111, PTH112 (false for any text)
+
+
+def name_to_record(name: str) -> str:
+    """The name under which a base or an adapter is recorded.
+
+    Args:
+        name: `demo`, `random`, a folder or file, or a Hub id.
+
+    Returns:
+        The absolute path of a folder or file, because later commands are run in other folders; any other name
+        unchanged.
+    """
+    path = os.path.expanduser(name)  # noqa: PTH111 (Path's raises at `~nobody`)
+    return os.path.abspath(path) if name not in EMBEDDED and os.path.exists(path) else name  # noqa: PTH100, PTH110
 
 
 def fetch_base(name: str, revision: str | None, *, patterns: Sequence[str]) -> Path:

@@ -38,12 +38,12 @@ def examine_machine(settings: Namespace) -> tuple[Machine, list[Finding], dict[s
     """Inspect this machine.
 
     Args:
-        settings: the settings of fit, which name the folder for runs.
+        settings: the settings of fit, which name the folders for runs and for encoded rows.
 
     Returns:
         The machine, the findings about it, and its numbers for the report.
     """
-    machine = inspect_machine(Path(settings.trainer.default_root_dir or "."))
+    machine = inspect_machine(Path(settings.trainer.default_root_dir or "."), settings.data.cache_dir)
     return machine, list(machine_findings(machine)), asdict(machine)
 
 
@@ -131,6 +131,10 @@ def base_finding(base: Base, machine: Machine) -> Finding:
     if constants.HF_HUB_OFFLINE:
         fix = "Unset HF_HUB_OFFLINE and download it once, or set model.base to the folder of a copy"
         return Finding("base", "missing", f"{found}, but HF_HUB_OFFLINE forbids downloads", fix)
+    if reason := machine.not_writable.get(machine.cache_folder):
+        return Finding(
+            "base", "missing", f"{found}, which cannot be written ({reason})", "Set HF_HOME to another folder"
+        )
     if (base.download_bytes or 0) > machine.cache_free_bytes:
         fix = "Free disk space there, or set HF_HOME to a larger disk"
         return Finding("base", "missing", f"{found}, but only {machine.cache_free_bytes / 1e9:.1f} GB are free", fix)

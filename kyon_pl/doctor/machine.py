@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
+from kyon_pl.data.cache import cache_root, why_not_writable
 from kyon_pl.doctor.report import Finding, gib
 
 # torch's loader workers pass their batches through it
@@ -53,6 +54,9 @@ class Machine:
         run_folder_free_bytes: free disk space for runs.
         cache_folder: huggingface_hub's cache.
         cache_free_bytes: free disk space for the cache.
+        rows_folder: the cache of encoded rows.
+        rows_free_bytes: free disk space for encoded rows.
+        not_writable: the reason for each of these folders that cannot be written.
         shared_memory_bytes: size of `/dev/shm`; None: it does not exist.
         torch_version: the version of torch.
         torch_cuda: the CUDA version that torch was built with; None: built without CUDA.
@@ -69,6 +73,9 @@ class Machine:
     run_folder_free_bytes: int
     cache_folder: str
     cache_free_bytes: int
+    rows_folder: str
+    rows_free_bytes: int
+    not_writable: dict[str, str]
     shared_memory_bytes: int | None
     torch_version: str
     torch_cuda: str | None
@@ -78,14 +85,16 @@ class Machine:
     gpus: tuple[Gpu, ...]
 
 
-def inspect_machine(run_folder: Path) -> Machine:
+def inspect_machine(run_folder: Path, cache_dir: str | None) -> Machine:
     """Collect the properties of this machine.
 
     Args:
         run_folder: the folder that the run would write to.
+        cache_dir: `data.cache_dir`.
     """
     available = torch.cuda.is_available()
-    run_folder, cache = run_folder.absolute(), Path(constants.HF_HUB_CACHE)
+    run_folder, cache, rows = run_folder.absolute(), Path(constants.HF_HUB_CACHE), cache_root(cache_dir).absolute()
+    errors = {str(folder): why_not_writable(folder) for folder in (run_folder, cache, rows)}
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
         cpus=len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count() or 1,
@@ -94,6 +103,9 @@ def inspect_machine(run_folder: Path) -> Machine:
         run_folder_free_bytes=free_bytes(run_folder),
         cache_folder=str(cache),
         cache_free_bytes=free_bytes(cache),
+        rows_folder=str(rows),
+        rows_free_bytes=free_bytes(rows),
+        not_writable={folder: error.strerror or str(error) for folder, error in errors.items() if error},
         shared_memory_bytes=shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else None,
         torch_version=torch.__version__,
         torch_cuda=torch.version.cuda,
@@ -117,7 +129,8 @@ def memory_bytes(device: torch.device) -> int:
 
 def free_bytes(folder: Path) -> int:
     """Free disk space for a folder, which need not exist yet."""
-    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.is_dir())).free
+    parents = (folder, *folder.parents)  # Path.is_dir would raise a PermissionError
+    return shutil.disk_usage(next(parent for parent in parents if os.path.isdir(parent))).free  # noqa: PTH112
 
 
 def driver_version() -> str | None:
@@ -140,8 +153,16 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
         yield _gpu_finding(gpu)
     memory = gib(machine.memory_bytes) if machine.memory_bytes is not None else "unknown"
     yield Finding("memory", "ok", f"{memory}, {machine.cpus} cores")
-    yield Finding("disk for runs", "ok", f"{gib(machine.run_folder_free_bytes)} free at {machine.run_folder}")
-    yield Finding("disk for models", "ok", f"{gib(machine.cache_free_bytes)} free at {machine.cache_folder}")
+    for name, folder, free, setting in (
+        ("disk for runs", machine.run_folder, machine.run_folder_free_bytes, "trainer.default_root_dir"),
+        ("disk for models", machine.cache_folder, machine.cache_free_bytes, "HF_HOME"),
+        ("disk for rows", machine.rows_folder, machine.rows_free_bytes, "data.cache_dir or HF_DATASETS_CACHE"),
+    ):
+        if reason := machine.not_writable.get(folder):
+            fix = f"Set {setting} to a folder that can be written"
+            yield Finding(name, "warning", f"{folder} cannot be written ({reason})", fix)
+        else:
+            yield Finding(name, "ok", f"{gib(free)} free at {folder}")
     if machine.shared_memory_bytes is not None:
         yield Finding("shared memory", "ok", f"{gib(machine.shared_memory_bytes)} at {SHARED_MEMORY}")
 

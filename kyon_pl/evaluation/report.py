@@ -12,13 +12,16 @@ from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.held_out import block, escape_markdown, exchange, table
 from kyon_pl.evaluation.run_folder import RunFolder, read_run_folders
 from kyon_pl.logs import from_here
-from kyon_pl.runs.curves import check_matplotlib, draw
+from kyon_pl.outputs import Output, check_outputs, is_our_png, output_file, resolve, writing
+from kyon_pl.runs.curves import PICTURES, check_matplotlib, draw
 
 log = logging.getLogger(__name__)
 
 REPORT = "report.md"
 SHOWN_QUESTIONS = 5
 NO_VALUE = "–"
+_STATE_COLUMNS = ("run", "state")
+_STATES = f"\n\n{table(_STATE_COLUMNS, ())}\n"
 _HIDDEN_SETTINGS = (
     *("config", "ckpt_path", "replies.", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir"),
     *("trainer.enable_", "trainer.inference_mode", "trainer.use_distributed_sampler", "trainer.reload_"),
@@ -38,28 +41,56 @@ def report(runs: list[str], output: str | None = None) -> None:
 
     Raises:
         MissingFileError: a folder that contains no run.
-        SettingError: no run, or the same run twice.
-        MachineError: matplotlib is not installed.
+        SettingError: no run, the same run twice, or a file of the report exists and is not ours.
+        MachineError: matplotlib is not installed, or the folder cannot be written.
     """
     if not runs or len({Path(run).absolute() for run in runs}) < len(runs):
         raise SettingError("kyon-pl report", f"{len(runs)} runs", "Name one or more run folders, each once.")
     check_matplotlib()
     folders = read_run_folders([Path(run) for run in runs])
-    folder = Path(output) if output else folders[0].folder / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = draw({run.name: run.curves for run in folders}, folder)
+    folder = resolve("--output", output or folders[0].folder / "report")
+    text_output, picture_outputs = outputs_in(folder)
+    check_outputs([text_output, *picture_outputs.values()], {})
+    pictures = draw({run.name: run.curves for run in folders}, picture_outputs)
     parts = [*summary(folders), *(f"![{picture.stem}]({picture.name})" for picture in pictures), *details(folders)]
-    (folder / REPORT).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with writing(text_output) as written:
+        written.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     for run in folders:
         log.info("%s: %s", run.name, run.state())
     log.info("report: %s and %d pictures written to %s", REPORT, len(pictures), from_here(folder))
+
+
+def outputs_in(folder: Path) -> tuple[Output, dict[str, Output]]:
+    """The files of a report: its text, and the pictures by the keys of `PICTURES`.
+
+    Args:
+        folder: of the report; it need not exist.
+
+    Raises:
+        SettingError: the folder is a file.
+    """
+    if folder.is_file():
+        raise SettingError("--output", f"{folder} is a file", "Name a folder")
+    pictures = {name: output_file("--output", folder / f"{name}.png", _is_our_picture) for name in PICTURES}
+    return output_file("--output", folder / REPORT, _is_our_report), pictures
+
+
+def _is_our_report(path: Path) -> bool:
+    return _STATES in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_our_picture(path: Path) -> bool:
+    """Whether a picture is ours: by its own mark, or shown by a report of ours (an earlier version set no marks)."""
+    report = path.with_name(REPORT)
+    shown = report.is_file() and _is_our_report(report) and f"]({path.name})" in report.read_text("utf-8", "replace")
+    return is_our_png(path) or shown
 
 
 def summary(runs: Sequence[RunFolder]) -> Iterator[str]:
     """The title, the state of each run, and the metrics."""
     names = [run.name for run in runs]
     yield f"# {' and '.join(map(escape_markdown, names))}"
-    yield table(["run", "state"], [[run.name, run.state()] for run in runs])
+    yield table(_STATE_COLUMNS, [[run.name, run.state()] for run in runs])
     for run in runs:
         if run.missing:
             yield f"Missing in {escape_markdown(run.name)}: {escape_markdown('; '.join(run.missing))}."

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kyon_pl.errors import MissingFileError
+from kyon_pl.errors import CheckpointError, MissingFileError
 from kyon_pl.evaluation.held_out import REPLIES
+from kyon_pl.files import entry, read_json_object, read_text, read_yaml_mapping
 from kyon_pl.logs import RUN_LOG
 from kyon_pl.runs.curves import Curves, read_curves
 
@@ -106,7 +105,9 @@ def _read_run_folder(folder: Path, name: str) -> RunFolder:
         fix = f"Name a run folder, such as lightning_logs/version_0; it contains at least one of: {', '.join(names)}."
         raise MissingFileError(f"run {folder}", "it contains no run", fix)
     missing: list[str] = []
-    record, config = _read(folder / RECORD, missing), _read(folder / CONFIG, missing)
+    record = _read(read_json_object, folder / RECORD, missing)
+    config = _read(read_yaml_mapping, folder / CONFIG, missing)
+    finished_at = record.get("finished_at_step")
     curves = read_curves(folder)
     if not curves:
         missing.append("no curves in TensorBoard's files")
@@ -114,7 +115,7 @@ def _read_run_folder(folder: Path, name: str) -> RunFolder:
         folder,
         name,
         dict(_flat(config)),
-        record.get("finished_at_step"),
+        finished_at if isinstance(finished_at, int) else None,
         list(_log_lines(folder / RUN_LOG, missing)),
         curves,
         _replies(folder / REPLIES, missing),
@@ -122,34 +123,74 @@ def _read_run_folder(folder: Path, name: str) -> RunFolder:
     )
 
 
-def _read(file: Path, missing: list[str]) -> dict[str, Any]:
-    """A mapping from a YAML or JSON file; empty, and noted in `missing`, if it cannot be read."""
+def _read(read: Callable[[Path], dict[str, Any]], file: Path, missing: list[str]) -> dict[str, Any]:
+    """The content of a file; empty, and noted in `missing`, if it cannot be read."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        content, reason = None, type(error).__name__
-    else:
-        reason = "not a mapping"
-    if not isinstance(content, dict):
-        missing.append(f"{file.name} cannot be read ({reason})")
+        return read(file)
+    except (CheckpointError, MissingFileError) as error:
+        missing.append(f"{file.name}: {error.found}")
         return {}
-    return content
 
 
 def _replies(file: Path, missing: list[str]) -> list[dict[str, Any]]:
-    if not file.is_file():
+    """The rows of `held_out_replies.jsonl`; without those that cannot be read, which are noted in `missing`."""
+    try:
+        lines = read_text(file).split("\n")
+    except MissingFileError:
         missing.append(f"no {file.name}: held_out was null, or the run stopped before the first replies")
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]  # written atomically
+    except CheckpointError as error:
+        missing.append(f"{file.name}: {error.found}")
+        return []
+    rows, faults = [], list[str]()
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append(_reply_row(line, f"line {number}"))
+            except (CheckpointError, ValueError, RecursionError) as error:
+                faults.append(str(error) if isinstance(error, CheckpointError) else f"line {number}: broken JSON")
+    if faults:
+        missing.append(f"{len(faults)} rows of {file.name}, which cannot be read ({faults[0]})")
+    return rows
+
+
+def _reply_row(line: str, where: str) -> dict[str, Any]:
+    """A row with the types that `held_out.exchange` works with."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise CheckpointError(where, "it is not an object", "")
+    entry(row, "prompt", str, where)
+    entry(row, "reference", str, where)
+    if row.get("base") is not None:
+        entry(row, "base", str, where)
+    replies = entry(row, "replies", list, where)
+    if not replies or not all(isinstance(reply, dict) for reply in replies):
+        raise CheckpointError(f"{where}: replies", "it is not a list of replies", "")
+    for reply in replies:
+        entry(reply, "reply", str, where)
+        entry(reply, "stopped", bool, where)
+    return {"row": None, "base": None} | row
 
 
 def _log_lines(file: Path, missing: list[str]) -> Iterator[LogLine]:
-    if not file.is_file():
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+    except OSError as error:
+        missing.append(f"{file.name}: it cannot be read ({error.strerror})")
+        return
+    if text is None:
         missing.append(f"no {file.name}")
         return
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        if (match := _LINE.fullmatch(text)) and match[2] == "0":
-            yield LogLine(datetime.fromisoformat(match[1]), match[3], match[4])
+    for line in text.splitlines():
+        if (match := _LINE.fullmatch(line)) and match[2] == "0" and (time := _time(match[1])):
+            yield LogLine(time, match[3], match[4])
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:  # such as month 13
+        return None
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

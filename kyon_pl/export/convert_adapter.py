@@ -20,9 +20,10 @@ from torch import Tensor
 
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
 from kyon_pl.chatglm2.glm import FUSED_QKV, SPLIT_QKV, module_from_glm, module_to_glm, split_sizes
-from kyon_pl.demo import fetch_base_config
+from kyon_pl.demo import fetch_base_config, name_to_record
+from kyon_pl.disk import default_mode
 from kyon_pl.errors import CheckpointError
-from kyon_pl.export.staging import refuse_existing, staging_folder, write_record
+from kyon_pl.export.staging import new_folder, staging_folder, write_record
 from kyon_pl.logs import from_here
 from kyon_pl.lora.saved import read_adapter
 from kyon_pl.runs.adapters import adapter_base, find_adapter
@@ -83,7 +84,7 @@ def convert_adapter(
         CheckpointError: the adapter cannot be converted, or is for another model.
         MachineError: the disk is full.
     """
-    refuse_existing(output)
+    output = new_folder(output)
     folder = find_adapter(adapter, which)
     lora, tensors = read_adapter(folder)
     base_name = base or adapter_base(folder)
@@ -95,13 +96,17 @@ def convert_adapter(
         found = f"it is not in {'ChatGLM2' if to == 'glm' else 'GLM'}"
         raise CheckpointError(f"{folder}: module {error.args[0]}", found, "Use --to for the other model") from None
     # PEFT compares the named base with the model, and a GLM does not have the name of the ChatGLM2
-    named = None if to == "glm" else base_name
+    named = None if to == "glm" else name_to_record(base_name)
     lora = replace(converted_config(lora, converted, config), base_model_name_or_path=named)
     with staging_folder(output) as staging:
         lora.save_pretrained(str(staging))
-        save_file(named_tensors(converted), staging / "adapter_model.safetensors", metadata={"format": "pt"})
+        with default_mode(staging / "adapter_model.safetensors") as file:
+            save_file(named_tensors(converted), file, metadata={"format": "pt"})
         _verify(staging, converted)
-        write_record(staging, {"base": base_name, "adapter": adapter or str(from_here(folder)), "format": to})
+        write_record(
+            staging,
+            {"base": name_to_record(base_name), "adapter": name_to_record(adapter or str(folder)), "format": to},
+        )
     log.info("wrote %s: the adapter for %s, %d modules", from_here(output), to, len(converted))
 
 

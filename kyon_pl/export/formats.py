@@ -17,8 +17,8 @@ from transformers import AutoConfig, GenerationConfig, GlmConfig, GlmForCausalLM
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 
 from kyon_pl.chatglm2.attention import rotary_angles
+from kyon_pl.chatglm2.checkpoint import read_generation_config
 from kyon_pl.chatglm2.configuration import ChatGLM2Config
-from kyon_pl.chatglm2.files import read_json_object
 from kyon_pl.chatglm2.glm import glm_config, save_glm_tokenizer, tensor_to_glm
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.tokenization import read_tokenizer
@@ -34,6 +34,7 @@ from kyon_pl.export.layerwise import (
     relative_difference,
     run_part,
 )
+from kyon_pl.files import read_json_object
 
 FormatName = Literal["chatglm", "glm"]
 Angles = tuple[Tensor, Tensor]
@@ -110,8 +111,7 @@ FORMATS: dict[FormatName, Format] = {
 
 def save_configs(base: Path, config: ChatGLM2Config, folder: Path, form: Format, dtype: torch.dtype) -> None:
     """Write `config.json` and `generation_config.json`, which is the base's if there is one."""
-    exists = (base / "generation_config.json").is_file()
-    generation = GenerationConfig.from_pretrained(base) if exists else GenerationConfig.from_model_config(config)
+    generation = read_generation_config(base) or GenerationConfig.from_model_config(config)
     generation.save_pretrained(folder)
     converted = form.config(config)
     converted.dtype = dtype

@@ -20,6 +20,7 @@ from transformers.modeling_utils import load_state_dict
 
 from kyon_pl.chatglm2.files import INV_FREQ, weight_files
 from kyon_pl.chatglm2.glm import GLM_LAYERS, LAYERS, OUTSIDE_LAYERS
+from kyon_pl.disk import default_mode
 
 BYTES_PER_SHARD = 2_000_000_000
 PROBE_ROWS, PROBE_TOKENS = 4, 16
@@ -182,10 +183,7 @@ class ShardWriter:
 
     def _write_shard(self) -> None:
         self.shards.append(list(self.pending))
-        file = self._shard(len(self.shards))
-        file.touch()
-        mode = file.stat().st_mode
-        save_file(self.pending, file, metadata={"format": "pt"})
-        file.chmod(mode)  # safetensors makes the file readable by its owner only
+        with default_mode(self._shard(len(self.shards))) as file:
+            save_file(self.pending, file, metadata={"format": "pt"})
         self.pending = {}
         self.pending_bytes = 0

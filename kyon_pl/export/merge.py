@@ -17,7 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from kyon_pl.chatglm2.checkpoint import check_weights
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
-from kyon_pl.demo import fetch_base
+from kyon_pl.demo import fetch_base, name_to_record
 from kyon_pl.errors import CheckpointError, MachineError, MissingFileError
 from kyon_pl.export.formats import FORMATS, TOLERANCES, Format, FormatName, chatglm_angles, save_configs, verify
 from kyon_pl.export.layerwise import (
@@ -32,7 +32,7 @@ from kyon_pl.export.layerwise import (
     relative_difference,
     run_part,
 )
-from kyon_pl.export.staging import refuse_existing, staging_folder, write_record
+from kyon_pl.export.staging import new_folder, staging_folder, write_record
 from kyon_pl.hub.download import LICENCE_FILES, MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import load_adapter
@@ -71,7 +71,7 @@ def merge(
         CheckpointError: adapter and base do not fit, or the merged model differs from them.
         MachineError: the disk is full.
     """
-    refuse_existing(output)
+    output = new_folder(output)
     adapter_folder = find_adapter(adapter, which)
     base_name = base_with_weights(base, adapter_folder)
     base_folder = _base_folder(base_name, revision)
@@ -86,7 +86,7 @@ def merge(
         form.save_tokenizer(base_folder, folder)
         copy_licence(base_folder, folder)
         rounding = verify(folder, form, torch_dtype, live_outputs)
-        record = {"base": base_name, "adapter": adapter or str(from_here(adapter_folder))}
+        record = {"base": name_to_record(base_name), "adapter": name_to_record(adapter or str(adapter_folder))}
         write_record(folder, record | {"format": format, "dtype": dtype})
     shown = from_here(output)
     log.info("wrote %s: %s and adapter as %s in %s; logits differ by %.0e", shown, base_name, format, dtype, rounding)

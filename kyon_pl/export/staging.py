@@ -11,9 +11,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from kyon_pl.disk import sync
+from kyon_pl.disk import sync, temporary
 from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import from_here
+from kyon_pl.outputs import locked, resolve
 from kyon_pl.runs.integrity import size_and_sha256
 
 log = logging.getLogger(__name__)
@@ -21,48 +22,60 @@ log = logging.getLogger(__name__)
 RECORD = "kyon_pl.json"
 
 
-def refuse_existing(output: Path) -> None:
-    """Check that nothing would be overwritten. Call this before downloads.
+def new_folder(name: Path) -> Path:
+    """The folder that `--output` names, if nothing would be overwritten. Call this before downloads.
+
+    Returns:
+        The absolute path, without links.
 
     Raises:
-        SettingError: the output is a file, or a folder that is not empty.
+        SettingError: it is a file or a folder that is not empty, or no path of this machine.
     """
-    output = output.expanduser()
+    output = resolve("--output", name)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise SettingError(str(output), "it exists, and nothing is overwritten", "Give another --output, or remove it")
+    return output
 
 
 @contextmanager
 def staging_folder(output: Path) -> Iterator[Path]:
     """Yield a new folder `.NAME.writing` beside the output, which is renamed to the output if the block succeeds.
 
-    If the block fails, the folder is removed. If the process is killed, the next call removes it.
+    If the block fails, the folder is removed. If the process is killed, the next call removes it. Only one process at a
+    time writes an output.
 
     Args:
         output: the final folder; it may exist if it is empty.
 
     Raises:
         SettingError: the output exists.
-        MachineError: the disk is full or not writable.
+        MachineError: the disk is full or not writable, or another process is writing the output.
     """
-    refuse_existing(output)
-    output = output.expanduser().absolute()
-    folder = output.with_name(f".{output.name}.writing")
+    output = new_folder(output)
     try:
-        if folder.exists():
-            log.warning("removing %s, which a killed command left", from_here(folder))
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        yield folder
-        for path in (*folder.iterdir(), folder):
-            sync(path)
-        folder.rename(output)
-        sync(output.parent)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with locked(output, "--output"):
+            yield from _filled(new_folder(output))
     except KyonError:  # some are OSErrors
         raise
     except (OSError, SafetensorError) as error:  # safetensors raises its own error for a full disk
         fix = "Free space and check the permissions there, or give another --output"
         raise MachineError(str(output), f"it could not be written ({error})", fix) from error
+
+
+def _filled(output: Path) -> Iterator[Path]:
+    """Yield the folder beside the output, then rename it."""
+    folder = temporary(output)
+    if folder.exists():
+        log.warning("removing %s, which a killed command left", from_here(folder))
+        shutil.rmtree(folder)
+    folder.mkdir()
+    try:
+        yield folder
+        for path in (*folder.iterdir(), folder):
+            sync(path)
+        folder.rename(output)
+        sync(output.parent)
     finally:
         if folder.exists():
             shutil.rmtree(folder)

@@ -12,8 +12,10 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
+from kyon_pl.disk import default_mode
 from kyon_pl.errors import CheckpointError, SettingError
-from kyon_pl.lora.saved import check_fit, check_supported, check_targets, read_adapter
+from kyon_pl.files import explained
+from kyon_pl.lora.saved import WEIGHT_FILES, check_fit, check_ranks, check_supported, check_targets, read_adapter
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +109,7 @@ def add_adapter(model: PeftModel, folder: Path, base_name: str, name: str) -> No
 def _read_for(base_name: str, folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     """Read an adapter, and warn if it names another base."""
     config, state = read_adapter(folder)
+    check_ranks(folder, config, state)
     made_for = config.base_model_name_or_path
     if made_for and Path(made_for).name != Path(base_name).name:
         log.warning("adapter %s was made for %s, and the base here is %s", folder, made_for, base_name)
@@ -116,12 +119,12 @@ def _read_for(base_name: str, folder: Path) -> tuple[LoraConfig, dict[str, torch
 
 
 def _attach(folder: Path, attach: Callable[[], PeftModel]) -> PeftModel:
-    try:
+    with explained("PEFT", f"adapter {folder}", "Use an adapter that was made for this base"):
         model = attach()
+    try:
         check_targets(model)
-    except (ValueError, TypeError, re.error) as error:  # TypeError: a setting of another type
-        found, fix = str(error).splitlines()[0], "Use an adapter that was made for this base"
-        raise CheckpointError(f"adapter {folder}", found, fix) from error
+    except SettingError as error:
+        raise CheckpointError(f"adapter {folder}", error.found, "Use an adapter of linear layers") from error
     return model
 
 
@@ -138,5 +141,7 @@ def write_adapter(model: PeftModel, state: Mapping[str, torch.Tensor], folder: P
         state: the trained tensors, by the model's parameter names.
         folder: to write to.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     # with 'auto', PEFT would look up the base's vocabulary on the Hub; the embedding is never trained here
-    model.save_pretrained(str(folder), state_dict=dict(state), save_embedding_layers=False)
+    with default_mode(folder / WEIGHT_FILES[0]):
+        model.save_pretrained(str(folder), state_dict=dict(state), save_embedding_layers=False)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
-from kyon_pl.chatglm2.files import UNREADABLE, read_json_object, why_unreadable
+from kyon_pl.chatglm2.files import DTYPES, UNREADABLE, why_unreadable
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
+from kyon_pl.files import entry, explained, read_json_object
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in PEFT's order
@@ -60,6 +63,18 @@ _INITIALIZATION_REASONS = {
 }
 
 _REQUIRED_KEYS = ("peft_type", "r", "lora_alpha")
+# the types of settings that PEFT computes with; it checks none of them
+_KINDS: dict[str, type] = {
+    "r": int,
+    "lora_alpha": float,
+    "lora_dropout": float,
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+    "use_rslora": bool,
+    "use_dora": bool,
+    "fan_in_fan_out": bool,
+    "base_model_name_or_path": str,
+}
 _OLD_KEYS = frozenset({"merge_weights"})  # PEFT 0.2 to 0.4: whether eval() merges, which changes no result
 _OTHER_ADAPTER = "Use an adapter that was made for this base."
 
@@ -139,6 +154,7 @@ def read_config(file: Path) -> LoraConfig:
     for key in _REQUIRED_KEYS:
         if key not in content:
             raise CheckpointError(f"{file}: {key}", "it is missing", "Copy this file again, or use another adapter.")
+    _check_values(file, content)
     known = {field.name for field in fields(LoraConfig)}
     for key in sorted(content.keys() - known - _OLD_KEYS):
         if content[key]:
@@ -146,16 +162,51 @@ def read_config(file: Path) -> LoraConfig:
             found = f"{content[key]!r}: the installed PEFT has no such setting (the file is by {version})"
             fix = "Upgrade PEFT if the file is newer, or remove the key if it has no effect."
             raise CheckpointError(f"{file}: {key}", found, fix)
-    try:
+    with explained("PEFT", file, _OTHER_ADAPTER):
         config = LoraConfig(**{key: value for key, value in content.items() if key in known})
-    except (ValueError, TypeError, ImportError) as error:
-        raise CheckpointError(str(file), f"PEFT refuses it: {str(error).splitlines()[0]}", _OTHER_ADAPTER) from error
     if config.init_lora_weights in (False, "eva"):  # both leave the base unchanged, and the weights are read anyway
         config.init_lora_weights, config.eva_config = True, None
     if unsupported := unsupported_setting(config):
         raise CheckpointError(f"{file}: {unsupported[0]}", unsupported[1], "Use an adapter of another kind.")
     config.inference_mode = False
     return config
+
+
+def _check_values(file: Path, content: dict[str, Any]) -> None:
+    """Check types and ranges of the numbers in an `adapter_config.json`."""
+    for key, kind in _KINDS.items():
+        if key in _REQUIRED_KEYS or content.get(key) is not None:
+            entry(content, key, kind, file, _OTHER_ADAPTER)
+    patterns = {name: content.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    for name, kind in (("rank_pattern", int), ("alpha_pattern", float)):
+        for key in patterns[name]:
+            entry(patterns[name], key, kind, f"{file}: {name}", _OTHER_ADAPTER)
+    ranks = {"r": content["r"]} | {f"rank_pattern: {key}": rank for key, rank in patterns["rank_pattern"].items()}
+    for name, rank in ranks.items():
+        if rank < 1:
+            raise CheckpointError(f"{file}: {name}", f"{rank} is impossible", _OTHER_ADAPTER)
+    dropout = content.get("lora_dropout") or 0
+    if not 0 <= dropout < 1:
+        raise CheckpointError(f"{file}: lora_dropout", f"{dropout} is impossible", _OTHER_ADAPTER)
+
+
+def check_ranks(folder: Path, config: LoraConfig, state: dict[str, torch.Tensor]) -> None:
+    """Compare the ranks in an adapter's settings with its weights, before PEFT allocates memory for them.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    ranks = config.rank_pattern or {}
+    for name, tensor in state.items():
+        module, _, kind = name.removeprefix("base_model.model.").rpartition(".lora_A.")
+        if kind != "weight" or tensor.dim() == 0:
+            continue
+        with explained("PEFT", folder / CONFIG_FILE, _OTHER_ADAPTER):  # the patterns are regular expressions
+            rank = ranks.get(get_pattern_key(list(ranks), module), config.r)
+        if len(tensor) != rank:
+            found = f"{tuple(tensor.shape)} instead of {(rank, *tensor.shape[1:])}: its rank is {len(tensor)}"
+            found += f", and {CONFIG_FILE} says {rank}"
+            raise CheckpointError(f"adapter {folder}: {name}", found, _OTHER_ADAPTER)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -178,8 +229,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         )
     state: dict[str, torch.Tensor] = {}
     for name, tensor in content.items():
-        if not (isinstance(tensor, torch.Tensor) and tensor.is_floating_point()):
+        if not (isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.dtype in DTYPES):
             raise CheckpointError(f"{file}: {name}", "it is not a floating-point tensor", _OTHER_ADAPTER)
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":  # sparse, or on meta, from a pickle
+            raise CheckpointError(f"{file}: {name}", "it is not a tensor with values in order", _OTHER_ADAPTER)
         if not tensor.isfinite().all():
             raise CheckpointError(f"{file}: {name}", "it holds numbers that are not finite", "Use an older adapter.")
         plain = str(name).replace("_orig_mod.", "").replace(".default.", ".")
@@ -223,10 +276,7 @@ def check_fit(folder: Path, model: PeftModel, state: dict[str, torch.Tensor], na
         raise CheckpointError(f"adapter {folder}: {first}", found + more, _OTHER_ADAPTER)
     for key, tensor in state.items():
         if (found_shape := tuple(tensor.shape)) != (shape := tuple(expected[key].shape)):
-            rank = {"A": 0, "B": 1}.get(key.rpartition(".lora_")[2].removesuffix(".weight"))
             found = f"{found_shape} instead of {shape}"
-            if rank is not None and found_shape[1 - rank] == shape[1 - rank]:
-                found += f": its rank is {found_shape[rank]}, and {CONFIG_FILE} says {shape[rank]}"
             raise CheckpointError(f"adapter {folder}: {key}", found, _OTHER_ADAPTER)
 
 

@@ -6,7 +6,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,8 @@ from kyon_pl.data.encoding.table import EncodedTable
 from kyon_pl.data.reading.quality import ODDITIES
 from kyon_pl.data.shown_rows import Paint, row_lines
 from kyon_pl.errors import SettingError
-from kyon_pl.preview.histogram import bar_lines, check_png, write_png
+from kyon_pl.outputs import check_outputs
+from kyon_pl.preview.histogram import bar_lines, png_output, write_png
 
 
 def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
@@ -30,22 +30,22 @@ def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
         png: file for histograms of tokens per row; needs matplotlib (pip install 'kyon-pl[report]').
 
     Raises:
-        SettingError: the number of rows is negative.
+        SettingError: the number of rows is negative, or an output is an input or a file that is not ours.
         MachineError: matplotlib is needed for the PNG and not installed.
         MissingFileError: the folder of the PNG does not exist.
         KyonError: the data cannot be used.
     """
     if rows < 0:
         raise SettingError("--rows", str(rows), "Give 0 or more.")
-    if png:
-        check_png(Path(png))
+    picture = png_output(png) if png else None
+    check_outputs([*data.outputs(), *([picture] if picture else [])], data.inputs())
     data.load("fit")
     data.plan_training()
     for line in preview_lines(data, rows, Paint(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))):
         print(line)
     train = data.rows["train"]
-    if png:
-        write_png(Path(png), train.tokens, train.trained_tokens(data.label_boundary), data.encoding.max_tokens)
+    if picture:
+        write_png(picture, train.tokens, train.trained_tokens(data.label_boundary), data.encoding.max_tokens)
     written = f"histograms written to {png}" if png else "nothing written (--png FILE writes the histograms)"
     print(f"preview: {min(rows, len(train)):,} of {len(train):,} rows shown; {written}")
 

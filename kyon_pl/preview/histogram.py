@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kyon_pl.errors import MissingFileError
 from kyon_pl.imports import need_package
+from kyon_pl.outputs import PNG_METADATA, Output, is_our_png, output_file, writing
 
 _LONGEST_BAR = 40  # characters
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -42,27 +42,34 @@ def bar_width(longest: int, max_bars: int = 12) -> int:
         width *= 10
 
 
-def check_png(path: Path) -> None:
-    """Check that a PNG can be written, before the rows are read.
+def png_output(name: str) -> Output:
+    """The output of `--png`, before the rows are read.
 
     Raises:
         MachineError: matplotlib is not installed.
         MissingFileError: the folder does not exist.
+        SettingError: it names no path of this machine.
     """
     otherwise = "Or leave --png out: the terminal shows the histogram too."
     need_package("matplotlib", "report", where="--png", does="draws the picture", otherwise=otherwise)
-    if not path.parent.is_dir():
-        raise MissingFileError("--png", f"there is no folder {path.parent}", "Create it, or name another file.")
+    output = output_file("--png", name, is_our_png)
+    if not output.path.parent.is_dir():
+        raise MissingFileError("--png", f"there is no folder {output.path.parent}", "Create it, or name another file.")
+    return output
 
 
-def write_png(path: Path, tokens: NDArray[np.int64], trained: NDArray[np.int64], max_tokens: int | None) -> None:
+def write_png(output: Output, tokens: NDArray[np.int64], trained: NDArray[np.int64], max_tokens: int | None) -> None:
     """Write two histograms side by side: tokens and trained tokens per row.
 
     Args:
-        path: the PNG file.
+        output: from `png_output`.
         tokens: (rows,) tokens of each row.
         trained: (rows,) trained tokens of each row.
         max_tokens: the limit, drawn as a line if rows come close to it; None: no limit.
+
+    Raises:
+        SettingError: a file that is not ours is there.
+        MachineError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # not pyplot: no window, no state
 
@@ -81,4 +88,5 @@ def write_png(path: Path, tokens: NDArray[np.int64], trained: NDArray[np.int64],
         left.axvline(max_tokens, color="black", linestyle=":")
         at_the_top = {"xycoords": ("data", "axes fraction"), "va": "top", "ha": "right", "rotation": 90}
         left.annotate("max_tokens", (max_tokens, 0.95), **at_the_top)
-    figure.savefig(path, dpi=150, format="png")
+    with writing(output) as written:
+        figure.savefig(written, dpi=150, format="png", metadata=PNG_METADATA)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kyon_pl import __version__
+from kyon_pl.files import read_json_object
 from kyon_pl.runs.adapters import SETTINGS
 from kyon_pl.runs.facts import RunFacts, read_run_facts
 
@@ -112,7 +112,7 @@ def _data(facts: RunFacts) -> list[str]:
 
 
 def _settings(folder: Path, facts: RunFacts, merged: bool) -> list[str]:
-    lora = {} if merged else json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    lora = {} if merged else read_json_object(folder / SETTINGS)
     rows = [(f"lora.{key}", _value_text(lora[key])) for key in _LORA if lora.get(key)]
     rows += [(key, _value_text(value)) for key, value in facts.settings.items()]
     return ["## Settings", _table(("setting", "value"), rows) if rows else "Not recorded."]
@@ -174,7 +174,7 @@ kyon-pl fit --config configs/lora.yaml --model.adapter {repo_id}
 
 
 def _use_merged(folder: Path, repo_id: str) -> list[str]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json_object(folder / "config.json")
     if config.get("model_type") == "glm":
         package, model, tokenizer = "transformers", "AutoModelForCausalLM", "AutoTokenizer"
         introduction = "With transformers alone:"

@@ -12,17 +12,19 @@ import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from peft import get_peft_model
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import GlmForCausalLM
 
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
+from kyon_pl.chatglm2.checkpoint import check_weights
 from kyon_pl.chatglm2.configuration import read_config
-from kyon_pl.chatglm2.files import UNREADABLE, read_json_object, weight_files, why_unreadable
+from kyon_pl.chatglm2.files import weight_files
+from kyon_pl.chatglm2.glm import read_glm_config
 from kyon_pl.demo import fetch_base_config
 from kyon_pl.errors import CheckpointError, KyonError, SettingError
-from kyon_pl.hub.download import limited_waits
+from kyon_pl.files import entry, explained, read_json_object
+from kyon_pl.hub.download import LICENCE_FILES, TOKENIZER_FILES, checked_requests
 from kyon_pl.logs import from_here
-from kyon_pl.lora.saved import check_fit, read_adapter, weights_file
+from kyon_pl.lora.saved import check_fit, check_ranks, read_adapter, weights_file
 from kyon_pl.publish.model_card import hub_id, model_card
 from kyon_pl.publish.repository import prepare_repository, push_errors, repository_url
 from kyon_pl.runs.adapters import SETTINGS, adapter_base, find_adapter
@@ -34,6 +36,18 @@ CARD = "README.md"
 RECORD = "kyon_pl.json"  # written by kyon-pl merge: the base, and the SHA-256 of every file
 # not uploaded by default: the marker of a complete checkpoint, and files with paths of this machine
 LEFT_OUT = (MARKER, "config.yaml", RECORD)
+# beside the weights, what kyon-pl, PEFT and transformers write; other files of the folder are not ours to publish
+WRITTEN = (
+    *(
+        SETTINGS,
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+    ),
+    *(*TOKENIZER_FILES, "tokenizer.json", "added_tokens.json", "chat_template.jinja", *LICENCE_FILES, *LEFT_OUT),
+)
+_SHOWN_NAMES = 5
 _EXPORT_AGAIN = "Export it again; do not publish this one"
 
 
@@ -52,7 +66,8 @@ def push(
 ) -> None:
     """Push an adapter or a merged model to the Hub, with a model card.
 
-    The files are checked first and uploaded as one commit. The token comes from HF_TOKEN or from `hf auth login`.
+    The files are checked first and uploaded as one commit: weights, settings, tokenizer and licence. Other files of the
+    folder are named, and not sent. The token comes from HF_TOKEN or from `hf auth login`.
 
     Args:
         repo_id: USER/NAME; a NAME alone goes to the account of the token. The repository is created if needed.
@@ -63,7 +78,7 @@ def push(
         private: whether a new repository is private; an existing one is not changed.
         revision: the branch; unset, main.
         commit_message: unset, it names the adapter and its step.
-        allow_patterns: upload only these files, such as `*.safetensors`.
+        allow_patterns: upload only these of the files, such as `*.safetensors`.
         ignore_patterns: do not upload these files; unset, COMPLETE, config.yaml and kyon_pl.json, which describe this
             machine.
         delete_patterns: delete these files of the repository in the same commit.
@@ -85,7 +100,7 @@ def push(
     if not hub_id(base):
         log.warning("the base %s is not an id on the Hub: others cannot find it; name it with --base", base)
     api = HfApi()
-    with push_errors(repo_id), limited_waits():
+    with push_errors(repo_id), checked_requests():
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         parent = prepare_repository(api, repo_id, "model", private, revision)
@@ -116,21 +131,26 @@ def base_name(folder: Path) -> str | None:
     """The base that an adapter's settings or a merged model's record name."""
     for name, key in ((SETTINGS, "base_model_name_or_path"), (RECORD, "base")):
         if (folder / name).is_file():
-            base = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+            base = read_json_object(folder / name).get(key)
             return base if isinstance(base, str) else None
     return None
 
 
 def files_to_upload(folder: Path, allow: Sequence[str] | None, ignore: Sequence[str]) -> list[str]:
-    """Names of the folder's files that match the patterns, without README.md: the card replaces it.
+    """Names of weights and of `WRITTEN` in the folder that match the patterns, without README.md: the card replaces it.
 
     Raises:
         SettingError: no file matches.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    weights = [weights_file(folder)] if (folder / SETTINGS).is_file() else weight_files(folder)
+    ours = {*WRITTEN, CARD, *(file.name for file in weights)}
+    if others := [name for name in names if name not in ours]:
+        more = f" and {len(others) - _SHOWN_NAMES:,} more" if len(others) > _SHOWN_NAMES else ""
+        log.warning("not sent, since no part of the model: %s%s", ", ".join(others[:_SHOWN_NAMES]), more)
     allowed = None if allow is None else list(allow)
-    kept = [str(name) for name in filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=list(ignore))]
-    kept = [name for name in kept if name != CARD]
+    written = [name for name in names if name in ours and name != CARD]
+    kept = [str(name) for name in filter_repo_objects(written, allow_patterns=allowed, ignore_patterns=list(ignore))]
     if not kept:
         raise SettingError("--allow_patterns", f"no file of {folder} matches the patterns", "Remove the patterns")
     return kept
@@ -144,11 +164,12 @@ def _print_dry_run(folder: Path, files: Sequence[str], card: str) -> None:
 
 
 def _additions(folder: Path, files: Sequence[str], card: str, base: str | None) -> list[CommitOperationAdd]:
-    """The files and the card; the adapter's settings name the base by its public id."""
+    """The files and the card; the adapter's settings name the base by its public id, or a folder by its name alone."""
     contents: dict[str, Any] = {name: folder / name for name in files}
     contents[CARD] = card.encode()
-    if SETTINGS in contents and base != base_name(folder):
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+    public = base if base is None or hub_id(base) else Path(base).name
+    if SETTINGS in contents and public != base_name(folder):
+        settings = read_json_object(folder / SETTINGS) | {"base_model_name_or_path": public}
         contents[SETTINGS] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
     return [CommitOperationAdd(name, content) for name, content in contents.items()]
 
@@ -204,7 +225,10 @@ def check_adapter(folder: Path) -> None:
         with torch.device("meta"):
             model = ChatGLM2ForCausalLM(base_config)
         config.base_model_name_or_path = None  # PEFT would warn that it differs from the model's own name
-        check_fit(folder, get_peft_model(model, config), state)
+        check_ranks(folder, config, state)
+        with explained("PEFT", folder, _EXPORT_AGAIN):
+            wrapped = get_peft_model(model, config)
+        check_fit(folder, wrapped, state)
 
 
 def check_merged(folder: Path) -> None:
@@ -215,21 +239,17 @@ def check_merged(folder: Path) -> None:
         CheckpointError: as `check_export`.
     """
     if (folder / RECORD).is_file():
-        for name, sha256 in read_json_object(folder / RECORD).get("files", {}).items():
+        for name, sha256 in entry(
+            {"files": {}} | read_json_object(folder / RECORD), "files", dict, folder / RECORD
+        ).items():
             if not (folder / name).is_file():
                 raise CheckpointError(str(folder / name), "it is missing", _EXPORT_AGAIN)
             if size_and_sha256(folder / name)["sha256"] != sha256:
                 raise CheckpointError(str(folder / name), "it is not what was written", _EXPORT_AGAIN)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            AutoConfig.from_pretrained(folder, local_files_only=True)
-        )
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    actual = {name: shape for file in weight_files(folder) for name, shape in _shapes_in(file).items()}
-    for name in sorted(expected.keys() | actual.keys()):
-        if expected.get(name) != actual.get(name):
-            found = f"{actual.get(name, 'missing')} instead of {expected.get(name, 'nothing')}"
-            raise CheckpointError(f"{folder}: {name}", found, _EXPORT_AGAIN)
+    if read_json_object(folder / "config.json").get("model_type") == "glm":
+        check_weights(folder, read_glm_config(folder), GlmForCausalLM)
+    else:
+        check_weights(folder, read_config(folder))
 
 
 def _base_config(folder: Path, state: dict[str, torch.Tensor]) -> ChatGLM2Config | None:
@@ -241,11 +261,3 @@ def _base_config(folder: Path, state: dict[str, torch.Tensor]) -> ChatGLM2Config
     except KyonError as error:
         log.warning("the adapter was not compared with its base: %s", error)
         return None
-
-
-def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except UNREADABLE as error:
-        raise CheckpointError(str(file), f"it cannot be read ({why_unreadable(error)})", _EXPORT_AGAIN) from error

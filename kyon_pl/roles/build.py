@@ -21,11 +21,12 @@ from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.report import jsonl_writer
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
+from kyon_pl.outputs import Output, check_outputs, output_file, rows_with, writing
 from kyon_pl.publish.push_data import check_push, push_data
 from kyon_pl.roles.contexts import MEMORY_NUMBER, ContextLimits, context_settings
 from kyon_pl.roles.dialogues import Mode
 from kyon_pl.roles.role import Role, find_roles
-from kyon_pl.roles.rows import COLUMNS, BuildReport, BuildSettings, built_rows
+from kyon_pl.roles.rows import BAD_ROW_KEYS, COLUMNS, BuildReport, BuildSettings, built_rows, is_our_report
 
 log = logging.getLogger("kyon_pl.data")
 
@@ -91,32 +92,43 @@ def build_data(
     Raises:
         MissingFileError: a file or folder does not exist.
         DataError: a file cannot be used, or yields no row.
-        SettingError: settings that contradict each other, or an output that is neither Parquet nor JSONL; no token, or
-            no right to write to the data set.
+        SettingError: settings that contradict each other; an output that is neither Parquet nor JSONL, is an input, or
+            exists and is not from build-data; no token, or no right to write to the data set.
         MachineError: a sentence-embedding model is named, and sentence-transformers is not installed.
     """
     if mode == "original" and (history_length is not None or tokenizer is not None):
         found = "the original counts characters and has no limit for the history"
         raise SettingError("mode original", found, "Leave history_length and tokenizer out, or use mode fixed.")
     check_drop(drop, "drop")
+    names = [characters] if isinstance(characters, str) else characters
     ids = _token_ids(tokenizer, tokenizer_revision) if tokenizer else _code_points
     unit: Literal["tokens", "characters"] = "tokens" if tokenizer else "characters"
     count = lru_cache(maxsize=_CACHED_LENGTHS)(lambda text: len(ids(text))) if tokenizer else len
     limits = ContextLimits(memory_number, memory_length, history_length)
     settings = BuildSettings(mode, retrieval, context_settings(limits, unit, exclude_own_scene, count), drop, ids)
-    roles = find_roles([characters] if isinstance(characters, str) else characters, aliases or {})
+    roles = find_roles(names, aliases or {})
     files = files_of_roles(roles, [dialogues] if isinstance(dialogues, str) else dialogues)
+    rows_output = output_of_rows(output)
+    report_output = output_file("the report of output", rows_output.path.with_suffix(".report.txt"), is_our_report)
+    bad_output = output_file("bad_rows_file", bad_rows_file, rows_with(BAD_ROW_KEYS)) if bad_rows_file else None
+    read: dict[str, str | list[str] | None] = {"dialogues": dialogues}
+    read |= {f"a file of role {role.name}": str(role.folder) for role in roles if role.folder}
+    read["characters"] = [name if Path(name).is_file() else f"{name}/*.jsonl" for name in names]  # role files
+    check_outputs([rows_output, report_output, *([bad_output] if bad_output else [])], read)
     repo_id = check_push(push) if push else None  # before the rows are built
     report = BuildReport(unit)
-    bad_rows = jsonl_writer(Path(bad_rows_file), "bad_rows_file") if bad_rows_file else nullcontext(report.note)
-    with bad_rows as report.note:
-        write_rows(Path(output), built_rows(files, settings, report))
-    report_file = _write_report(report, Path(output))
+    with jsonl_writer(bad_output) if bad_output else nullcontext(report.note) as report.note:
+        write_rows(rows_output, built_rows(files, settings, report))
+    _write_report(report, report_output)
     if bad_rows_file:
         log.info("bad, odd and dropped rows are listed in %s", from_here(bad_rows_file))
-    log.info("build-data: %s rows in %s, report in %s", f"{report.rows:,}", from_here(output), from_here(report_file))
+    log.info(
+        "build-data: %s rows in %s, report in %s",
+        f"{report.rows:,}",
+        *map(from_here, (rows_output.path, report_output.path)),
+    )
     if repo_id:
-        push_data(repo_id, Path(output), {"mode": mode, **report.facts()}, private)
+        push_data(repo_id, rows_output.path, {"mode": mode, **report.facts()}, private)
 
 
 def files_of_roles(roles: Sequence[Role], dialogues: Sequence[str] | None) -> list[tuple[Role, list[Path]]]:
@@ -158,25 +170,45 @@ def _find_files(name: str) -> list[Path]:
     return found
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, str | None]]) -> None:
-    """Write rows to a temporary file, and rename it when it is complete; an existing file stays until then.
+def output_of_rows(name: str) -> Output:
+    """The output of `build-data`.
 
     Args:
-        path: ends in `.parquet` or `.jsonl`; its folder is created.
+        name: of the file; it ends in `.parquet` or `.jsonl`.
+
+    Raises:
+        SettingError: another suffix, or no path of this machine.
+    """
+    output = output_file("output", name, is_our_rows_file)
+    if output.path.suffix not in WRITERS:
+        found = f"{output.path} ends in {output.path.suffix!r}"
+        raise SettingError("output", found, f"Use one of: {', '.join(WRITERS)}.")
+    return output
+
+
+def write_rows(output: Output, rows: Iterable[Mapping[str, str | None]]) -> None:
+    """Write rows to a temporary file, which replaces the output when it is complete.
+
+    Args:
+        output: from `output_of_rows`; its folder is created.
         rows: with `COLUMNS`; read as they are written.
 
     Raises:
-        SettingError: another suffix.
+        SettingError: a file that is not ours is there.
+        MachineError: the file cannot be written, or another process is writing it.
     """
-    if path.suffix not in WRITERS:
-        raise SettingError("output", f"{path} ends in {path.suffix!r}", f"Use one of: {', '.join(WRITERS)}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        WRITERS[path.suffix](part, iter(rows))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(output) as written:
+        WRITERS[output.path.suffix](written, iter(rows))
+
+
+def is_our_rows_file(path: Path) -> bool:
+    """Whether a file has the columns that `write_rows` writes, in their order."""
+    if path.suffix == ".parquet":
+        try:
+            return tuple(parquet.read_schema(path).names) == COLUMNS
+        except pa.ArrowException:
+            return False
+    return rows_with(COLUMNS)(path)
 
 
 Rows = Iterator[Mapping[str, str | None]]
@@ -196,14 +228,13 @@ def _write_parquet(path: Path, rows: Rows) -> None:
 WRITERS: dict[str, Callable[[Path, Rows], None]] = {".parquet": _write_parquet, ".jsonl": _write_jsonl}
 
 
-def _write_report(report: BuildReport, output: Path) -> Path:
+def _write_report(report: BuildReport, output: Output) -> None:
     """Write the report beside the rows, and log it."""
     lines = list(report.lines())
-    file = output.with_suffix(".report.txt")
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with writing(output) as written:
+        written.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     for line in lines:
         log.info("%s", line)
-    return file
 
 
 def _token_ids(name: str, revision: str | None) -> Callable[[str], list[int]]:

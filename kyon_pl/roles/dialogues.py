@@ -183,7 +183,7 @@ def original_values(path: Path) -> NumberedRows:
 def _value(text: bytes) -> Any:
     try:
         return json.loads(text)
-    except ValueError:  # broken JSON, or not UTF-8
+    except (ValueError, RecursionError):  # broken JSON, not UTF-8, or nested too deeply
         return Unreadable("broken JSON")
 
 

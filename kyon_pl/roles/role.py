@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,7 @@ def role_to_play(name: str) -> Role:
     Raises:
         KyonError: as `read_role`; a SettingError if the demo has no role of that name.
     """
-    return next(iter(_demo_roles(name)), None) or read_role(Path(name).expanduser())
+    return next(iter(_demo_roles(name)), None) or read_role(_expand(name))
 
 
 def read_role(path: Path, aliases: Sequence[str] | None = None) -> Role:
@@ -129,7 +130,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: it is not UTF-8.
+        DataError: it cannot be read, or is not UTF-8.
     """
     must_exist(path)
     try:
@@ -137,6 +138,8 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         found = f"not UTF-8: {error.reason} at byte {error.start + 1}"
         raise DataError(str(path), found, "Save it as UTF-8.") from None
+    except OSError as error:
+        raise DataError(str(path), f"it cannot be read ({error.strerror})", "Check its permissions.") from error
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -158,8 +161,12 @@ def _roles(name: str, aliases: Mapping[str, list[str]]) -> Iterator[Role]:
     if demo := _demo_roles(name):
         yield from demo
         return
-    for path in _role_paths(Path(name).expanduser()):
+    for path in _role_paths(_expand(name)):
         yield read_role(path, aliases.get(path.stem if path.is_file() else path.resolve().name))
+
+
+def _expand(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
 
 
 def _demo_roles(path: str) -> list[Role]:

@@ -14,6 +14,7 @@ import numpy as np
 from kyon_pl.data.reading.checks import ColumnNames, check_row
 from kyon_pl.data.reading.quality import ODDITIES, Oddity, Seen, bits, names, oddities, row_hash
 from kyon_pl.errors import DataError
+from kyon_pl.outputs import text_that_starts
 from kyon_pl.preview.histogram import bar_lines
 from kyon_pl.roles.contexts import BuiltContext, ContextSettings, build_context, original_context, original_memory
 from kyon_pl.roles.dialogues import DialogueRow, Dropped, Mode, ReadRow, read_dialogue_rows, speakers_in
@@ -23,6 +24,10 @@ from kyon_pl.roles.role import Role
 COLUMNS = ("context", "target", "character", "question", "dialogue", "source")
 """The first two are trained on. `dialogue` is role, file and number, for a split by dialogue; null if not known."""
 
+BAD_ROW_KEYS = ("file", "line", "object", "left_out", "problem", "odd", "target")
+"""Of a row in `bad_rows_file`."""
+
+_REPORT_START = "read       "
 _ROWS_PER_BATCH = 1000
 _MAX_PLACES = 5
 _MAX_SPEAKERS = 5
@@ -69,7 +74,7 @@ class BuildReport:
     """
 
     unit: str
-    note: Callable[[Mapping[str, object]], None] = lambda _: None
+    note: Callable[[Mapping[str, object]], object] = lambda _: None
     read: int = 0
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -150,7 +155,7 @@ class BuildReport:
 
     def lines(self) -> Iterator[str]:
         """The lines of the report."""
-        yield f"read       {self.read:>11,}   turns of the roles, and ready-made rows"
+        yield f"{_REPORT_START}{self.read:>11,}   turns of the roles, and ready-made rows"
         yield f"written    {self.rows:>11,}   rows"
         yield f"dropped    {self.dropped.total():>11,}"
         yield from _counted(self.dropped)
@@ -174,6 +179,9 @@ class BuildReport:
             median, longest = f"{np.median(lengths):,.0f}", f"{lengths.max():,}"
             yield f"{self.unit} per row, context and target: median {median}, max {longest}"
             yield from bar_lines(lengths)
+
+
+is_our_report = text_that_starts(_REPORT_START)
 
 
 def _counted(counts: Counter[str]) -> Iterator[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 
+from kyon_pl.chatglm2.files import UNREADABLE, why_unreadable
+from kyon_pl.demo import EMBEDDED, is_folder
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
+from kyon_pl.files import entry, is_of_kind, read_json_object, shorten
 from kyon_pl.hub.download import ADAPTER_FILES, fetch_model
 from kyon_pl.logs import from_here
 from kyon_pl.runs.integrity import CHECKPOINTS, fault_of_adapter, fault_of_checkpoint, newest_checkpoint
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 Which = Literal["best", "last"]
 SETTINGS = "adapter_config.json"
 LOGS = "lightning_logs"
+GIVE_BASE = "Name the folder where it is now, or its Hub id, with --base"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -60,21 +62,41 @@ def find_adapter(name: str | None, which: Which = "best", revision: str | None =
 def adapter_base(folder: Path) -> str:
     """The base that an adapter was trained on: the Hub id or folder in its settings.
 
+    What was a folder when it was recorded is never looked up on the Hub.
+
     Args:
         folder: folder of the adapter, from `find_adapter`.
 
     Raises:
-        CheckpointError: `adapter_config.json` is not JSON, or names no base.
+        CheckpointError: `adapter_config.json` cannot be read, or names no base.
+        MissingFileError: the base was a folder, which is not on this machine.
     """
-    try:
-        base = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
-        base, found = None, f"it cannot be read ({type(error).__name__}: {error})"
-    else:
-        found = "it names no base (base_model_name_or_path)"
-    if not (base and isinstance(base, str)):
-        raise CheckpointError(str(folder / SETTINGS), found, "Give the base with --base, or use another adapter")
+    file, key, fix = folder / SETTINGS, "base_model_name_or_path", "Give the base with --base, or use another adapter"
+    content = read_json_object(file, fix)
+    if not content.get(key):
+        raise CheckpointError(str(file), f"it names no base ({key})", fix)
+    base = entry(content, key, str, file, fix)
+    if base in EMBEDDED or is_folder(base):
+        return base
+    if found := _folder_from_elsewhere(base, folder):
+        log.info("base: %s, which the adapter names relative to another folder", from_here(found))
+        return str(found)
+    if Path(base).is_absolute() or not _HUB_ID.fullmatch(base):
+        raise MissingFileError(f"{file}: {key}", f"there is no folder {shorten(base)} on this machine", GIVE_BASE)
     return base
+
+
+def _folder_from_elsewhere(base: str, adapter: Path) -> Path | None:
+    """The folder that an adapter of an earlier version names relative to where the run was started.
+
+    Args:
+        base: as recorded.
+        adapter: the adapter's folder. The run was usually started in one of the folders above it.
+    """
+    if Path(base).is_absolute() or base.startswith("~"):
+        return None
+    places = (parent / base for parent in adapter.absolute().parents)
+    return next((place for place in places if is_folder(f"{place}/") and (place / "config.json").is_file()), None)
 
 
 def base_with_weights(base: str | None, folder: Path) -> str:
@@ -110,11 +132,14 @@ def best_checkpoint(run: Path, newest: Path) -> Path:
     if not states:
         found = f"this run has no best checkpoint up to {newest.name}: no validation, or no ModelCheckpoint `monitor`"
         raise MissingFileError(str(run), found, "Use --which last")
-    best = newest.parent / str(states[0]["best_model_path"])
+    path, monitor, score = (states[0].get(key) for key in ("best_model_path", "monitor", "best_model_score"))
+    score = score.item() if isinstance(score, torch.Tensor) and score.numel() == 1 else score
+    if not (isinstance(path, str) and is_of_kind(score, float)):
+        raise CheckpointError(f"{newest}: callbacks", "the state of its ModelCheckpoint is damaged", "Use --which last")
+    best = newest.parent / path
     if fault := fault_of_checkpoint(best):
-        raise CheckpointError(str(best), f"it is the best by {states[0]['monitor']}, but {fault}", "Use --which last")
-    score = float(states[0]["best_model_score"])
-    log.info("adapter: %s, the best by %s (%.4f)", from_here(best.with_suffix("")), states[0]["monitor"], score)
+        raise CheckpointError(str(best), f"it is the best by {monitor}, but {fault}", "Use --which last")
+    log.info("adapter: %s, the best by %s (%.4f)", from_here(best.with_suffix("")), monitor, score)
     return best
 
 
@@ -153,6 +178,9 @@ def _adapter_of_checkpoint(file: Path) -> Path:
         raise MissingFileError(str(file), "there is no such checkpoint", "See the folder `checkpoints` of the run")
     if fault := fault_of_adapter(folder):
         raise CheckpointError(str(file), f"its adapter is not complete: {fault}", "Use another checkpoint")
+    log.info("adapter: %s, saved with %s, which itself is not read", from_here(folder), file.name)
+    if fault := fault_of_checkpoint(file):
+        log.warning("training cannot be resumed from this checkpoint: %s", fault)
     return folder
 
 
@@ -165,9 +193,12 @@ def _adapter_on_hub(repo: str, revision: str | None) -> Path:
 
 def _callback_states(checkpoint: Path) -> list[dict[str, Any]]:
     """The callback states in a checkpoint of tensors and plain values; pickled objects are refused."""
+    fix = "Use --which last"
     try:
-        states = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"].values()
-    except (RuntimeError, UnpicklingError, EOFError, KeyError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(str(checkpoint), f"it cannot be read ({reason})", "Use --which last") from error
-    return [state for state in states if isinstance(state, dict)]
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except UNREADABLE as error:
+        raise CheckpointError(str(checkpoint), f"it cannot be read ({why_unreadable(error)})", fix) from error
+    states = content.get("callbacks") if isinstance(content, dict) else None
+    if not isinstance(states, dict):
+        raise CheckpointError(f"{checkpoint}: callbacks", "it is missing, or not a dictionary", fix)
+    return [state for state in states.values() if isinstance(state, dict)]

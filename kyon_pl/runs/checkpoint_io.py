@@ -12,17 +12,21 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from safetensors import SafetensorError
 
 from kyon_pl.chatglm2.files import UNREADABLE, why_unreadable
-from kyon_pl.disk import sync
-from kyon_pl.errors import CheckpointError, MachineError
+from kyon_pl.disk import sync, temporary
+from kyon_pl.errors import CheckpointError, KyonError, MachineError, SettingError
+from kyon_pl.files import LIBRARY_ERRORS, entry, fault_of_values, shorten
 from kyon_pl.logs import from_here
 from kyon_pl.runs.fingerprint import FINGERPRINT
 from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, checksums, size_and_sha256
@@ -30,7 +34,14 @@ from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, 
 log = logging.getLogger(__name__)
 
 STOPPING = "stopping"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+_OF_FIT = "Use a checkpoint that kyon-pl fit wrote"
+_REQUIRED = ("state_dict", CHECKSUMS)
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("state_dict", CHECKSUMS, FINGERPRINT, "loops", "callbacks", "hyper_parameters"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+    **dict.fromkeys(("epoch", "global_step"), int),
+    "pytorch-lightning_version": str,
+}
 
 
 class AdapterCheckpointIO(TorchCheckpointIO):
@@ -62,39 +73,41 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         Raises:
             TypeError: `storage_options` is not None.
             MachineError: the disk is full or not writable. Older checkpoints stay complete.
+            SettingError: a folder of this name has files from elsewhere.
         """
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} takes no storage_options")
         file = Path(path)
-        temporary, temporary_folder = _temporary(file), _temporary(file.with_suffix(""))
+        temporary_file, temporary_folder = temporary(file), temporary(file.with_suffix(""))
         complete = {**checkpoint, "config": self.config}
         complete[CHECKSUMS] = checksums(complete)
         try:
-            self._write(complete, file, temporary, temporary_folder)
+            self._write(complete, file, temporary_file, temporary_folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             remove_unfinished(file.parent)
             raise explain_disk_error(error, file) from error
         log.info("checkpoint: %s", from_here(file))
 
-    def _write(self, checkpoint: dict[str, Any], file: Path, temporary: Path, temporary_folder: Path) -> None:
+    def _write(self, checkpoint: dict[str, Any], file: Path, temporary_file: Path, temporary_folder: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         folder = file.with_suffix("")
         remove_unfinished(file.parent)
         self.write_adapter(checkpoint["state_dict"], temporary_folder)
         (temporary_folder / "config.yaml").write_text(self.config, encoding="utf-8")
-        torch.save(checkpoint, temporary)
+        torch.save(checkpoint, temporary_file)
         marker = {
             "step": checkpoint["global_step"],
             "resumable": "optimizer_states" in checkpoint and not checkpoint.get(STOPPING),
-            "checkpoint": size_and_sha256(temporary),
+            "checkpoint": size_and_sha256(temporary_file),
             "adapter": size_and_sha256(temporary_folder / ADAPTER),
         }
         (temporary_folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-        for written in (temporary, *temporary_folder.iterdir(), temporary_folder):
+        for written in (temporary_file, *temporary_folder.iterdir(), temporary_folder):
             sync(written)
+        check_ours(folder, temporary_folder)
         self.remove_checkpoint(file)  # an older checkpoint of the same name
         temporary_folder.rename(folder)
-        temporary.rename(file)
+        temporary_file.rename(file)
         sync(file.parent)
 
     def load_checkpoint(
@@ -132,8 +145,8 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
         map_location: device of the tensors; the CPU if None.
 
     Raises:
-        CheckpointError: the file is truncated, holds other objects, or is not what was saved; the message names the
-            state that is missing, unexpected or altered.
+        CheckpointError: the file is truncated, holds other objects, has no list of its contents, or is not what was
+            saved; the message names the state that is missing, unexpected, altered or of another type.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
@@ -145,35 +158,70 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
         ) from error
     if not isinstance(checkpoint, dict):
         found = f"it holds a {type(checkpoint).__name__} instead of a dictionary"
-        raise CheckpointError(f"checkpoint {path}", found, "Use a checkpoint of kyon-pl fit")
-    for key in ("state_dict", CHECKSUMS, FINGERPRINT):
-        if not isinstance(checkpoint.get(key, {}), dict):
-            raise CheckpointError(f"checkpoint {path}: {key}", "it is not a dictionary", "Use another checkpoint")
+        raise CheckpointError(f"checkpoint {path}", found, _OF_FIT)
+    if fault := fault_of_values(checkpoint):
+        raise CheckpointError(f"checkpoint {path}", fault, _OF_FIT)
+    for key in (*(_KINDS.keys() & checkpoint.keys()), *_REQUIRED):
+        entry(checkpoint, key, _KINDS[key], f"checkpoint {path}", _OF_FIT)
+    for name, value in checkpoint["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            found = f"it is {shorten(value)}, and not a tensor"
+            raise CheckpointError(f"checkpoint {path}: state_dict.{name}", found, _OF_FIT)
     check_checksums(checkpoint)
     return checkpoint
 
 
+def check_ours(folder: Path, replacement: Path) -> None:
+    """Check that a folder to replace is of a checkpoint: complete, or a part of what will replace it.
+
+    Args:
+        folder: need not exist.
+        replacement: the complete folder.
+
+    Raises:
+        SettingError: the folder has files from elsewhere.
+    """
+    others = sorted(path.name for path in folder.glob("*") if not (replacement / path.name).exists())
+    if others and not (folder / MARKER).is_file():
+        remove_unfinished(folder.parent)
+        found = f"it has other files ({', '.join(others[:3])}), and a checkpoint of this name would replace it"
+        raise SettingError(str(folder), found, "Set another dirpath or filename in the callback that saves checkpoints")
+
+
+@contextmanager
+def restoring_explained() -> Iterator[None]:
+    """Turn an error while Lightning restores a checkpoint into a CheckpointError.
+
+    The values in a checkpoint belong to Lightning, its loops and callbacks, which take them without a check.
+
+    Raises:
+        CheckpointError: one of `LIBRARY_ERRORS` was raised while a checkpoint was restored.
+    """
+    try:
+        yield
+    except KyonError:
+        raise
+    except LIBRARY_ERRORS as error:
+        if isinstance(error, torch.OutOfMemoryError) or not _raised_while_restoring(error):
+            raise
+        found = f"Lightning cannot restore it: {type(error).__name__}: {shorten(str(error))}"
+        raise CheckpointError("--ckpt_path", found, _OF_FIT) from error
+
+
+def _raised_while_restoring(error: BaseException) -> bool:
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [code.co_name for code in codes if code.co_filename == checkpoint_connector.__file__]
+    return any(name.lstrip("_").startswith(("restore", "resume")) for name in names)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove temporary files of an interrupted save, and complete an interrupted removal."""
-    for path in folder.glob(_temporary(Path("*")).name):
+    for path in folder.glob(temporary(Path("*")).name):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in folder.glob(_removed(Path("*.ckpt")).name):
         adapter = path.with_name(path.name.removeprefix(".").removesuffix(".ckpt.removing"))
         shutil.rmtree(adapter, ignore_errors=True)
         path.unlink()
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a text file completely or not at all, even if the process is killed or power fails."""
-    temporary = _temporary(file)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(file)
-    sync(file.parent)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.writing")
 
 
 def _removed(path: Path) -> Path:

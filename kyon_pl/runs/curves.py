@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]
     LegacyEventFileLoader,
 )
-from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
+from kyon_pl.errors import CheckpointError
 from kyon_pl.imports import need_package
+from kyon_pl.outputs import PNG_METADATA, Output, writing
 
 Curves = Mapping[str, list[tuple[int, float]]]
 """Maps tags, such as `val/loss`, to (optimizer step, value), ordered by step."""
@@ -46,7 +49,7 @@ def event_files(folder: Path) -> list[Path]:
     Args:
         folder: folder with the event files.
     """
-    return sorted(folder.glob("events.out.tfevents.*"), key=_numbers_as_numbers)
+    return sorted((file for file in folder.glob("events.out.tfevents.*") if file.is_file()), key=_numbers_as_numbers)
 
 
 def _numbers_as_numbers(file: Path) -> list[str | int]:
@@ -60,15 +63,27 @@ def read_curves(folder: Path) -> Curves:
 
     Args:
         folder: folder with the event files; without any, the result is empty.
+
+    Raises:
+        CheckpointError: a file cannot be read.
     """
     curves: dict[str, dict[int, float]] = {}
-    for event in (event for file in event_files(folder) for event in LegacyEventFileLoader(str(file)).Load()):
+    for event in (event for file in event_files(folder) for event in _events(file)):
         if event.session_log.status == SessionLog.START:
             curves = {tag: {step: curve[step] for step in curve if step < event.step} for tag, curve in curves.items()}
         for value in event.summary.value:
             if value.HasField("simple_value"):
                 curves.setdefault(value.tag, {})[event.step] = value.simple_value
     return {tag: sorted(curve.items()) for tag, curve in curves.items() if curve}
+
+
+def _events(file: Path) -> Iterator[Event]:
+    """The events of a file, up to the first one that is cut short or altered."""
+    try:
+        yield from LegacyEventFileLoader(str(file)).Load()
+    except (OSError, DecodeError) as error:
+        found = f"it cannot be read ({error.strerror if isinstance(error, OSError) else error})"
+        raise CheckpointError(str(file), found, "Copy it again, or move it out of the run folder") from error
 
 
 def check_matplotlib() -> None:
@@ -80,15 +95,18 @@ def check_matplotlib() -> None:
     need_package("matplotlib", "report", where="kyon-pl report", does="draws the pictures")
 
 
-def draw(runs: Mapping[str, Curves], folder: Path) -> list[Path]:
+def draw(runs: Mapping[str, Curves], pictures: Mapping[str, Output]) -> list[Path]:
     """Draw the pictures that have at least one curve.
 
     Args:
         runs: curves by the name of the run; each run has its own colour.
-        folder: existing folder for the PNG files.
+        pictures: the PNG files, by the keys of `PICTURES`.
 
     Returns:
-        The files.
+        The written files.
+
+    Raises:
+        KyonError: as `kyon_pl.outputs.writing`.
     """
     files = []
     for picture, panels in PICTURES.items():
@@ -98,8 +116,9 @@ def draw(runs: Mapping[str, Curves], folder: Path) -> list[Path]:
             if any(curves.get(t) for t in tags for curves in runs.values())
         }
         if drawn:
-            files.append(folder / f"{picture}.png")
-            _draw(files[-1], drawn, runs)
+            with writing(pictures[picture]) as file:
+                _draw(file, drawn, runs)
+            files.append(pictures[picture].path)
     return files
 
 
@@ -120,7 +139,7 @@ def _draw(file: Path, panels: Mapping[str, Sequence[str]], runs: Mapping[str, Cu
         axes.legend(fontsize="x-small", frameon=False)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    figure.savefig(file, dpi=120, format="png")
+    figure.savefig(file, dpi=120, format="png", metadata=PNG_METADATA)
 
 
 def _draw_curve(axes: object, tag: str, points: list[tuple[int, float]], colour: str, label: str) -> None:

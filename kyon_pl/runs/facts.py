@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kyon_pl.errors import CheckpointError
+from kyon_pl.files import read_yaml_mapping, shorten
 from kyon_pl.runs.curves import Curves, read_curves
 from kyon_pl.runs.integrity import CHECKPOINTS, MARKER, read_marker
 
@@ -38,6 +37,8 @@ _SHOWN = (
     "data.tokens_per_batch",
     "data.rows_per_batch",
 )
+
+_FIX = "Copy it again from the run folder"
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,17 @@ def read_run_facts(folder: Path) -> RunFacts:
         folder: folder of the adapter.
 
     Raises:
-        CheckpointError: `config.yaml` is not YAML.
+        CheckpointError: `config.yaml` or the marker cannot be read, or the data sources are no texts.
     """
     run = folder.parent.parent if folder.parent.name == CHECKPOINTS else None
     files = [place / "config.yaml" for place in (folder, run) if place and (place / "config.yaml").is_file()]
-    config = _read_yaml(files[0]) if files else {}
-    step = int(read_marker(folder)["step"]) if (folder / MARKER).is_file() else None
-    source = _value(config, "data.source") or ()
-    sources = tuple(str(one) for one in ([source] if isinstance(source, str) else source))
-    return RunFacts(step, _settings(config), sources, read_curves(run) if run else {})
+    config = read_yaml_mapping(files[0], _FIX) if files else {}
+    step = read_marker(folder)["step"] if (folder / MARKER).is_file() else None
+    source = _value(config, "data.source") or []
+    sources = [source] if isinstance(source, str) else source
+    if not isinstance(sources, list) or not all(isinstance(one, str) for one in sources):
+        raise CheckpointError(f"{files[0]}: data.source", f"{shorten(source)} is not a text or a list of texts", _FIX)
+    return RunFacts(step, _settings(config), tuple(sources), read_curves(run) if run else {})
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,12 +98,3 @@ def _value(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = config.get(part) if isinstance(config, dict) else None
     return config
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(str(file), f"not YAML: {reason}", "Copy it again from the run folder") from error
-    return config if isinstance(config, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from kyon_pl.errors import CheckpointError
+from kyon_pl.errors import CheckpointError, MissingFileError
+from kyon_pl.files import entry, read_json_object
 from kyon_pl.logs import from_here
 
 log = logging.getLogger(__name__)
@@ -28,24 +28,23 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """Read the marker in an adapter's folder: `step`, `resumable`, `checkpoint` and `adapter`.
 
     Raises:
-        FileNotFoundError: there is no marker.
-        ValueError: it is not JSON.
-        KeyError: a key is missing.
-        TypeError: a value is of another type.
+        MissingFileError: there is no marker.
+        CheckpointError: it cannot be read, or a key is missing or of another type.
     """
-    recorded = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    files = {key: dict(recorded[key]) for key in ("checkpoint", "adapter")}
-    return {"step": int(recorded["step"]), "resumable": bool(recorded["resumable"])} | files
+    file = folder / MARKER
+    recorded = read_json_object(file)
+    kinds: dict[str, type] = {"step": int, "resumable": bool, "checkpoint": dict, "adapter": dict}
+    return {key: entry(recorded, key, kind, file) for key, kind in kinds.items()}
 
 
 def fault_of_adapter(folder: Path) -> str | None:
     """The reason why the adapter in the folder `NAME` is not what was saved; None if it is."""
     try:
         recorded = read_marker(folder)
-    except FileNotFoundError:
+    except MissingFileError:
         return f"{folder / MARKER} is missing: saving was interrupted"
-    except (ValueError, KeyError, TypeError):
-        return f"{folder / MARKER} cannot be read"
+    except CheckpointError as error:
+        return f"{folder / MARKER}: {error.found}"
     return _compare_file(folder / ADAPTER, recorded["adapter"])
 
 
@@ -99,14 +98,12 @@ def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_checksums(checkpoint: Mapping[str, Any]) -> None:
-    """Compare a checkpoint with its checksums; a checkpoint without checksums is accepted.
+    """Compare a checkpoint with its checksums.
 
     Raises:
         CheckpointError: it names the state that is missing, unexpected or altered.
     """
-    saved, now = checkpoint.get(CHECKSUMS), checksums(checkpoint)
-    if saved is None:
-        return
+    saved, now = checkpoint[CHECKSUMS], checksums(checkpoint)
     for found, names in {
         "it is missing in the checkpoint": saved.keys() - now.keys(),
         "it was not in the checkpoint when that was saved": now.keys() - saved.keys(),
@@ -154,10 +151,13 @@ def check_trained_weights(state: Mapping[str, torch.Tensor], shapes: Mapping[str
 
 
 def _compare_file(file: Path, recorded: dict[str, Any]) -> str | None:
-    if not file.is_file():
-        return f"{file} is missing"
-    same = size_and_sha256(file) == recorded
-    return None if same else f"{file} is not what was written ({file.stat().st_size:,} bytes)"
+    try:
+        if not file.is_file():
+            return f"{file} is missing"
+        found = size_and_sha256(file)
+    except OSError as error:
+        return f"{file} cannot be read ({error.strerror})"
+    return None if found == recorded else f"{file} is not what was written ({found['bytes']:,} bytes)"
 
 
 def _error(name: str, found: str) -> CheckpointError:

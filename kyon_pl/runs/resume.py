@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +15,20 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from kyon_pl.errors import CheckpointError, MissingFileError
-from kyon_pl.runs.checkpoint_io import read_checkpoint, write_atomically
+from kyon_pl.disk import write_atomically
+from kyon_pl.errors import MachineError, MissingFileError
+from kyon_pl.files import entry, read_json_object
+from kyon_pl.locks import Lock, in_use, read_holder
+from kyon_pl.logs import from_here
+from kyon_pl.runs.checkpoint_io import read_checkpoint
 from kyon_pl.runs.fingerprint import FINGERPRINT, differences, keep_accumulation, shorten
 from kyon_pl.runs.integrity import CHECKPOINTS, newest_checkpoint
 
 log = logging.getLogger(__name__)
 
-RECORD = "run.json"
+RECORD, LOCK = "run.json", "run.lock"
 SHOWN_FILES = 5
+_WAIT = "Wait until it is done, or stop it"
 Fingerprint = Callable[[], dict[str, str]]
 
 
@@ -73,21 +81,103 @@ def read_run(folder: Path) -> Run:
     Raises:
         CheckpointError: `run.json` cannot be read.
     """
+    file, fix = folder / RECORD, "Remove it, and resume the run with --ckpt_path and the file of a checkpoint"
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return Run(folder, dict(record["fingerprint"]), record["finished_at_step"])
-    except FileNotFoundError:
+        record = read_json_object(file, fix)
+    except MissingFileError:
         return Run(folder, {}, None)
-    except (ValueError, KeyError, TypeError) as error:
-        fix = "Remove the file, and resume the run with --ckpt_path and the file of a checkpoint"
-        raise CheckpointError(str(folder / RECORD), "it is not the record of a run", fix) from error
+    fingerprint = entry(record, "fingerprint", dict, file, fix)
+    for key in fingerprint:
+        entry(fingerprint, key, str, f"{file}: fingerprint", fix)
+    finished = record.get("finished_at_step")
+    return Run(folder, fingerprint, None if finished is None else entry(record, "finished_at_step", int, file, fix))
 
 
 def runs_in(folder: Path) -> list[Run]:
     """The runs `version_N` in a folder, the highest number first."""
+    return [read_run(path) for _, path in sorted(_numbered(folder), reverse=True)]
+
+
+def next_version(folder: Path) -> Path:
+    """The folder of the next new run in a folder of runs.
+
+    A folder that a command left because it was killed before it wrote anything is used again.
+    """
+    number, newest = max(_numbered(folder), default=(-1, None))
+    return newest if newest and _is_abandoned(newest) else folder / f"version_{number + 1}"
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a run folder has at most a lock that no process holds; the lock is removed."""
+    if any(path.name != LOCK for path in folder.iterdir()):
+        return False
+    try:
+        lock_run(folder, {}).release()
+    except MachineError:
+        return False
+    return True
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
     folders = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    numbered = [(int(match[1]), path) for path in folders if (match := re.fullmatch(r"version_(\d+)", path.name))]
-    return [read_run(path) for _, path in sorted(numbered, reverse=True)]
+    return [(int(match[1]), path) for path in folders if (match := re.fullmatch(r"version_(\d+)", path.name))]
+
+
+def lock_run(folder: Path, settings: Mapping[str, str]) -> Lock:
+    """Lock an existing run folder, for as long as the run lasts.
+
+    Args:
+        folder: the run folder.
+        settings: of the run, for `refuse_running`.
+
+    Raises:
+        MachineError: another process is writing the run.
+    """
+    return Lock(folder / LOCK, from_here(folder), _WAIT, settings)
+
+
+def create_run(folder: Path, settings: Mapping[str, str]) -> Lock | None:
+    """Create a run folder that is locked from its first moment on.
+
+    Args:
+        folder: the new run folder.
+        settings: of the run, for `refuse_running`.
+
+    Returns:
+        The lock; None if another process has created the folder.
+    """
+    new = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}")
+    new.mkdir(parents=True)
+    lock = lock_run(new, settings)
+    try:
+        new.rename(folder)
+    except OSError as error:
+        lock.release()
+        new.rmdir()
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return None
+    lock.file = folder / LOCK
+    return lock
+
+
+def refuse_running(folder: Path, settings: Mapping[str, str]) -> None:
+    """Refuse to start the same run a second time while it is running.
+
+    Args:
+        folder: of the runs.
+        settings: the part of the fingerprint that needs no files.
+
+    Raises:
+        MachineError: a process is writing a run with the same settings; the message names it.
+    """
+    for _, run_folder in _numbered(folder):
+        holder = read_holder(run_folder / LOCK)
+        if holder is None:
+            continue
+        run = Run(run_folder, dict(holder.settings), None)
+        if not differences(run.fingerprint, _comparable(dict(settings), run)):
+            raise in_use(from_here(run_folder), holder, f"{_WAIT}, or start another run with --auto_resume false")
 
 
 def folder_of_runs(trainer: Trainer) -> Path | None:

@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from kyon_pl.batch import Batch, IdSource, PromptBatch
 from kyon_pl.chatglm2 import ChatGLMTokenizer
+from kyon_pl.demo import name_to_record
 from kyon_pl.errors import SettingError
 from kyon_pl.lora import Checkpointing, Quantization, frozen_dtype, reference_lora, write_adapter
 from kyon_pl.runs.integrity import check_resumable_state, check_trained_weights
@@ -143,7 +144,7 @@ class ChatGLM2LoRA(LightningModule):
         started_s = time.monotonic()
         base = self.frozen_base.load(dtype, device, ranks=self.trainer.world_size if self.sharded else 1)
         loading_s = time.monotonic() - started_s
-        self.model = self.initial_adapter.attach(base, self.frozen_base.name)
+        self.model = self.initial_adapter.attach(base, name_to_record(self.frozen_base.name))
         if self.sharded:
             shard_base(base, device)
             exclude_shards_from_ddp(self)

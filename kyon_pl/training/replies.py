@@ -59,10 +59,12 @@ def generate_texts(
     return [GeneratedReply(str(text), reply.stopped) for text, reply in zip(texts, replies, strict=True)]
 
 
+REPLY_KEYS = ("row", "prompt", "reply", "reference", "stopped")
+"""Of a row of `prediction_rows`."""
+
+
 def prediction_rows(batch: PromptBatch, replies: list[GeneratedReply]) -> list[dict[str, Any]]:
-    """Replies with their prompts, one dictionary per prompt: `row`, `prompt`, `reply`, `reference` and `stopped`."""
-    rows = zip(batch.row_numbers, batch.prompts, batch.references, replies, strict=True)
-    return [
-        {"row": row, "prompt": prompt, "reply": reply.text, "reference": reference, "stopped": reply.stopped}
-        for row, prompt, reference, reply in rows
-    ]
+    """Replies with their prompts, one dictionary per prompt, with `REPLY_KEYS`."""
+    texts, stopped = [reply.text for reply in replies], [reply.stopped for reply in replies]
+    rows = zip(batch.row_numbers, batch.prompts, texts, batch.references, stopped, strict=True)
+    return [dict(zip(REPLY_KEYS, row, strict=True)) for row in rows]

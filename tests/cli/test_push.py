@@ -181,6 +181,24 @@ def test_patterns(hub: HubServer, kyon_pl: PushAsker, run: Path) -> None:
     assert (answer.status, "no file of" in answer.err) == (2, True)
 
 
+def test_files_that_happen_to_lie_there_are_named_and_not_sent(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:
+    """Not by a pattern either."""
+    folder = copy / "checkpoints/best"
+    strange = (".env", ".git/config", "id_rsa", "other.safetensors", "samples/adapter_config.json", "notes\x1b[31m.txt")
+    for name in strange:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("SECRET=1")
+    for words in ([], ["--allow_patterns", '["*"]']):
+        answer = kyon_pl("push", "--repo_id", "strange", "--adapter", str(folder), *words)
+        assert answer.status == 0, answer.err
+        sent = content(hub, "kyon/strange")
+        assert {WEIGHTS, "adapter_config.json", "tokenizer.model"} <= sent.keys()
+        assert not {*strange} & sent.keys()
+        [line] = [line for line in answer.err.splitlines() if "not sent" in line]
+        assert ".env, .git/config, id_rsa" in line
+        assert "and 1 more" in line
+
+
 def test_local_base_warns_and_base_option_names_it(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:
     folder = copy / "checkpoints/best"
     base = write_published_layout(copy.parent / "my-base", tiny_base(), shards=1)
@@ -299,7 +317,7 @@ def test_a_merged_model(hub: HubServer, kyon_pl: PushAsker, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(config | {"ffn_hidden_size": 64}))
     assert "config.json: it is not what was written" in kyon_pl(*words).err
     (tmp_path / "kyon_pl.json").unlink()
-    assert "dense_4h_to_h.weight: (32, 48) instead of (32, 64)" in kyon_pl(*words).err
+    assert "dense_4h_to_h.weight (32, 48) instead of (32, 64)" in kyon_pl(*words).err
 
 
 def test_interrupted_push_leaves_the_repository_unchanged(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:

@@ -118,6 +118,28 @@ def test_report_of_a_failed_run(runs: dict[str, Path], tmp_path: Path) -> None:
     assert [path.name for path in Path("nothing").iterdir()] == ["report.md"]
 
 
+@pytest.mark.parametrize("name", ["report.md", "loss.png"])
+def test_a_file_from_elsewhere_stays_and_a_report_is_replaced(
+    name: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir()
+    mine.write_bytes(b"# of the user")
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(runs["on"]), "--output", "mine"])
+    assert stopped.value.code == 2
+    assert f"{mine} exists and is from elsewhere" in capsys.readouterr().err
+    assert [path.read_bytes() for path in mine.parent.iterdir()] == [b"# of the user"]
+    mine.unlink()
+    for _ in range(2):
+        main(["report", str(runs["on"]), "--output", "mine"])
+    text, picture = Path("mine/report.md"), Path("mine/loss.png")
+    picture.write_bytes(picture.read_bytes().replace(b"kyon_pl", b"unknown"))  # as an earlier version wrote it
+    main(["report", str(runs["on"]), "--output", "mine"])
+    assert b"kyon_pl" in picture.read_bytes()
+    assert text.is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -6,6 +6,7 @@ whose line has one of the words. In the slow suite it is `test_guards_matter.py`
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -59,7 +60,14 @@ MODULE_TEST = "tests/unit/training/test_module.py::"
 CLI_TEST = "tests/cli/test_errors.py::test_error_is_one_clear_paragraph"
 DEMO_TEST = "tests/cli/test_demo.py::"
 CHECKPOINT_TEST = "tests/unit/runs/test_whole_checkpoints.py::"
+OUTPUTS_TEST = "tests/unit/test_outputs.py::"
+TWO_RUNS_TEST = (
+    "tests/faults/test_two_runs.py::test_the_second_is_refused_while_the_first_lives_and_goes_on_when_it_is_killed"
+)
 RESUME_TEST = "tests/faults/test_kill_and_resume.py::test_kill_and_resume"
+MIDDLEWARE_TEST = "tests/unit/chat/test_middleware.py::"
+TERMINAL_TEST = "tests/unit/chat/test_terminal.py::"
+VISITORS_TEST = "tests/cli/test_web_visitors.py::"
 READING = "data/reading/"
 READERS_TEST = "tests/unit/data/test_readers.py::"
 FORMS_TEST = "tests/unit/data/test_forms.py::"
@@ -348,8 +356,8 @@ CHECKPOINTS = [
     Guard(
         "a truncated checkpoint is skipped",
         "runs/integrity.py",
-        "same = size_and_sha256(file) == recorded",
-        "same = True",
+        "return None if found == recorded else",
+        "return None if True else",
         f"{CHECKPOINT_TEST}test_the_newest_checkpoint_is_the_whole_one_of_the_highest_recorded_step",
     ),
     Guard(
@@ -369,8 +377,8 @@ CHECKPOINTS = [
     Guard(
         "a checkpoint is written under a temporary name",
         "runs/checkpoint_io.py",
-        '        temporary, temporary_folder = _temporary(file), _temporary(file.with_suffix(""))\n',
-        '        temporary, temporary_folder = file, _temporary(file.with_suffix(""))\n',
+        '        temporary_file, temporary_folder = temporary(file), temporary(file.with_suffix(""))\n',
+        '        temporary_file, temporary_folder = file, temporary(file.with_suffix(""))\n',
         f"{CHECKPOINT_TEST}test_a_save_that_dies_leaves_the_checkpoint_of_that_name",
     ),
     Guard(
@@ -409,6 +417,460 @@ CHECKPOINTS = [
         f"{DEMO_TEST}test_schedule_ends_exactly_at_its_last_value",
     ),
 ]
+CACHE_TEST = "tests/unit/data/test_cache.py::test_"
+CACHE = [
+    Guard(
+        "a cache that differs from its checksums is built again",
+        "data/cache.py",
+        "if _crc32(file) != crc:",
+        "if False:",
+        f"{CACHE_TEST}any_flipped_bit_of_what_is_trained_on_is_noticed",
+    ),
+    Guard(
+        "one process builds a damaged cache, others wait",
+        "data/cache.py",
+        "                if fault := _fault(record):  # no",
+        "                if fault := str(record):  # no",
+        f"{CACHE_TEST}one_of_several_readers_builds_and_the_others_wait",
+    ),
+    Guard(
+        "no folder outside the cache is removed",
+        "data/cache.py",
+        " and root.resolve() in folder.parents:",
+        ":",
+        f"{CACHE_TEST}damaged_download_is_removed_and_only_that",
+    ),
+    Guard(
+        "a cache that cannot be written is explained",
+        "data/cache.py",
+        "        raise cache_error(folder, error) from None",
+        "        raise",
+        f"{CACHE_TEST}default_cache_that_cannot_be_written_is_one_paragraph[preview]",
+    ),
+    Guard(
+        "a full disk under the cache is not blamed on the rows",
+        "data/reading/sources.py",
+        "        if written or cause.errno in _FULL_OR_READ_ONLY:",
+        "        if written and cause.errno in ():",
+        f"{CACHE_TEST}error_of_writing_the_cache_is_not_blamed_on_the_rows[rows-{errno.ENOSPC}]",
+    ),
+    Guard(
+        "push sends nothing else that lies in the folder",
+        "publish/push.py",
+        "if name in ours and name != CARD]",
+        "if name != CARD]",
+        "tests/cli/test_push.py::test_files_that_happen_to_lie_there_are_named_and_not_sent",
+    ),
+]
+OUTPUTS = [
+    Guard(
+        "an output is no input",
+        "outputs.py",
+        "            if any(_reads(",
+        "            if False and any(_reads(",
+        f"{OUTPUTS_TEST}test_refused[a new file in a folder that is read]",
+    ),
+    Guard(
+        "an output is no other output",
+        "outputs.py",
+        "if _same(output.path, other.path):",
+        "if False:",
+        f"{OUTPUTS_TEST}test_two_outputs_are_not_one_file",
+    ),
+    Guard(
+        "a file from elsewhere is not replaced",
+        "outputs.py",
+        "    if not ours:\n",
+        "    if False:\n",
+        f"{OUTPUTS_TEST}test_refused[a file from elsewhere]",
+    ),
+    Guard(
+        "a file is replaced whole",
+        "outputs.py",
+        "    written = temporary(output.path)\n",
+        "    written = output.path\n",
+        f"{OUTPUTS_TEST}test_replaced_whole_or_not_at_all",
+    ),
+    Guard(
+        "the outputs of fit are checked before anything is written",
+        "cli/lightning_cli.py",
+        "        check_outputs(outputs_of(self.command, settings), inputs_of(settings))\n",
+        "",
+        "tests/cli/test_outputs.py::test_an_output_is_no_input[fit-data.bad_rows_file]",
+    ),
+    Guard(
+        "a run in a folder that exists replaces no config from elsewhere",
+        "cli/lightning_cli.py",
+        "            check_outputs(run_files(folder), inputs_of(self.config[str(self.subcommand)]))\n",
+        "",
+        "tests/cli/test_outputs.py::test_a_run_without_a_folder_of_its_own_keeps_the_config_it_was_given",
+    ),
+    Guard(
+        "a checkpoint replaces no folder from elsewhere",
+        "runs/checkpoint_io.py",
+        "        check_ours(folder, temporary_folder)\n",
+        "",
+        f"{CHECKPOINT_TEST}test_a_folder_from_elsewhere_is_not_replaced",
+    ),
+    Guard(
+        "the same run is not started beside itself",
+        "cli/lightning_cli.py",
+        "            refuse_running(runs, self._settings())\n",
+        "            pass\n",
+        "tests/faults/test_two_runs.py::test_two_at_once",
+    ),
+    Guard(
+        "a new run holds its folder",
+        "cli/lightning_cli.py",
+        "        self.held.enter_context(lock)\n        self._log_into(new)\n",
+        "        lock.release()\n        self._log_into(new)\n",
+        TWO_RUNS_TEST,
+    ),
+    Guard(
+        "a resumed run holds its folder",
+        "cli/lightning_cli.py",
+        "                locked_run.enter_context(lock_run(start.folder, settings))\n",
+        "",
+        TWO_RUNS_TEST,
+    ),
+    Guard(
+        "a lock does not outlive its process in a loader worker",
+        "locks.py",
+        "os.register_at_fork(after_in_child=_close_in_child)\n",
+        "",
+        "tests/unit/test_locks.py::test_another_process_is_named_until_it_is_killed",
+    ),
+    Guard(
+        "a lock file that was removed is not taken",
+        "locks.py",
+        " and _is_at(file, handle)",
+        "",
+        "tests/unit/test_locks.py::test_never_two_holders_although_the_file_is_removed_each_time",
+    ),
+    Guard(
+        "one writer for a merged model",
+        "export/staging.py",
+        '        with locked(output, "--output"):\n',
+        "        if True:\n",
+        "tests/unit/export/test_merging.py::test_the_staging_folder_is_renamed_or_removed",
+    ),
+]
+CHAT = [
+    Guard(
+        "a request of the page that says it is long is not read",
+        "chat/middleware.py",
+        'if int(headers.get("content-length", "0")) > longest:',
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_a_body_is_read_no_further_than_a_message_can_be",
+    ),
+    Guard(
+        "a request of the page is read no further than a message can be",
+        "chat/middleware.py",
+        "if len(body) > longest:",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_a_body_is_read_no_further_than_a_message_can_be",
+    ),
+    Guard(
+        "another name of this machine is refused by the page",
+        "chat/middleware.py",
+        "if is_loopback(self.host) and not is_loopback(_hostname(host)):",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_other_sites_cannot_talk_to_a_local_page",
+    ),
+    Guard(
+        "a page of another site is refused by the page",
+        "chat/middleware.py",
+        "if origin is not None and",
+        "if False and",
+        f"{MIDDLEWARE_TEST}test_other_sites_cannot_talk_to_a_local_page",
+    ),
+    Guard(
+        "routes that the page does not need are refused: GET",
+        "chat/middleware.py",
+        "if path not in GET_PATHS and",
+        "if False and",
+        f"{MIDDLEWARE_TEST}test_only_the_routes_of_the_page_are_there",
+    ),
+    Guard(
+        "routes that the page does not need are refused: POST",
+        "chat/middleware.py",
+        "or not (is_call or path in POST_PATHS):",
+        "and False:",
+        f"{MIDDLEWARE_TEST}test_only_the_routes_of_the_page_are_there",
+    ),
+    Guard(
+        "values that a component cannot have are refused",
+        "chat/inputs.py",
+        "if check is None or not check(value, props):",
+        "if check is None:",
+        f"{MIDDLEWARE_TEST}test_a_forged_value_does_not_reach_gradio",
+    ),
+    Guard(
+        "functions that the page does not have are refused",
+        "chat/inputs.py",
+        "self._inputs.get(number) if type(number) is int else None",
+        "self._inputs.get(0)",
+        f"{MIDDLEWARE_TEST}test_a_forged_value_does_not_reach_gradio",
+    ),
+    Guard(
+        "only checked values reach Gradio",
+        "chat/inputs.py",
+        '_json_bytes({"data": checked, "fn_index": number, "session_hash": session})',
+        "body",
+        f"{MIDDLEWARE_TEST}test_only_checked_values_are_passed_on",
+    ),
+    Guard(
+        "a session has a share of the queue",
+        "chat/shares.py",
+        "if max(of_session, of_address) >= self.places:",
+        "if of_address >= self.places:",
+        f"{MIDDLEWARE_TEST}test_one_session_has_a_quarter_of_the_queue",
+    ),
+    Guard(
+        "an address has a share of the queue",
+        "chat/shares.py",
+        "if max(of_session, of_address) >= self.places:",
+        "if of_session >= self.places:",
+        f"{MIDDLEWARE_TEST}test_one_address_has_a_quarter_under_many_names",
+    ),
+    Guard(
+        "a stream that was refused releases no place",
+        "chat/middleware.py",
+        "if path == DATA and answer.status == 200:",
+        "if path == DATA:",
+        f"{MIDDLEWARE_TEST}test_a_place_is_released_once_and_by_its_visitor_alone",
+    ),
+    Guard(
+        "wrong passwords have to wait",
+        "chat/passwords.py",
+        "if passed < wait:",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_wrong_passwords_have_to_wait_longer_each_time",
+    ),
+    Guard(
+        "guesses of many addresses are forgotten",
+        "chat/passwords.py",
+        "if len(self._guesses) > MAX_ADDRESSES:",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_guesses_of_many_addresses_are_forgotten",
+    ),
+    Guard(
+        "refusals are one line a minute",
+        "chat/refusals.py",
+        "if self._clock() < self._next:",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_refusals_are_one_line_a_minute",
+    ),
+    Guard(
+        "a failed request is no traceback on the host",
+        "chat/web.py",
+        '    logging.getLogger("uvicorn.error").addFilter(refusals)\n',
+        "",
+        f"{VISITORS_TEST}test_forged_requests_leave_no_traceback_on_the_host[100]",
+    ),
+    Guard(
+        "a seed that torch cannot take is refused",
+        "chat/model.py",
+        '("seed", self.seed in SEEDS,',
+        '("seed", True,',
+        f"{TERMINAL_TEST}test_every_accepted_seed_can_be_used",
+    ),
+    Guard(
+        "a failed reply keeps the conversation",
+        "chat/terminal.py",
+        "except (MemoryError, torch.OutOfMemoryError):",
+        "except ZeroDivisionError:",
+        f"{TERMINAL_TEST}test_a_failure_keeps_the_conversation",
+    ),
+    Guard(
+        "an unusable history does not end the chat",
+        "chat/history.py",
+        "except (OSError, RuntimeError) as error:",
+        "except ZeroDivisionError as error:",
+        f"{TERMINAL_TEST}test_a_history_that_cannot_be_kept_is_one_line",
+    ),
+    Guard(
+        "bytes that are no text do not end the chat",
+        "chat/terminal.py",
+        'sys.stdin.reconfigure(errors="replace")',
+        "pass",
+        f"{TERMINAL_TEST}test_bytes_that_are_no_text_are_replaced",
+    ),
+    Guard(
+        "standard input is read no further than a question can be",
+        "chat/command.py",
+        "sys.stdin.read(MAX_QUESTION_CHARACTERS + 2)",
+        "sys.stdin.read()",
+        f"{TERMINAL_TEST}test_a_line_is_not_read_to_its_end",
+    ),
+    Guard(
+        "a question has a maximum length",
+        "chat/conversation.py",
+        "if len(text) > MAX_QUESTION_CHARACTERS:",
+        "if False:",
+        f"{TERMINAL_TEST}test_what_an_option_cannot_ask",
+    ),
+]
+CODE_TEST = "tests/cli/test_no_code.py::"
+ANSWERS_TEST = "tests/unit/hub/test_hub_answers.py::"
+SETTINGS_TEST = "tests/cli/test_bad_settings.py::"
+HOSTILE = [
+    Guard(
+        "a setting names no code of another package",
+        "cli/lightning_cli.py",
+        "    restrict_imports(allowed)\n",
+        "",
+        f"{CODE_TEST}test_a_name_without_class_path",
+    ),
+    Guard(
+        "a setting names no function",
+        "cli/lightning_cli.py",
+        "        check_classes(settings.as_dict())\n",
+        "",
+        f"{CODE_TEST}test_what_is_called_later",
+    ),
+    Guard(
+        "preview and doctor refuse such a config too",
+        "cli/arguments.py",
+        "            check_origins(name, settings[name], allowed)\n",
+        "",
+        f"{CODE_TEST}test_every_command",
+    ),
+    Guard(
+        "a Hub's header names no file outside the cache",
+        "hub/download.py",
+        '    hooks["response"].append(_check_names)\n',
+        '    hooks["response"].append(len)\n',
+        f"{ANSWERS_TEST}test_names_that_lead_out_of_the_cache",
+    ),
+    Guard(
+        "what answers in other JSON is not a Hub",
+        "hub/download.py",
+        "            if not raised_by_client(error):\n",
+        "            if True:\n",
+        f"{ANSWERS_TEST}test_json_of_another_shape",
+    ),
+    Guard(
+        "a config that contains itself is refused",
+        "cli/settings.py",
+        "    if counts.get(id(node)) == 0:\n",
+        "    if False:\n",
+        f"{SETTINGS_TEST}test_config_files[itself]",
+    ),
+    Guard(
+        "a text that no setting can hold is refused",
+        "cli/commands.py",
+        "    check_option_values(words)\n",
+        "",
+        f"{SETTINGS_TEST}test_texts_of_options",
+    ),
+]
+OUTPUT_TEST = "tests/unit/cli/test_output.py::"
+DISTURBED_TEST = "tests/cli/test_disturbed_run.py::"
+STREAMS = [
+    Guard(
+        "an output that is not required may fail",
+        "cli/streams.py",
+        "            return size\n",
+        "            raise\n",
+        f"{OUTPUT_TEST}test_an_output_that_is_not_required_may_fail",
+    ),
+    Guard(
+        "the failure of a required output names it",
+        "cli/streams.py",
+        "raise OSError(error.errno, error.strerror, STDOUT) from None",
+        "raise",
+        f"{OUTPUT_TEST}test_the_failure_of_a_required_output_names_it",
+    ),
+    Guard(
+        "shared memory is not taken for a disk",
+        "cli/system_errors.py",
+        "if not error.filename and _is_of_workers(error):",
+        "if False:",
+        f"{OUTPUT_TEST}test_what_a_machine_does_is_one_paragraph",
+    ),
+    Guard(
+        "what is buffered is written before a command ends",
+        "cli/commands.py",
+        "            sys.stdout.flush()\n",
+        "            pass\n",
+        "tests/cli/test_streams.py::test_the_other_end_of_the_output",
+    ),
+    Guard(
+        "curves may end",
+        "training/callbacks/optional_curves.py",
+        "        except OSError as error:\n",
+        "        except ZeroDivisionError as error:\n",
+        f"{DISTURBED_TEST}test_a_run_without_curves_and_log_says_so_once_and_goes_on",
+    ),
+    Guard(
+        "run.log may fail",
+        "logs.py",
+        "        elif not self.failed:\n",
+        "        else:\n",
+        f"{DISTURBED_TEST}test_a_run_without_curves_and_log_says_so_once_and_goes_on",
+    ),
+    Guard(
+        "a closed terminal sends SIGHUP twice",
+        "training/callbacks/stop_signals.py",
+        "if self.received and number in REPEATED:",
+        "if False:",
+        f"{DISTURBED_TEST}test_a_hangup_saves_and_the_same_command_goes_on",
+    ),
+    Guard(
+        "nohup is respected",
+        "training/callbacks/stop_signals.py",
+        "ignored = (signal.SIG_IGN, None)",
+        "ignored = (None,)",
+        f"{DISTURBED_TEST}test_a_signal_that_is_ignored_stays_so",
+    ),
+    Guard(
+        "loader workers end with a killed parent",
+        "data/batches/loader.py",
+        "os.getppid() != parent or",
+        "False or",
+        "tests/unit/data/test_workers.py::test_workers_end_when_their_parent_is_killed",
+    ),
+    Guard(
+        "a line of the log has no control characters",
+        "logs.py",
+        'return replace_control_characters(super().format(record)).replace("\\n", "↵")',
+        "return super().format(record)",
+        "tests/cli/test_streams.py::test_a_line_of_the_log_is_one_line_without_control_characters",
+    ),
+]
+BAD_INPUT_TEST = "tests/cli/test_bad_input.py::test_bad_input_is_one_clear_paragraph"
+SETTINGS = [
+    Guard(
+        "sizes and numbers of processes are bounded",
+        "data/dialogue_data.py",
+        "if value > highest:",
+        "if False:",
+        f"{BAD_INPUT_TEST}[setting: a pack of all memory]",
+    ),
+    Guard(
+        "null is no number",
+        "data/dialogue_data.py",
+        "if value is None:",
+        "if False:",
+        f"{BAD_INPUT_TEST}[setting: null for a number]",
+    ),
+    Guard(
+        "a process for each of a million devices is not started",
+        "cli/arguments.py",
+        "count > _MOST_DEVICES:",
+        "False:",
+        f"{BAD_INPUT_TEST}[setting: a million devices]",
+    ),
+    Guard(
+        "an empty name is no best checkpoint",
+        "cli/lightning_cli.py",
+        "        if settings.ckpt_path is not None:",
+        "        if settings.ckpt_path:",
+        f"{BAD_INPUT_TEST}[setting: no name of a checkpoint]",
+    ),
+]
+
 READING_ROWS = [
     Guard(
         "folder names are no patterns",
@@ -481,7 +943,51 @@ READING_ROWS = [
         "tests/unit/data/test_conversations.py::test_a_greeting_is_context_is_never_trained_and_goes_first",
     ),
 ]
-GUARDS = PRECISION + RANKS + CHECKPOINTS + READING_ROWS
+FILES = [
+    Guard(
+        "ranks are compared before memory is asked for",
+        "lora/adapter.py",
+        "    check_ranks(folder, config, state)\n",
+        "",
+        "tests/adversary/test_foreign_adapters.py::test_impossible_rank_is_refused_before_memory_is_allocated",
+    ),
+    Guard(
+        "layers are counted before they are built",
+        "chatglm2/checkpoint.py",
+        "> len(shapes):",
+        "> 10**9:",
+        "tests/adversary/test_foreign_adapters.py::test_millions_of_layers_are_refused_before_they_are_built",
+    ),
+    Guard(
+        "written weights have the mode of the umask",
+        "disk.py",
+        "    file.chmod(mode)\n",
+        "",
+        "tests/unit/test_modes.py",
+    ),
+    Guard(
+        "a checkpoint without a list of its contents is refused",
+        "runs/checkpoint_io.py",
+        "*(_KINDS.keys() & checkpoint.keys()), *_REQUIRED)",
+        "*(_KINDS.keys() & checkpoint.keys()),)",
+        "tests/adversary/test_foreign_checkpoints.py::test_checkpoint_without_a_list_of_contents_is_refused",
+    ),
+    Guard(
+        "what Lightning cannot restore is said",
+        "runs/checkpoint_io.py",
+        "or not _raised_while_restoring(error)",
+        "or True",
+        "tests/adversary/test_foreign_checkpoints.py::test_foreign_checkpoint_is_refused[validate-callbacks of 5]",
+    ),
+    Guard(
+        "a folder is recorded as an absolute path",
+        "training/module.py",
+        "attach(base, name_to_record(self.frozen_base.name))",
+        "attach(base, self.frozen_base.name)",
+        "tests/cli/test_base_elsewhere.py::test_relative_base_is_recorded_as_an_absolute_folder",
+    ),
+]
+GUARDS = PRECISION + RANKS + CHECKPOINTS + CACHE + FILES + OUTPUTS + CHAT + HOSTILE + STREAMS + SETTINGS + READING_ROWS
 
 
 def main(words: list[str]) -> int:

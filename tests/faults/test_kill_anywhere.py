@@ -104,7 +104,7 @@ def check_start(said: str, whole: set[int]) -> None:
 
 def last_run(folder: Path) -> Path:
     """The run folder; a kill before it had a record leaves an empty one behind."""
-    return max((folder / "lightning_logs").iterdir(), key=lambda run: int(run.name.removeprefix("version_")))
+    return max((folder / "lightning_logs").glob("version_*"), key=lambda run: int(run.name.removeprefix("version_")))
 
 
 @pytest.mark.slow

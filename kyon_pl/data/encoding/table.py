@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import ListArray
 
 from kyon_pl.data import prompt, split
+from kyon_pl.data.cache import cached
 from kyon_pl.data.encoding import encode
 from kyon_pl.data.encoding.encode import EncodeSettings, Tokenizer, encode_columns
 from kyon_pl.data.reading import quality
@@ -230,6 +232,7 @@ def encode_rows(
 
     Raises:
         SettingError: there are rows of text, and no tokenizer.
+        MachineError: the cache cannot be read or written.
     """
     if tokenizer is None and rows.have_text:
         found = "null, and there are rows of text to encode"
@@ -237,17 +240,23 @@ def encode_rows(
     vocabulary = tokenizer.fingerprint if tokenizer else ""
     code = code_digest(__file__, encode.__file__, split.__file__, prompt.__file__, quality.__file__)
     workers = min(processes, len(rows.dataset) // _ROWS_PER_PROCESS)
-    encoded = rows.dataset.map(
-        encode_columns,
-        batched=True,
-        remove_columns=rows.dataset.column_names,
-        features=ENCODED_FEATURES,
-        fn_kwargs={"tokenizer": tokenizer, "settings": settings},
-        num_proc=workers if workers > 1 else None,
-        new_fingerprint=digest("encoded", rows.fingerprint, vocabulary, settings, code),
-        desc="encoding rows",
-    )
-    return EncodedTable(rows, encoded, settings, tuple(drop))
+    fingerprint = digest("encoded", rows.fingerprint, vocabulary, settings, code)
+    folder = Path(rows.dataset.cache_files[0]["filename"]).parent
+
+    def encode_all() -> Dataset:
+        return rows.dataset.map(
+            encode_columns,
+            batched=True,
+            remove_columns=rows.dataset.column_names,
+            features=ENCODED_FEATURES,
+            fn_kwargs={"tokenizer": tokenizer, "settings": settings},
+            num_proc=workers if workers > 1 else None,
+            cache_file_name=str(folder / f"cache-{fingerprint}.arrow"),
+            new_fingerprint=fingerprint,
+            desc="encoding rows",
+        )
+
+    return EncodedTable(rows, cached(folder, fingerprint, encode_all), settings, tuple(drop))
 
 
 def _numpy(column: object) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,12 @@ from datasets.exceptions import DatasetBuildError, DatasetGenerationError
 from numpy.typing import NDArray
 
 from kyon_pl.data import prompt, split
+from kyon_pl.data.cache import cache_error, cache_root, cached, downloaded
 from kyon_pl.data.reading import checks, columnar, excel, forms, json_files, tabular, text_files, texts
 from kyon_pl.data.reading import files as file_readers
 from kyon_pl.data.reading.checks import ColumnNames, check_columns, check_row, unread_columns
 from kyon_pl.data.reading.files import files_of_each
-from kyon_pl.errors import DataError, KyonError, MachineError, SettingError
+from kyon_pl.errors import DataError, KyonError, SettingError
 from kyon_pl.hub.download import from_hub
 
 ROW_FEATURES = Features(
@@ -38,6 +40,7 @@ ROW_FEATURES = Features(
         "problem": Value("string"),  # why the row cannot be used, as kind, `: ` and details; empty if it can
     }
 )
+_FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _CHECKS = (checks, forms, texts, split, prompt)
 _READERS = (file_readers, json_files, tabular, excel, columnar, text_files)
 _HEAD_ROWS = 100  # rows of a file in which each column must occur at least once
@@ -117,11 +120,9 @@ def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes:
         MissingFileError: a file, folder or Hub data set does not exist, or the Hub cannot be reached.
         DataError: a column is missing, or a file has no rows or cannot be read at all.
         SettingError: the source does not have this split or configuration.
-        MachineError: `cache_dir` cannot be written.
+        MachineError: the cache cannot be read or written.
     """
     files_of_source = files_of_each(settings.source, settings.split, settings.name)
-    if cache_dir:
-        _make_cache(Path(cache_dir))
     sources = [settings.source] if isinstance(settings.source, str) else settings.source
     if None not in files_of_source:  # in one call, so that several processes can share the files
         numbered = [(file, number) for number, files in enumerate(files_of_source) for file in files or ()]
@@ -157,14 +158,6 @@ def _concatenate(parts: list[Rows]) -> Rows:
     )
 
 
-def _make_cache(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fix = "Name a folder that can be created and written to, or unset it."
-        raise MachineError("data.cache_dir", f"{folder} cannot be used ({error.strerror})", fix) from None
-
-
 def _load_files(
     files: list[tuple[Path, int]], first: int, settings: SourceSettings, cache_dir: str | None, processes: int
 ) -> Rows:
@@ -173,18 +166,23 @@ def _load_files(
     code = code_digest(__file__, *(module.__file__ for module in (*_CHECKS, *_READERS)))
     stamps = [_size_and_time(file) for file, _ in files]
     fingerprint = digest("files", first, names, stamps, settings.columns, code)
-    workers = min(processes, len(files))
-    try:
-        dataset = Dataset.from_generator(
-            _generate_rows,
-            features=ROW_FEATURES,
-            cache_dir=cache_dir,
-            gen_kwargs={"files": list(enumerate(names, first)), "columns": settings.columns},
-            num_proc=workers if workers > 1 else None,
-            fingerprint=fingerprint,
-        )
-    except DatasetGenerationError as error:
-        raise _unwrapped(error, ", ".join(names)) from None
+    workers, root = min(processes, len(files)), cache_root(cache_dir)
+    folder = root / "generator"  # `datasets` names it after its builder
+
+    def read() -> Dataset:
+        try:
+            return Dataset.from_generator(
+                _generate_rows,
+                features=ROW_FEATURES,
+                cache_dir=str(root),
+                gen_kwargs={"files": list(enumerate(names, first)), "columns": settings.columns},
+                num_proc=workers if workers > 1 else None,
+                fingerprint=fingerprint,
+            )
+        except DatasetGenerationError as error:
+            raise _unwrapped(error, ", ".join(names), folder) from None
+
+    dataset = cached(folder, fingerprint, read)
     return Rows(dataset, names, tuple(number for _, number in files), fingerprint)
 
 
@@ -193,11 +191,15 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _unwrapped(error: BaseException, where: str) -> KyonError:
-    """Return the KyonError that `datasets` wrapped, or a DataError with the wrapped error's message."""
+def _unwrapped(error: BaseException, where: str, folder: Path) -> KyonError:
+    """Return the KyonError that `datasets` wrapped, or one with the wrapped error's message."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, KyonError):
         return cause
+    if isinstance(cause, OSError):  # of writing the cache, or of reading a source
+        written = folder in Path(str(cause.filename)).parents
+        if written or cause.errno in _FULL_OR_READ_ONLY:
+            return cache_error(folder, cause)
     fix = "Check that it is complete and readable."
     return DataError(where, f"cannot be read: {_first_line(cause or error)}", fix)
 
@@ -224,25 +226,31 @@ def _generate_rows(files: list[tuple[int, str]], columns: ColumnNames) -> Iterat
 
 def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, source_number: int) -> Rows:
     where = f"{settings.source} [{settings.split}]"
-    dataset = _download(settings, cache_dir)
+    dataset = _download(settings, cache_root(cache_dir))
     if not len(dataset):
         raise DataError(where, "it has no rows", "Choose another split or configuration.")
     check_columns(where, settings.columns, set(dataset.column_names))
     code = code_digest(__file__, *(module.__file__ for module in _CHECKS))
     # `datasets` has no public name for the fingerprint of a download
     fingerprint = digest("hub", file, dataset._fingerprint, settings.columns, code)
+    folder = Path(dataset.cache_files[0]["filename"]).parent
     unread = [name for name in dataset.column_names if name not in settings.columns.all]
-    checked = dataset.remove_columns(unread).map(
-        _check_batch,
-        batched=True,
-        with_indices=True,
-        remove_columns=[name for name in dataset.column_names if name not in unread],
-        features=ROW_FEATURES,
-        fn_kwargs={"names": settings.columns, "file": file, "unread": unread},
-        new_fingerprint=fingerprint,
-        desc="checking rows",
-    )
-    return Rows(checked, (where,), (source_number,), fingerprint)
+    chosen = dataset.remove_columns(unread)
+
+    def check() -> Dataset:
+        return chosen.map(
+            _check_batch,
+            batched=True,
+            with_indices=True,
+            remove_columns=chosen.column_names,
+            features=ROW_FEATURES,
+            fn_kwargs={"names": settings.columns, "file": file, "unread": unread},
+            cache_file_name=str(folder / f"cache-{fingerprint}.arrow"),
+            new_fingerprint=fingerprint,
+            desc="checking rows",
+        )
+
+    return Rows(cached(folder, fingerprint, check), (where,), (source_number,), fingerprint)
 
 
 def _check_batch(
@@ -259,14 +267,15 @@ def _check_batch(
     return {name: [row[name] for row in checked] for name in ROW_FEATURES}
 
 
-def _download(settings: SourceSettings, cache_dir: str | None) -> Dataset:
-    repo = str(settings.source)
+def _download(settings: SourceSettings, root: Path) -> Dataset:
+    repo, name, revision, split_name = str(settings.source), settings.name, settings.revision, settings.split
 
     def download() -> Dataset:
-        return load_dataset(repo, settings.name, revision=settings.revision, split=settings.split, cache_dir=cache_dir)
+        return load_dataset(repo, name, revision=revision, split=split_name, cache_dir=str(root))
 
     try:
-        return from_hub(download, repo, "dataset", settings.revision)
+        fingerprint = digest("download", repo, name, revision, split_name)
+        return downloaded(root, fingerprint, lambda: from_hub(download, repo, "dataset", revision))
     except KyonError:
         raise
     except ValueError as error:

@@ -16,11 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from kyon_pl.batch import PromptBatch, RowSource
+from kyon_pl.disk import write_atomically
 from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.held_out import REPLIES, exchange, question
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
 from kyon_pl.logs import from_here
-from kyon_pl.runs.checkpoint_io import write_atomically
 from kyon_pl.training.module import ChatGLM2LoRA
 from kyon_pl.training.replies import GeneratedReply, generate_texts
 
@@ -227,12 +227,17 @@ class HeldOutReplies(Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
     def _save_history(self, trainer: Trainer) -> None:
-        """Write the history as JSONL and to TensorBoard."""
+        """Write the history as JSONL and to TensorBoard; the run goes on without the file if it cannot be written."""
         folder = trainer.log_dir  # all ranks: it is broadcast
         if not trainer.is_global_zero:
             return
         if folder:
-            self._write(Path(folder), self.rows)
+            try:
+                self._write(Path(folder), self.rows)
+            except OSError as error:
+                log.warning(
+                    "%s cannot be written (%s); the run goes on", from_here(str(error.filename)), error.strerror
+                )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for place, row in enumerate(self.rows, start=1):

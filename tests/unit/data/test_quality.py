@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.reading.quality import Seen, bits, has_loop, names, oddities, strip_speaker
-from kyon_pl.data.report import jsonl_writer
-from kyon_pl.errors import MachineError, SettingError
+from kyon_pl.errors import SettingError
 
 GOOD = {"context": "sys###where is the lamp?", "target": "Bo:「at the quay」"}
 LOOP = {"context": "sys###sing!", "target": "la la " * 20}
@@ -127,14 +126,3 @@ def test_numbers_that_have_come_before(numbers: list[int]) -> None:
     """Also once they are sorted in: here every three, and else every 50,000."""
     seen = Seen(unsorted=3)
     assert [seen.before(number) for number in numbers] == [n in numbers[:i] for i, n in enumerate(numbers)]
-
-
-@pytest.mark.parametrize("rows", [1, 5000])  # the disk is full when the list is closed, or while it is written
-def test_a_list_that_no_disk_has_room_for(rows: int) -> None:
-    def write_all() -> None:
-        with jsonl_writer(Path("/dev/full"), "list") as write:
-            for row in range(rows):
-                write({"row": row})
-
-    with pytest.raises(MachineError, match="/dev/full cannot be written"):
-        write_all()

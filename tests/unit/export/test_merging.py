@@ -232,6 +232,9 @@ def test_the_staging_folder_is_renamed_or_removed(tmp_path: Path) -> None:
     with staging_folder(output) as folder:
         assert folder == staging
         (folder / "file").touch()
+        with pytest.raises(MachineError, match=r"made: process \d+ on .* is writing it"):
+            fail_in(output, OSError())
+        assert (folder / "file").is_file()
     assert [path.name for path in output.iterdir()] == ["file"]
     with pytest.raises(SettingError, match="nothing is overwritten"), staging_folder(output):
         pass

@@ -18,8 +18,8 @@ from role_folder import PROMPT, dialogue, write_lines, write_role
 
 from kyon_pl.data import read_jsonl_file
 from kyon_pl.data.reading.quality import ODDITIES
-from kyon_pl.errors import DataError, MachineError, MissingFileError, SettingError
-from kyon_pl.roles.build import build_data, write_rows
+from kyon_pl.errors import DataError, MissingFileError, SettingError
+from kyon_pl.roles.build import build_data, output_of_rows, write_rows
 from kyon_pl.roles.rows import COLUMNS
 
 TEXTS = {"lamp.txt": "灯塔在湾口，夜里亮。", "cake.txt": "蜜糕是甜的，三枚贝币。"}
@@ -139,7 +139,7 @@ def test_odd_rows_are_counted_and_listed_and_dropped_on_request(zhao: Path) -> N
     assert "bad                  1   rows, written as by the original; fit leaves them out" in report(zhao)
     with pytest.raises(SettingError, match=r"^drop: there is no 'short'. Choose among: duplicate, loop"):
         build(zhao, drop=["short"])
-    with pytest.raises(MachineError, match=r"bad_rows_file: .*cannot be written"):
+    with pytest.raises(SettingError, match=r"bad_rows_file: .*dialogues is read as a file of role zhao"):
         build(zhao, bad_rows_file=str(zhao / "dialogues"))
 
 
@@ -254,5 +254,5 @@ def test_a_file_is_complete_or_does_not_exist(tmp_path: Path, suffix: str) -> No
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        write_rows(tmp_path / f"rows{suffix}", rows())
+        write_rows(output_of_rows(str(tmp_path / f"rows{suffix}")), rows())
     assert list(tmp_path.iterdir()) == []

@@ -11,11 +11,21 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from kyon_pl.errors import CheckpointError, MissingFileError
+from kyon_pl.errors import CheckpointError, MachineError, MissingFileError
 from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO
 from kyon_pl.runs.fingerprint import differences, fingerprint_of_base, fingerprint_of_settings
 from kyon_pl.runs.integrity import check_checksums, check_resumable_state, checksums
-from kyon_pl.runs.resume import RECORD, Start, find_resumable_run, read_run, start_from_checkpoint, write_record
+from kyon_pl.runs.resume import (
+    RECORD,
+    Start,
+    create_run,
+    find_resumable_run,
+    next_version,
+    read_run,
+    refuse_running,
+    start_from_checkpoint,
+    write_record,
+)
 
 SETTINGS = {"trainer.max_epochs": "2", "seed_everything": "1"}
 EVERYTHING = SETTINGS | {"data: train rows": "800"}
@@ -179,3 +189,20 @@ def test_parts_of_different_steps_are_refused() -> None:
     del state["lr_schedulers"]
     with pytest.raises(CheckpointError, match="lr_schedulers: it is missing"):
         check_resumable_state(state)
+
+
+def test_one_process_creates_a_run_folder_and_an_abandoned_one_is_used_again(tmp_path: Path) -> None:
+    assert next_version(tmp_path) == tmp_path / "version_0"
+    (tmp_path / "version_0").mkdir()
+    (tmp_path / "version_0/run.lock").touch()  # as a command leaves it that was killed while it downloaded
+    assert next_version(tmp_path) == tmp_path / "version_0"
+    lock = create_run(tmp_path / "version_0", SETTINGS)
+    assert lock
+    assert create_run(tmp_path / "version_0", SETTINGS) is None
+    assert next_version(tmp_path) == tmp_path / "version_1"
+    assert [path.name for path in tmp_path.iterdir()] == ["version_0"]
+    with pytest.raises(MachineError, match=r"version_0: process \d+ on .* is writing it"):
+        refuse_running(tmp_path, SETTINGS)
+    refuse_running(tmp_path, SETTINGS | {"seed_everything": "2"})
+    lock.release()
+    refuse_running(tmp_path, SETTINGS)

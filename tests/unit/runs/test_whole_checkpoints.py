@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from rigged import fit, rigged_module, write_inputs
 
-from kyon_pl.errors import CheckpointError
+from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO, remove_unfinished
 from kyon_pl.runs.integrity import MARKER, fault_of_checkpoint, newest_checkpoint
 
@@ -86,6 +86,15 @@ def test_a_removal_that_dies_is_finished_later(
     assert file.with_suffix("").is_dir()
     remove_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_from_elsewhere_is_not_replaced(trainer: Trainer, tmp_path: Path) -> None:
+    """A `dirpath` and a `filename` can name a folder of the user, such as that of a role."""
+    (tmp_path / "Bo").mkdir()
+    (tmp_path / "Bo/system_prompt.txt").write_text("You are Bo.")
+    with pytest.raises(SettingError, match=r"Bo: it has other files \(system_prompt.txt\)"):
+        save(trainer, tmp_path / "Bo.ckpt", 4)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["Bo", "Bo/system_prompt.txt"]
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(
