@@ -101,7 +101,7 @@ def place(make: Callable[[Path], object], source: str = "rows.jsonl") -> Prepare
 def mixed(folder: Path) -> list[str]:
     (folder / "rows").mkdir()
     (folder / "rows/utf8.jsonl").write_bytes(GOOD)
-    (folder / "rows/gbk.jsonl").write_bytes('{"context": "春", "target": "日"}'.encode("gbk"))
+    (folder / "rows/sjis.jsonl").write_bytes('{"context": "の", "target": "と"}'.encode("shift_jis"))
     return ["--data.source", "rows"]
 
 
@@ -215,7 +215,7 @@ ROWS: dict[str, tuple[Prepare, list[str]]] = {
     "raw NUL": (row(b'{"context": "a", "target": "b\0c"}'), ["broken JSON", "control character"]),
     "escaped NUL": (row(b'{"context": "a", "target": "b\\u0000c"}'), ["'target': it holds a NUL"]),
     "nothing but NULs": (row(b"\0" * 100), ["broken JSON"]),
-    "line in GBK": (row('{"context": "春", "target": "日"}'.encode("gbk")), ["not UTF-8"]),
+    "line in Shift JIS": (row('{"context": "の", "target": "と"}'.encode("shift_jis")), ["not UTF-8"]),
     "BOM inside": (row(b"\xef\xbb\xbf" + GOOD), ["broken JSON"]),
     "number of 5,000 digits": (row(b'{"context": "a", "target": ' + b"9" * 5000 + b"}"), ["4300 digits"]),
     "100,000 brackets": (row(b'{"context": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), ["recursion"]),
@@ -237,22 +237,31 @@ FILES: dict[str, tuple[Prepare, list[str]]] = {
         file("rows.jsonl", GOOD.strip() * 3 + b"{", "--data.bad_rows", "error"),
         ["rows.jsonl, line 1", "broken JSON", "character 107"],
     ),
-    "UTF-16": (file("rows.jsonl", GOOD.decode().encode("utf-16")), ["rows.jsonl, line 1", "not UTF-8"]),
+    "UTF-16 cut off": (file("rows.jsonl", GOOD.decode().encode("utf-16")[:-1]), ["rows.jsonl", "not UTF-16"]),
     "no rows left": (
         file("rows.jsonl", b'{"context": "a", "target": null}\n' * 3),
         ["none of its 3 rows", "line 1"],
     ),
     "wrong columns": (file("rows.jsonl", b'{"q": 1, "a": 2}\n'), ["rows.jsonl", "no column 'context'", "are a, q"]),
-    "gzip named .jsonl": (file("rows.jsonl", gzip.compress(GOOD)), ["rows.jsonl, line 1", "not UTF-8"]),
+    "gzip cut off": (file("rows.jsonl.gz", gzip.compress(GOOD)[:-9]), ["rows.jsonl.gz", "cannot be read", "complete"]),
     "zip named .jsonl": (file("rows.jsonl", archive), ["rows.jsonl, line 1"]),
     "HTML named .jsonl": (file("rows.jsonl", b"<!DOCTYPE html>\n<html>\n"), ["rows.jsonl, line 1", "broken JSON"]),
     "JSON cut off": (file("rows.json", b'[{"context": "a"},\n {"con'), ["rows.json, line 2", "broken JSON"]),
     "JSON object of lists": (file("rows.json", b'{"context": ["a"], "target": ["b"]}'), ["rows.json", "(list)"]),
     "JSON list of numbers": (file("rows.json", b"[1, 2]"), ["rows.json, row 1", "not a row"]),
-    "JSON in GBK": (file("rows.json", '[{"context": "春"}]'.encode("gbk")), ["rows.json", "not UTF-8", "byte 15"]),
+    "JSON in Shift JIS": (
+        file("rows.json", '[{"context": "の"}]'.encode("shift_jis")),
+        ["rows.json", "not UTF-8", "byte 15"],
+    ),
     "JSON of 100,000 brackets": (file("rows.json", b"[" * 100_000 + b"]" * 100_000), ["rows.json", "recursion"]),
-    "CSV with one quote": (file("rows.csv", b'context,target\na,b\n"a,b\nc,d\n'), ["rows.csv, after line 2", "quotes"]),
-    "CSV with a quote inside": (file("rows.csv", b'context,target\na,"b" c\n'), ["rows.csv, after line 1", "quotes"]),
+    "CSV with one quote": (
+        file("rows.csv", b'context,target\na,b\n"a,b\nc,d\n'),
+        ["rows.csv, after line 2", "Close the quote"],
+    ),
+    "CSV with a quote inside": (
+        file("rows.csv", b'context,target\na,"b" c\n'),
+        ["rows.csv, after line 1", "Quote the whole cell"],
+    ),
     "CSV with two columns of one name": (
         file("rows.csv", b"context,target,target\na,b,c\n"),
         ["rows.csv, line 1", "two columns are called 'target'"],
@@ -265,7 +274,10 @@ FILES: dict[str, tuple[Prepare, list[str]]] = {
         file("rows.csv", b"context,target\na,b\na,b\0\n", "--data.bad_rows", "error"),
         ["rows.csv", "line", "NUL"],
     ),
-    "CSV in GBK": (file("rows.csv", "context,target\n春,日\n".encode("gbk")), ["rows.csv", "not UTF-8", "Excel"]),
+    "CSV in Shift JIS": (
+        file("rows.csv", "context,target\nの,と\n".encode("shift_jis")),
+        ["rows.csv", "not UTF-8", "Excel"],
+    ),
     "CSV of nothing but its header": (file("rows.csv", b"context,target\n"), ["rows.csv", "no rows"]),
     "Parquet cut off": (
         file("rows.parquet", table(context=["a"], target=["b"])[:-40]),
@@ -278,8 +290,8 @@ FILES: dict[str, tuple[Prepare, list[str]]] = {
         ["rows.parquet, row 1", "(bytes)"],
     ),
     "Parquet with two columns of one name": (file("rows.parquet", same_names), ["two columns are called 'target'"]),
-    "Arrow": (file("rows.arrow", b"ARROW1"), ["rows.arrow", "suffix .arrow cannot be read", ".parquet"]),
-    "gzip": (file("rows.jsonl.gz", gzip.compress(GOOD)), ["rows.jsonl.gz", "suffix .gz cannot be read"]),
+    "Arrow": (file("rows.arrow", b"ARROW1"), ["rows.arrow", "not a readable Arrow file"]),
+    "Parquet in gzip": (file("rows.parquet.gz", gzip.compress(GOOD)), ["rows.parquet.gz", "suffix .gz cannot be read"]),
     "folder": (place(Path.mkdir), ["rows.jsonl", "no data file in this folder"]),
     "link to itself": (place(lambda path: path.symlink_to(path)), ["rows.jsonl", "broken link"]),
     "pipe": (place(os.mkfifo), ["rows.jsonl", "not a regular file"]),
@@ -289,7 +301,7 @@ FILES: dict[str, tuple[Prepare, list[str]]] = {
     "no name": (words("--data.source", ""), ["data.source", "it is empty"]),
     "no names": (words("--data.source", "[]"), ["data.source", "it is empty"]),
     "home of nobody": (words("--data.source", "~nobody-here/rows.jsonl"), ["~nobody-here", "no such file or folder"]),
-    "files of several encodings": (mixed, ["gbk.jsonl", "not UTF-8"]),
+    "files of several encodings": (mixed, ["sjis.jsonl", "not UTF-8"]),
     "no such split": (words("--data.source", "demo", "--data.split", "dev"), ["data.split", "'dev'"]),
     "wrong validation source": (words("--data.validation_source", "none.csv"), ["none.csv", "no such file"]),
     "cache under a file": (words("--data.cache_dir", "good.jsonl/x"), ["data.cache_dir", "good.jsonl/x"]),
