@@ -50,6 +50,10 @@ A setting is a key of the YAML (`data:`, below it `source: rows.jsonl`) and an o
 configs/overlay/ddp.yaml --trainer.devices 4`. Lists are replaced as a whole; `callbacks+:` appends to one. The column
 *reference run* has the values of `configs/lora.yaml`; where it is empty, that run uses the default. `kyon-pl fit
 --print_config` writes all settings as a YAML file to start from, and each run saves its own as `config.yaml`.
+
+A setting that takes a class (`class_path`) takes classes of kyon_pl, torch and Lightning. For a class of another
+package, such as `bitsandbytes.optim.AdamW8bit`, add `--allow_code bitsandbytes` to the command line, once for each
+package; configs do not store it.
 """
 
 

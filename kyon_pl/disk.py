@@ -1,4 +1,4 @@
-"""Durable, atomic writes, and the modes of written files."""
+"""Durable, atomic writes, the modes of written files, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -64,5 +64,20 @@ def write_atomically(file: Path, text: str) -> None:
         OSError: the file cannot be written.
     """
     written = temporary(file)
-    written.write_text(text, encoding="utf-8")
-    replace(written, file)
+    with name_in_errors(file):
+        written.write_text(text, encoding="utf-8")
+        replace(written, file)
+
+
+@contextmanager
+def name_in_errors(file: Path) -> Iterator[None]:
+    """Set the file of an OSError: one that is raised while an open file is written names none.
+
+    Args:
+        file: the file that is written.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(file)
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import logging.handlers
 import os
@@ -14,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
+
+log = logging.getLogger(__name__)
 
 RUN_LOG = "run.log"
 _REPLACEMENT = "\ufffd"
@@ -50,6 +51,21 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line; line ends become `↵`."""
         return replace_control_characters(super().format(record)).replace("\n", "↵")
+
+
+class RunLogFile(logging.FileHandler):
+    """Appends lines to `run.log`. If it cannot be written, the terminal says so once, and the run goes on."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Warn at the first line that is lost."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.failed:
+            self.failed = True
+            warn_of_run_log(Path(self.baseFilename), error)
 
 
 class UntilRunFolder(logging.handlers.MemoryHandler):
@@ -101,12 +117,21 @@ def write_run_log(folder: Path, rank: int) -> None:
         rank: rank of this process, for the line prefix.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(folder / RUN_LOG, encoding="utf-8")
+    try:
+        file = RunLogFile(folder / RUN_LOG, encoding="utf-8")
+    except OSError as error:
+        warn_of_run_log(folder / RUN_LOG, error)
+        return
     file.setFormatter(OneLine(f"%(asctime)s rank {rank} %(levelname)-7s %(message)s"))
     for handler in logging.getLogger("kyon_pl").handlers:
         if isinstance(handler, UntilRunFolder):
             handler.setTarget(file)
             handler.flush()
+
+
+def warn_of_run_log(file: Path, error: OSError) -> None:
+    """Warn that lines of `run.log` are lost."""
+    log.warning("%s cannot be written (%s); the run goes on without it", from_here(file), error.strerror or error)
 
 
 def rank_of(environment: Mapping[str, str]) -> int:
@@ -122,8 +147,9 @@ def from_here(path: str | Path) -> Path:
 
 
 def report_thread(failure: threading.ExceptHookArgs) -> None:
-    """Report the exception of a library's thread, except for a full disk, which the main thread reports."""
-    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno == errno.ENOSPC):
+    """Report the exception of a thread, unless TensorBoard's could not write: it tells the main thread."""
+    of_tensorboard = type(failure.thread).__module__.startswith("tensorboard.")
+    if not (of_tensorboard and isinstance(failure.exc_value, OSError)):
         threading.__excepthook__(failure)
 
 

@@ -122,6 +122,8 @@ class HubHandler(BaseHTTPRequestHandler):
             if fault and fault.status:
                 raise HubError(fault.status, "out of order")
             reply = self._in_range(self._route(url.path))
+            if fault and fault.body is not None:
+                reply = Reply(200, {"Content-Type": "application/json"}, fault.body)
         except HubError as error:
             reply = error.reply
         reply.headers.update(fault.headers if fault else {})

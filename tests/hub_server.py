@@ -31,6 +31,7 @@ class Fault:
     pattern: str
     times: int
     status: int | None = None
+    body: bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
     cut_after_bytes: int | None = None
     reset: bool = False
@@ -98,6 +99,10 @@ class HubServer:
     def fail(self, pattern: str, *, status: int, times: int = 1, headers: dict[str, str] | None = None) -> None:
         """Answer the next requests like `pattern` ("GET */config.json") with this status."""
         self.faults.append(Fault(pattern, times, status=status, headers=headers or {}))
+
+    def answer(self, pattern: str, *, body: bytes | None = None, headers: dict[str, str] | None = None) -> None:
+        """Answer all requests like `pattern` with this body, or with the right one, and with these headers."""
+        self.faults.append(Fault(pattern, 10**9, body=body, headers=headers or {}))
 
     def cut(self, pattern: str, *, after_bytes: int, times: int = 1, reset: bool = False) -> None:
         """Hang up in the middle of the next bodies that answer requests like `pattern`, politely or with a reset."""

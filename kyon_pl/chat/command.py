@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import Literal
 
-from kyon_pl.chat.conversation import Conversation, RolePlay
+from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, RolePlay, check_question
 from kyon_pl.chat.loading import load_chat_model
 from kyon_pl.chat.model import Sampling, check_max_tokens
 from kyon_pl.chat.terminal import Terminal, print_piece
@@ -68,7 +68,8 @@ def chat(
         top_p: sample from the most likely tokens whose probabilities add up to this.
         repetition_penalty: above 1, tokens that already occurred become less likely.
         seed: seed of the sampling.
-        prompt: -p, one question: print the reply and exit; - reads it from standard input.
+        prompt: -p, one question of at most 1,000,000 characters: print the reply and exit; - reads it from standard
+            input.
         json: print one JSON object, with prompt, reply and whether the model ended the reply itself.
         compare: also print the reply of the base model.
 
@@ -85,9 +86,7 @@ def chat(
         raise SettingError("system", "a role has its own system prompt", "Leave --system or --character out")
     limits = ContextLimits(memory_number, memory_length, history_length)
     role = role_to_play(character) if character else None
-    question = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
-    if question is not None and not question.strip():
-        raise SettingError("prompt", "it is empty", "Ask something")
+    question = read_question(prompt)
     model = load_chat_model(adapter, which, base, revision, template)
 
     def play(role: Role) -> RolePlay:
@@ -100,6 +99,30 @@ def chat(
         Terminal(conversation, sampling, lambda name: play(role_to_play(name)), compare).run()
     else:
         _answer_once(conversation, question, sampling, json, compare)
+
+
+def read_question(prompt: str | None) -> str | None:
+    """The question of `--prompt`, from standard input if it is `-`, of which no more is read than a question can have.
+
+    Args:
+        prompt: the option; None: the terminal asks.
+
+    Raises:
+        SettingError: it is empty, or standard input is closed or not text.
+        DataError: it is too long, or not text.
+    """
+    if prompt in (None, "-") and sys.stdin is None:
+        raise SettingError("standard input", "it is closed", "Pass the question with -p QUESTION")
+    if prompt is None:
+        return None
+    try:
+        question = sys.stdin.read(MAX_QUESTION_CHARACTERS + 2).rstrip("\n") if prompt == "-" else prompt
+    except UnicodeDecodeError as error:
+        raise SettingError("standard input", f"it is not text in {error.encoding}", "Convert it") from None
+    check_question(question)
+    if not question.strip():
+        raise SettingError("prompt", "it is empty", "Ask something")
+    return question
 
 
 def _answer_once(conversation: Conversation, question: str, sampling: Sampling, json: bool, compare: bool) -> None:

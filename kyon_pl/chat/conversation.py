@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from kyon_pl.chat.model import ChatModel, ChatReply, Sampling
+from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, check_max_tokens
 from kyon_pl.data.encoding.encode import EncodeSettings, encode_pairs
 from kyon_pl.data.prompt import Message
 from kyon_pl.errors import DataError, SettingError
@@ -14,6 +14,8 @@ from kyon_pl.roles.contexts import BuiltContext, ContextLimits, build_context, c
 from kyon_pl.roles.retrieval import Retriever
 from kyon_pl.roles.role import Role
 
+MAX_QUESTION_CHARACTERS = 1_000_000  # as of a row: several times the model's longest input
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TURN = re.compile(r"([^\s:：]{1,20})[:：]\s*(.*)", re.DOTALL)
 _TURN_START = re.compile(r"^[^\s:：]{1,20}[:：]\s*(「)?", re.MULTILINE)
 
@@ -97,6 +99,18 @@ def check_has_turns(where: str, turns: Sequence[Turn]) -> None:
         raise SettingError(where, "nothing has been said", "Ask something first")
 
 
+def check_question(text: str) -> None:
+    """Check that a question can be encoded in reasonable time.
+
+    Raises:
+        DataError: it is too long, or has bytes that are not text.
+    """
+    if len(text) > MAX_QUESTION_CHARACTERS:
+        raise DataError("question", f"it has more than {MAX_QUESTION_CHARACTERS:,} characters", "Shorten it")
+    if _SURROGATE.search(text):
+        raise DataError("question", "it has bytes that are not text", "Write it in the encoding of the terminal")
+
+
 @dataclass
 class Conversation:
     """Questions and replies, oldest first.
@@ -128,8 +142,9 @@ class Conversation:
             on_text: called with each new piece of the reply.
 
         Raises:
-            DataError: the question alone is too long.
+            DataError: the question alone is too long, or is not text.
         """
+        check_question(typed)
         question = self.question(typed)
         prompt = self.prompt_ids(question, sampling.max_new_tokens)
         reply = self.model.reply(prompt, sampling, on_text, self.adapter)
@@ -169,10 +184,12 @@ class Conversation:
             max_new_tokens: tokens to leave for the reply.
 
         Raises:
+            SettingError: a reply can take more than `max_tokens`.
             DataError: the question alone is too long.
         """
+        check_max_tokens(self.max_tokens, "max_new_tokens", max_new_tokens)
         settings = EncodeSettings(
-            max_tokens=max(4, self.max_tokens - max_new_tokens),
+            max_tokens=self.max_tokens - max_new_tokens,
             template=self.model.template,
             train_turns=self.model.train_turns,
         )

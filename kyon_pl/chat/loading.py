@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -61,7 +62,7 @@ def load_chat_model(
     names: list[str | None] = [adapters] if adapters is None or isinstance(adapters, str) else [*adapters]
     if not names:
         raise SettingError("adapter", "an empty list", "Name an adapter, or leave it out for the newest run")
-    if merged := [folder for name in names if name and is_merged_model(folder := Path(name).expanduser())]:
+    if merged := [folder for name in names if name and is_merged_model(folder := _expand(name))]:
         if len(names) > 1:
             fix = "Load it alone, or name adapters of one base"
             raise SettingError("adapter", f"{merged[0]} is a merged model, which takes no adapter", fix)
@@ -96,8 +97,12 @@ def _check_compatible(
         raise SettingError("adapter", found, fix)
 
 
+def _expand(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+
+
 def _is_same_base(one: str, other: str) -> bool:
-    folders = [Path(name).expanduser() for name in (one, other)]
+    folders = [_expand(name) for name in (one, other)]
     return one == other or (folders[0].exists() and folders[0].resolve() == folders[1].resolve())
 
 

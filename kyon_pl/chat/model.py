@@ -15,6 +15,7 @@ from kyon_pl.data.prompt import TrainTurns
 from kyon_pl.errors import SettingError
 
 REPLACEMENT_CHARACTER = "\ufffd"  # the bytes of an incomplete character decode to it
+SEEDS = range(-(2**63), 2**64)  # what torch.manual_seed takes
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,18 @@ class Sampling:
     def __post_init__(self) -> None:
         for key, in_range, fix in (
             ("max_new_tokens", self.max_new_tokens >= 1, "Set 1 or more."),
-            ("temperature", 0 <= self.temperature < float("inf"), "Set 0 for greedy decoding, or about 0.8."),
+            ("temperature", not self.temperature or _is_factor(self.temperature), "Set 0 for greedy decoding, or 0.8."),
             ("top_p", 0 < self.top_p <= 1, "Set 1 for no limit, or less."),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "Set 1 for none, or about 1.1."),
+            ("repetition_penalty", _is_factor(self.repetition_penalty), "Set 1 for none, or about 1.1."),
+            ("seed", self.seed in SEEDS, f"Set 0 to {SEEDS[-1]}."),
         ):
             if not in_range:
                 raise SettingError(key, f"{getattr(self, key)} is out of range", fix)
+
+
+def _is_factor(number: float) -> bool:
+    """Whether logits can be divided and multiplied by it: beyond, they would become infinite, and no token be drawn."""
+    return 0.001 <= number <= 1000
 
 
 def check_max_tokens(max_tokens: int, setting: str, reply_tokens: int) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import gradio as gr
 
 from kyon_pl.chat.conversation import Turn, check_has_turns
+from kyon_pl.chat.middleware import PLACE
 from kyon_pl.chat.model import Sampling
 from kyon_pl.chat.sessions import MAX_NAME_CHARACTERS, Sessions, SessionSettings, Turns
+from kyon_pl.chat.shares import Place
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import replace_control_characters
 
@@ -114,7 +116,7 @@ def build_page(sessions: Sessions, initial: SessionSettings) -> Any:
         # Undo and clear first cancel the reply and wait until it has ended, or a late piece of it would undo them.
         # The wait is queued, since the pieces pass through the queue in order.
         cancel: dict[str, Any] = {"fn": None, "cancels": running, "api_visibility": "private", "queue": False}
-        wait: dict[str, Any] = {"fn": _ReplyLock.wait, "inputs": reply_lock, "api_visibility": "private"}
+        wait: dict[str, Any] = {"fn": handlers.wait, "inputs": reply_lock, "api_visibility": "private"}
         undo.click(**cancel).then(**wait).then(handlers.undo, [turns, *settings], outputs, api_name="undo", **unqueued)
         # tuned.clear and base.clear are the bins in the corners of the chatbots
         gr.on([clear.click, role.change, tuned.clear, base.clear], **cancel).then(**wait).then(
@@ -122,8 +124,9 @@ def build_page(sessions: Sessions, initial: SessionSettings) -> Any:
         )
         exported = export.click(handlers.export, [turns, *settings], row, show_progress="hidden")
         exported.success(None, row, None, js=_DOWNLOAD, api_visibility="private")
-        compares.change(lambda on: gr.Column(visible=on), compares, base_column, api_visibility="private", **unqueued)
-    return page.queue(max_size=sessions.limits.queue_size, default_concurrency_limit=4)
+        compares.change(handlers.show_base, compares, base_column, api_visibility="private", **unqueued)
+    # without api_open, a call of the API takes its place in the queue like the others
+    return page.queue(max_size=sessions.limits.queue_size, default_concurrency_limit=4, api_open=False)
 
 
 class _ReplyLock:
@@ -135,28 +138,29 @@ class _ReplyLock:
     def __deepcopy__(self, memo: dict[int, Any]) -> _ReplyLock:
         return _ReplyLock()  # Gradio copies the initial state for each session
 
-    def wait(self) -> None:
-        """Wait until no reply is generated."""
-        with self.lock:
-            pass
-
 
 class _Handlers:
-    """Event handlers. Their arguments are the values of the input components, in order."""
+    """Event handlers. Their arguments are the request and the values of the input components, in order."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
 
-    def ask(self, message: str, turns: Turns, reply_lock: _ReplyLock, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def ask(
+        self, request: gr.Request, message: str | None, turns: Turns, reply_lock: _ReplyLock, *values: Any
+    ) -> Iterator[tuple[Any, ...]]:
         """Ask. Only the first update empties the message box, so that what is typed during the reply stays."""
+        _leave_queue(request)
         settings, box = self._settings(values), ""
         with reply_lock.lock:
-            for update in self._stream(turns, message, settings):
+            for update in self._stream(turns, message or "", settings):
                 yield (box, *update)
                 box = gr.skip()
 
-    def retry(self, turns: Turns, reply_lock: _ReplyLock, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def retry(
+        self, request: gr.Request, turns: Turns, reply_lock: _ReplyLock, *values: Any
+    ) -> Iterator[tuple[Any, ...]]:
         """Ask the last question again, with another seed for each retry."""
+        _leave_queue(request)
         with _gradio_errors():
             check_has_turns("retry", turns)
         settings = self._settings(values)
@@ -166,18 +170,32 @@ class _Handlers:
             for new_turns, *rest in self._stream(turns[:-1], turns[-1].typed, settings):
                 yield ((*new_turns[:-1], replace(new_turns[-1], retries=retries)), *rest)
 
-    def undo(self, turns: Turns, *values: Any) -> tuple[Any, ...]:
+    def wait(self, request: gr.Request, reply_lock: _ReplyLock) -> None:
+        """Wait until no reply is generated."""
+        _leave_queue(request)
+        with reply_lock.lock:
+            pass
+
+    def undo(self, request: gr.Request, turns: Turns, *values: Any) -> tuple[Any, ...]:
         """Remove the last turn."""
+        _leave_queue(request)
         return self._update(turns[:-1], self._settings(values))
 
-    def clear(self) -> tuple[Any, ...]:
+    def clear(self, request: gr.Request) -> tuple[Any, ...]:
         """Remove all turns."""
+        _leave_queue(request)
         return (), [], [], ""
 
-    def export(self, turns: Turns, *values: Any) -> str:
+    def export(self, request: gr.Request, turns: Turns, *values: Any) -> str:
         """The conversation as a training row."""
+        _leave_queue(request)
         with _gradio_errors():
             return self.sessions.export(turns, self._settings(values))
+
+    def show_base(self, request: gr.Request, on: bool | None) -> Any:
+        """Show the base model's replies, or hide them."""
+        _leave_queue(request)
+        return gr.Column(visible=bool(on))
 
     def _stream(self, turns: Turns, message: str, settings: SessionSettings) -> Iterator[tuple[Any, ...]]:
         with _gradio_errors():
@@ -198,6 +216,12 @@ class _Handlers:
                 raise SettingError("parameters", "a number is missing", "Fill it in")
             sampling = Sampling(int(tokens), float(temperature), float(top_p), float(penalty), int(seed))
         return SessionSettings(role or "", asker or "", adapter or "", bool(compares), sampling)
+
+
+def _leave_queue(request: gr.Request) -> None:
+    """Release the visitor's place in the queue, see `kyon_pl.chat.middleware`."""
+    place: Place = request.request.scope["state"][PLACE]
+    place.leave()
 
 
 @contextmanager

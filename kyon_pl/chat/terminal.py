@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import readline
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from kyon_pl.chat.conversation import Conversation, RolePlay, check_has_turns
+import torch
+
+from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, RolePlay, check_has_turns
+from kyon_pl.chat.history import read_history, write_history
 from kyon_pl.chat.model import ChatReply, Sampling
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import from_here, replace_control_characters
 
 PROMPT = "> "
-HISTORY_LINES = 1000
 
 
 @dataclass
@@ -37,23 +39,21 @@ class Terminal:
 
     def run(self) -> None:
         """Chat until /quit or the end of the input."""
-        history = history_file()
-        if history.is_file():
-            readline.read_history_file(history)
-        readline.set_history_length(HISTORY_LINES)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
+        history = read_history()
         try:
             while (line := self._read()) is not None:
                 self._handle(line)
         except SystemExit:
             pass
         finally:
-            history.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(history)
+            write_history(history)
 
     def _read(self) -> str | None:
         while True:
             try:
-                return replace_control_characters(input(PROMPT)).strip()
+                return replace_control_characters(read_line()).strip()
             except EOFError:
                 print()
                 return None
@@ -68,7 +68,13 @@ class Terminal:
             elif line:
                 self._ask(line)
         except KyonError as error:
-            print(error)
+            print(replace_control_characters(str(error)))
+        except OSError as error:
+            print(replace_control_characters(f"{error.filename or line}: {error.strerror}"))
+        except (MemoryError, torch.OutOfMemoryError):
+            print("\n(out of memory; the conversation is as before)")
+        except KeyboardInterrupt:
+            print("\n(interrupted; the conversation is as before)")
 
     def _command(self, name: str) -> Callable[[str], None]:
         if name not in COMMANDS:
@@ -110,12 +116,13 @@ class Terminal:
         """
         check_has_turns("/retry", self.conversation.turns)
         self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
-        last = self.conversation.turns.pop()
+        turns = self.conversation.turns
+        number, last = len(turns), turns.pop()
         try:
             self._ask(last.typed)
-        except KyonError:
-            self.conversation.turns.append(last)
-            raise
+        finally:
+            if len(turns) < number:
+                turns.append(last)
 
     def system(self, argument: str) -> None:
         """Set or show the system prompt.
@@ -163,7 +170,7 @@ class Terminal:
         check_has_turns("/save", self.conversation.turns)
         if not argument:
             raise SettingError("/save", "no file is named", "Write /save FILE.jsonl")
-        file = Path(argument).expanduser()
+        file = Path(os.path.expanduser(argument))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
         row = json.dumps({"messages": self.conversation.messages()}, ensure_ascii=False)
         try:
             with file.open("a", encoding="utf-8") as stream:
@@ -221,6 +228,23 @@ COMMANDS = {
 }
 
 
+def read_line() -> str:
+    """Read a line: from a terminal with readline; from a pipe not much more than a message can have.
+
+    Raises:
+        EOFError: there are no more lines.
+    """
+    if sys.stdin.isatty():
+        return input(PROMPT)
+    print(PROMPT, end="", flush=True)
+    line = rest = sys.stdin.readline(MAX_QUESTION_CHARACTERS + 1)
+    while rest and not rest.endswith("\n"):
+        rest = sys.stdin.readline(MAX_QUESTION_CHARACTERS)
+    if not line:
+        raise EOFError
+    return line
+
+
 def print_piece(text: str) -> None:
     """Print a piece of a reply and flush."""
     sys.stdout.write(replace_control_characters(text))
@@ -229,9 +253,3 @@ def print_piece(text: str) -> None:
 
 def _end_reply(reply: ChatReply) -> None:
     print("" if reply.stopped else " […]")
-
-
-def history_file() -> Path:
-    """The file of typed lines that the arrow keys recall."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(state) / "kyon_pl" / "chat_history"

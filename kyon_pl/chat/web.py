@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import getpass
-import hmac
 import logging
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from kyon_pl.chat.conversation import RolePlay
 from kyon_pl.chat.loading import load_chat_model
 from kyon_pl.chat.model import Sampling, check_max_tokens
+from kyon_pl.chat.passwords import PASSWORD, PasswordGuesses, is_password, read_password
+from kyon_pl.chat.refusals import RefusalLog
 from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
-from kyon_pl.errors import MachineError, MissingFileError, SettingError
+from kyon_pl.chat.shares import QueueShares, is_loopback
+from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.imports import need_package
 from kyon_pl.roles.contexts import ContextLimits
 from kyon_pl.roles.role import find_roles
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 log = logging.getLogger(__name__)
 
-PASSWORD = "KYON_PL_WEB_PASSWORD"
 LOGIN = "Any user name, and the password. 用户名任意，密码请向管理员获取。"
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 MAX_SESSIONS = 1000  # in memory; the least recently used are forgotten first
-HEADERS = {
-    # nothing is loaded from other hosts, whatever a message contains
-    b"content-security-policy": (
-        b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-        b"style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
-    ),
-    b"referrer-policy": b"no-referrer",
-    b"x-content-type-options": b"nosniff",
-}
 
 
 def web(
@@ -92,14 +78,15 @@ def web(
         repetition_penalty: above 1, tokens that already occurred become less likely.
         seed: seed of the sampling.
         compare: also show the reply of the base model when the page opens.
-        host: address to listen on; 0.0.0.0 accepts other machines.
+        host: address to listen on; 0.0.0.0 accepts other machines. On an address of this machine only, requests must
+            name this machine in `Host`.
         port: port to listen on.
         password_file: a file with the password in its first line.
         ask_password: ask for the password at start.
         message_characters: maximum length of a message.
         turns_kept: number of turns that are kept of a conversation; older ones are forgotten.
         most_new_tokens: maximum length of a reply that a visitor can set, in tokens.
-        queue_size: number of messages that can wait for a reply; more are refused.
+        queue_size: number of messages that can wait for a reply, a quarter of them from one visitor; more are refused.
 
     Raises:
         SettingError: a number out of range, an empty password, or what `chat` refuses.
@@ -124,7 +111,7 @@ def web(
         next(iter(roles), ""), asker, compares=compare and bool(model.adapters), sampling=sampling
     )
     page = open_page(Sessions(model, roles, max_tokens, limits), initial, host, port, password)
-    if host not in LOCAL_HOSTS and password is None:
+    if not is_loopback(host) and password is None:
         log.warning("anyone who can reach %s can chat with the model: set a password with %s", host, PASSWORD)
     log.info("web: %s at %s; Ctrl-C ends it", model.base, page.local_url)
     page.block_thread()
@@ -149,14 +136,26 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it on import and while it runs
     from starlette.middleware import Middleware
 
+    from kyon_pl.chat.inputs import PageInputs
+    from kyon_pl.chat.middleware import PageGuard, SecurityHeaders
     from kyon_pl.chat.page import build_page, i18n, theme
 
     page = build_page(sessions, initial)
+    refusals = RefusalLog()
+    guard = Middleware(
+        PageGuard,
+        host=host,
+        message_characters=sessions.limits.message_characters,
+        inputs=PageInputs(page.get_config_file()),
+        shares=QueueShares(sessions.limits.queue_size),
+        guesses=PasswordGuesses(),
+        refusals=refusals,
+    )
     try:
         page.launch(
             server_name=host,
             server_port=port,
-            auth=None if password is None else lambda name, given: _equal(given, password),
+            auth=None if password is None else lambda name, given: is_password(given, password),
             auth_message=LOGIN,
             prevent_thread_lock=True,
             quiet=True,
@@ -169,61 +168,16 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
             footer_links=[],
             max_file_size=1,  # byte: uploads are refused
             state_session_capacity=MAX_SESSIONS,
-            app_kwargs={"middleware": [Middleware(SecurityHeaders)], "docs_url": None, "redoc_url": None},
+            app_kwargs={
+                "middleware": [Middleware(SecurityHeaders), guard],
+                "docs_url": None,
+                "redoc_url": None,
+                "openapi_url": None,
+            },
             theme=theme,
             i18n=i18n,
         )
     except OSError as error:
         raise MachineError(f"port {port}", str(error), "Choose another --port, or stop what uses this one") from error
+    logging.getLogger("uvicorn.error").addFilter(refusals)
     return page
-
-
-class SecurityHeaders:
-    """ASGI middleware that adds security headers to every response.
-
-    Args:
-        app: the application.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                others = [(name, value) for name, value in message["headers"] if name not in HEADERS]
-                message["headers"] = [*others, *HEADERS.items()]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
-
-
-def read_password(file: str | None, ask: bool) -> str | None:
-    """The password, from the keyboard, the file or the environment; None if there is none.
-
-    Raises:
-        MissingFileError: there is no such file.
-        SettingError: it is empty, or the file cannot be read.
-    """
-    if ask:
-        password: str | None = getpass.getpass("password of the page: ")
-    elif file:
-        path = Path(file).expanduser()
-        fix = "Write the password to it, in one line of UTF-8"
-        if not path.is_file():
-            raise MissingFileError(str(path), "there is no such file", fix)
-        try:
-            password = (path.read_text(encoding="utf-8").splitlines() or [""])[0]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingError(str(path), f"it cannot be read ({type(error).__name__})", fix) from error
-    else:
-        password = os.environ.get(PASSWORD)
-    if password is not None and not password.strip():
-        raise SettingError("password", "it is empty", f"Set one; for none, unset {PASSWORD} and pass no option")
-    return password
-
-
-def _equal(given: str, password: str) -> bool:
-    return hmac.compare_digest(given.encode(), password.encode())

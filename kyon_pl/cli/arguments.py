@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import register_type
 
+from kyon_pl.cli.allowed_code import check_origins, take_allowed_code
 from kyon_pl.cli.messages import explain
 from kyon_pl.cli.options import Option, options_of
 from kyon_pl.data.dialogue_data import DialogueData
@@ -36,7 +37,8 @@ _OTHER_SHARDING = {
     "ModelParallelStrategy": "leaves sharding and the exchange of gradients to the model, and cannot resume this one",
     **dict.fromkeys(("FSDPStrategy", "fsdp", "fsdp_cpu_offload"), _FSDP1),
 }
-_MOST_DEVICES = 1024
+_MAX_INT = 2**31 - 1
+_MOST_DEVICES = 1024  # Lightning starts a process for each
 _MINIMUM = {"accumulate_grad_batches": 1, "log_every_n_steps": 1, "num_nodes": 1, "max_epochs": -1, "max_steps": -1}
 
 
@@ -121,6 +123,7 @@ def parse_settings(parser: ArgumentParser, words: list[str], types: Mapping[str,
     Raises:
         SettingError: a key or value that the parser does not take.
     """
+    words, allowed = take_allowed_code(words)
     try:
         settings: Namespace = parser.parse_args(_fold_class_arguments(words[1:], types))
     except argparse.ArgumentError as error:
@@ -128,7 +131,9 @@ def parse_settings(parser: ArgumentParser, words: list[str], types: Mapping[str,
     for name, option in options_of("fit").items():
         if option.nested and "." in name and name not in types and name in settings:
             settings[name] = _unwrapped(settings[name])
+            check_origins(name, settings[name], allowed)
     settings.trainer.callbacks = _callbacks(settings.trainer.callbacks)
+    check_integers(settings.as_dict())
     return settings
 
 
@@ -181,6 +186,23 @@ def _callbacks(chosen: Any) -> list[Namespace]:
     ]
 
 
+def check_integers(settings: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse integers that no library can hold.
+
+    Args:
+        settings: of one command, parsed, as plain mappings.
+        prefix: of their names.
+
+    Raises:
+        SettingError: it names the setting.
+    """
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            check_integers(value, f"{prefix}{key}.")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise SettingError(f"{prefix}{key}", f"a number of {len(str(abs(value)))} digits", "Write a smaller one.")
+
+
 def check_trainer(settings: Namespace) -> None:
     """Refuse settings that Lightning's Trainer cannot work with, each by its key.
 
@@ -202,6 +224,8 @@ def check_trainer(settings: Namespace) -> None:
         value = trainer[key]
         if value is not None and value < minimum:
             raise SettingError(f"trainer.{key}", f"{value} is too low", f"Set {minimum} or more.")
+        if isinstance(value, int) and value > _MAX_INT:
+            raise SettingError(f"trainer.{key}", f"{str(value)[:20]}… is too large", f"Set {_MAX_INT} or less.")
     clip = trainer.gradient_clip_val
     if clip is not None and not 0 <= clip < math.inf:
         raise SettingError("trainer.gradient_clip_val", f"{clip} is no length", "Set 1.0, or null for no clipping.")
@@ -240,10 +264,8 @@ def _check_devices(devices: Any, accelerator: Any) -> None:
     count = int(devices) if isinstance(devices, str) and devices.isdecimal() else devices
     if (devices in all_devices and accelerator != "cpu") or devices == "auto":
         return
-    if text or count == [] or (isinstance(count, int) and count < 1):
-        fix = "Set 1 or more" + ("." if accelerator == "cpu" else ", -1 for all, or a list of numbers of GPUs.")
-        raise SettingError("trainer.devices", f"{devices!r} is no number of devices", fix)
-    if isinstance(count, int) and count > _MOST_DEVICES:  # Lightning starts a process for each
-        raise SettingError(
-            "trainer.devices", f"{devices} are too many", f"Set {_MOST_DEVICES} or less, of one machine."
+    if text or count == [] or (isinstance(count, int) and not 1 <= count <= _MOST_DEVICES):
+        fix = f"Set 1 or more, up to {_MOST_DEVICES}" + (
+            "." if accelerator == "cpu" else ", -1 for all, or a list of numbers of GPUs."
         )
+        raise SettingError("trainer.devices", f"{devices!r} is no number of devices", fix)

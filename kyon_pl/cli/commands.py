@@ -8,20 +8,22 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import io
 import logging
 import os
+import signal
 import sys
-import traceback
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kyon_pl import __version__
-from kyon_pl.cli.options import check_keys, check_option_names, help_text, wants_help
+from kyon_pl.cli.options import check_keys, check_option_names, check_option_values, help_text, wants_help
 from kyon_pl.cli.settings import config_files, names, read_config_file, with_named_configs
+from kyon_pl.cli.streams import STDOUT, require_stdout, set_up_streams
+from kyon_pl.cli.system_errors import explain_system_error, print_traceback, report_fault
 from kyon_pl.doctor.packages import refuse_malicious_releases
-from kyon_pl.errors import KyonError, MachineError, SettingError
-from kyon_pl.logs import LEVELS, quiet_libraries, set_up_logging
+from kyon_pl.errors import KyonError, SettingError
+from kyon_pl.logs import LEVELS, quiet_libraries, replace_control_characters, set_up_logging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +86,12 @@ for every command:
   --log_level LEVEL    lowest level shown in the terminal: {", ".join(LEVELS)}; run.log in the run folder has all
   --debug              show all levels, and the traceback of an error
 """
+NUMBERS = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),  # torchrun
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
+    *("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"),
+)
+"""Environment variables that torch, Lightning and huggingface_hub convert to integers."""
 log = logging.getLogger(__name__)
 
 
@@ -94,78 +102,111 @@ def main(args: list[str] | None = None) -> None:
         args: the command and its options; by default, those of this process.
 
     Raises:
-        SystemExit: status 2 after a `KyonError` or an error of the operating system, which is printed as one paragraph
-            on standard error; 130 after Ctrl-C; 141 if the reader of the output has gone.
+        SystemExit: status 2 after a `KyonError`, or an error of the machine or its files, which is printed as one
+            paragraph on standard error; 130 after Ctrl-C; 141 if the reader of the output has gone.
     """
     words = sys.argv[1:] if args is None else args
-    make_streams_safe()
+    set_up_streams()
+    check_environment()
+    set_up_logging()
+    sys.excepthook = report_fault
+    try:
+        try:
+            run_command(words)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        end(interrupt, "interrupted", 130, words)
+    except (KyonError, OSError, UnicodeError, MemoryError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and error.filename == STDOUT:  # `| head`: nobody reads on
+            end(error, None, 141, words)
+        explained = explain_system_error(error)
+        if explained is None:
+            raise
+        end(error, explained, 2, words)
+
+
+def end(error: BaseException, message: object, status: int, words: list[str]) -> NoReturn:
+    """Log why a command ends, and exit.
+
+    Args:
+        error: the reason; its traceback is printed with `--debug`.
+        message: what to log; None: nothing.
+        status: exit status.
+        words: the command line.
+
+    Raises:
+        SystemExit: always.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for each worker that it ends
+    if "--debug" in words:
+        print_traceback(error)
+    if message is not None:
+        log.error("kyon-pl %s: %s", next((word for word in words if word in COMMANDS), words[0]), message)
+    require_stdout(False)  # what is still buffered cannot be written either
+    sys.unraisablehook = ignore  # destructors of half-made objects fail as a consequence
+    raise SystemExit(status) from None
+
+
+def ignore(unraisable: object) -> None:
+    """A `sys.unraisablehook` that prints nothing."""
+
+
+def run_command(words: list[str]) -> None:
+    """Answer `--help` and `--version`, or check the names of options and run the command.
+
+    Args:
+        words: the command and its options.
+
+    Raises:
+        KyonError: whatever the command refuses.
+    """
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
     if words[0] == "--version":
         print(f"kyon-pl {__version__}")
         return
-    set_up_logging()
-    debug = False
-    try:
-        words, level, debug = take_log_options(words)
-        set_up_logging(level)
-        check_command(words[0])
-        if wants_help(words):
-            print(help_text(words), end="")
-            return
-        words = with_named_configs(words)
-        check_names(words)
-        # torch reads this when it is imported: on a busy machine, threads that spin while they wait for each other make
-        # a step of a small model ten times slower
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        run = load_command(words[0])
-        quiet_libraries(level)
-        run(words)
-    except KyonError as error:
-        if debug:
-            traceback.print_exc()
-        log.error("kyon-pl %s: %s", words[0], error)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        if debug:
-            traceback.print_exc()
-        log.error("kyon-pl %s: interrupted", words[0])
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # `| head`: nobody reads on, and Python would complain when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        log.error("kyon-pl %s: %s", words[0], explain_os_error(error))
-        raise SystemExit(2) from None
+    words, level = take_log_options(words)
+    set_up_logging(level)
+    check_command(words[0])
+    if wants_help(words):
+        print(help_text(words), end="")
+        return
+    words = with_named_configs(words)
+    check_names(words)
+    # torch reads this when it is imported: on a busy machine, threads that spin while they wait for each other make
+    # a step of a small model ten times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    run = load_command(words[0])
+    quiet_libraries(level)
+    run(words)
 
 
-def make_streams_safe() -> None:
-    """Have standard output take any character in any encoding, and discard output if it is closed."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (for the life of the process)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+def check_environment() -> None:
+    """Refuse variables that are not numbers, where libraries take them for numbers when they are imported.
+
+    Raises:
+        SystemExit: status 2, after one paragraph on standard error; ranks, and so the log, are among these variables.
+    """
+    for name in NUMBERS:
+        if name in os.environ and not os.environ[name].isdecimal():
+            found = f"{os.environ[name][:80]!r} is not a number"
+            fix = "Correct or unset this environment variable"
+            error = SettingError(f"${name}", found, fix)
+            print(f"kyon-pl: {replace_control_characters(str(error))}", file=sys.stderr)
+            raise SystemExit(2)
 
 
-def explain_os_error(error: OSError) -> MachineError:
-    """One paragraph for an error of the operating system that no command explains itself."""
-    where = os.fsdecode(error.filename) if error.filename else "operating system"
-    found = error.strerror or str(error)
-    fix = "Check the path, its rights and the space there; kyon-pl COMMAND --debug shows where it happened"
-    return MachineError(where, found[:1].lower() + found[1:], fix)
-
-
-def take_log_options(words: list[str]) -> tuple[list[str], str, bool]:
+def take_log_options(words: list[str]) -> tuple[list[str], str]:
     """Split off the options that every command has.
 
     Args:
         words: the command line.
 
     Returns:
-        The other words; the lowest level shown in the terminal, one of `LEVELS`; whether to show tracebacks.
+        The other words, and the lowest level shown in the terminal, one of `LEVELS`.
 
     Raises:
         SettingError: a level that does not exist, or no command.
@@ -179,7 +220,7 @@ def take_log_options(words: list[str]) -> tuple[list[str], str, bool]:
         raise SettingError("--log_level", error.message, f"Use one of: {', '.join(LEVELS)}") from error
     if not rest:
         raise SettingError("command line", "there is no command", f"Use one of: {', '.join(COMMANDS)}")
-    return rest, "debug" if options.debug else options.log_level, options.debug
+    return rest, "debug" if options.debug else options.log_level
 
 
 def check_command(name: str) -> None:
@@ -201,15 +242,15 @@ def check_names(words: list[str]) -> None:
     """Refuse unknown options and unknown keys of config files.
 
     Args:
-        words: the command and its options. A config file that does not exist is left to the parser.
+        words: the command and its options.
 
     Raises:
-        SettingError: an unknown name, or a file that is not YAML.
+        SettingError: an unknown name, a text that no setting can hold, or a file that is not YAML.
     """
     check_option_names(words)
+    check_option_values(words)
     for file in map(Path, config_files(words)):
-        if file.is_file():
-            check_keys(words[0], file, read_config_file(file))
+        check_keys(words[0], file, read_config_file(file))
 
 
 def load_command(name: str) -> Callable[[list[str]], None]:

@@ -21,22 +21,22 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.constants import default_pg_timeout
 
-from kyon_pl.cli.arguments import check_trainer, link_settings
+from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allowed_code
+from kyon_pl.cli.arguments import check_integers, check_trainer, link_settings
 from kyon_pl.cli.messages import explain, explain_misuse
 from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
+from kyon_pl.cli.streams import require_stdout
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.dialogue_data import SOURCES
 from kyon_pl.data.report import bad_rows_output
 from kyon_pl.doctor import check_precision, check_run
-from kyon_pl.errors import KyonError, MachineError
+from kyon_pl.errors import MachineError
 from kyon_pl.evaluation.held_out import REPLIES
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import Output, check_outputs, locked, output_file, text_that_starts
 from kyon_pl.runs.checkpoint_io import (
-    DISK_ERRORS,
     AdapterCheckpointIO,
     check_writable,
-    explain_disk_error,
     read_checkpoint,
     restoring_explained,
 )
@@ -68,6 +68,7 @@ from kyon_pl.training.callbacks import (
     FirstValidation,
     HeldOutReplies,
     MemoryGuard,
+    OptionalCurves,
     Progress,
     Randomness,
     Ranks,
@@ -98,6 +99,8 @@ def run_trainer(words: list[str]) -> None:
         SettingError: a key or value that the parser does not take.
         KyonError: whatever the run itself refuses.
     """
+    words, allowed = take_allowed_code(words)
+    restrict_imports(allowed)
     try:
         with restoring_explained(), ExitStack() as held:
             KyonCLI(words, held)
@@ -107,11 +110,6 @@ def run_trainer(words: list[str]) -> None:
         raise explain_misuse(error) from error
     except argparse.ArgumentError as error:
         raise explain(error, words) from error
-    except OSError as error:
-        if isinstance(error, KyonError) or error.errno not in DISK_ERRORS:
-            raise
-        name = os.fsdecode(error.filename) if error.filename else os.getcwd()  # noqa: PTH109 (as a text)
-        raise explain_disk_error(error, Path(name)) from error
     except (RuntimeError, MemoryError) as error:
         if isinstance(error.__cause__, MachineError):  # MemoryGuard has explained it
             raise error.__cause__ from None
@@ -180,7 +178,10 @@ class KyonCLI(LightningCLI):
             CheckpointError: the checkpoint cannot be read.
         """
         super().parse_arguments(parser, args)
+        require_stdout(False)  # from here on it shows progress and tables; --print_config has exited
         settings = self.config[self.config.subcommand]
+        check_classes(settings.as_dict())
+        check_integers(settings.as_dict())
         check_outputs(outputs_of(self.command, settings), inputs_of(settings))
         check_trainer(settings)
         path = settings.ckpt_path
@@ -206,6 +207,7 @@ class KyonCLI(LightningCLI):
         settings = self.config[str(self.subcommand)]
         callbacks = [
             RunLog(),
+            OptionalCurves(),
             FiniteGuard(),
             AdapterGuard(),
             MemoryGuard(),

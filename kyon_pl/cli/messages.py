@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
+from kyon_pl.cli.allowed_code import denied_code
 from kyon_pl.cli.options import help_option, options_of, unknown_setting
 from kyon_pl.cli.settings import config_files, names
 from kyon_pl.errors import SettingError
@@ -36,10 +37,11 @@ def explain(error: argparse.ArgumentError, words: list[str]) -> SettingError:
         name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
         name = f"{where}.{name}" if keys else name
         return unknown_setting(name, name, words[0])
-    not_shown: tuple[str, ...] = _NOT_SHOWN
     if len(keys) > 1:  # an argument of a class
         where = f"{where}.init_args.{keys[-1]}"
-        not_shown += _NOT_SHOWN_OF_CLASSES
+    if denied := denied_code(where, text):
+        return denied
+    not_shown = (*_NOT_SHOWN, *(_NOT_SHOWN_OF_CLASSES if len(keys) > 1 else ()))
     lines = [line.strip(" -") for line in text.splitlines()]
     shown = [line for line in lines if line and not line.startswith(not_shown) and "NoneType" not in line]
     found = "; ".join(shown).partition(". Got value: Namespace(")[0] if shown else text

@@ -18,10 +18,18 @@ from typing import Any
 
 import yaml
 
-from kyon_pl.cli.settings import REMOTE_CODE, no_remote_code, place
+from kyon_pl.cli.settings import REMOTE_CODE, check_text, no_remote_code, place
 from kyon_pl.errors import SettingError
 
 TABLE = Path(__file__).with_name("options.json")
+ALLOW_CODE = "allow_code"
+"""The option of `cli.allowed_code`, which is no setting."""
+LINKED = {
+    "data.tokenizer": "model.base",
+    "data.tokenizer_revision": "model.revision",
+    "data.seed": "seed_everything",
+}
+"""Settings of the data that `cli.arguments.link_settings` takes from others."""
 SPELLINGS = {"-p": "--prompt", "--dry-run": "--dry_run"}
 """Other spellings of an option."""
 
@@ -46,6 +54,7 @@ _CONFIG_HELP = (
     "  -c, --config FILE_OR_NAME         a YAML file, or the name of a config; of several, the last one wins",
     "  --print_config                    print all options with their values as YAML, and exit",
 )
+_CODE_HELP = "  --allow_code MODULE               let settings name classes of this module too; may be repeated"
 _NAME_WIDTH, _MOST_COLUMNS = 36, 120
 
 
@@ -146,8 +155,29 @@ def check_option_names(words: list[str]) -> None:
         name = SPELLINGS.get(word, word).partition("=")[0]
         if name.startswith("--") and " " not in name:  # argparse takes a word with a space as a value
             key = name[2:].removesuffix("+")
+            if key == ALLOW_CODE and read_table()["commands"][words[0]]["reads_settings"]:
+                continue
             if _state(words[0], key) == "unknown":
                 raise unknown_setting(key, key, words[0])
+
+
+def check_option_values(words: list[str]) -> None:
+    """Refuse texts on a command line that no setting can hold.
+
+    Args:
+        words: the command line, the command first.
+
+    Raises:
+        SettingError: it names the option.
+    """
+    option = words[0]
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if word.startswith("-"):
+            option = SPELLINGS.get(name, name)
+            check_text(option.lstrip("-"), option, value if equals else "")
+        else:
+            check_text(option.lstrip("-"), option, word)
 
 
 def check_keys(command: str, file: Path, root: yaml.MappingNode) -> None:
@@ -173,6 +203,22 @@ def _check_key(command: str, file: Path, section: str, key: yaml.Node, value: ya
     if state == "known" and isinstance(value, yaml.MappingNode):
         for inner_key, inner_value in _pairs(value):
             _check_key(command, file, f"{name}.", inner_key, inner_value)
+        return
+    for text in _texts(value):
+        check_text(name, f"{place(file, key)}: {name}", text)
+
+
+def _texts(node: yaml.Node) -> Iterator[str]:
+    """The texts in a value: those of a list, and of all that is below the keys of a class."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node.value
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _texts(item)
+    elif isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            for part in pair:
+                yield from _texts(part)
 
 
 def _pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
@@ -220,6 +266,12 @@ def unknown_setting(name: str, where: str, command: str) -> SettingError:
     """
     if name.rpartition(".")[2] == REMOTE_CODE:
         return no_remote_code(where)
+    if name in LINKED:
+        found = f"it follows {LINKED[name]} and is not set by itself"
+        return SettingError(where, found, f"Set {LINKED[name]}")
+    if name == ALLOW_CODE and read_table()["commands"][command]["reads_settings"]:
+        found = "a config file cannot allow code: whoever runs it does so, on the command line"
+        return SettingError(where, found, f"Remove the key, and type --{ALLOW_CODE} MODULE if you trust the module")
     close = difflib.get_close_matches(name, options_of(command), n=1)
     fix = f"Did you mean '{close[0]}'?" if close else f"kyon-pl {command} {help_option(command)} lists all settings"
     return SettingError(where, "there is no such setting", fix)
@@ -259,6 +311,8 @@ def help_text(words: list[str]) -> str:
     entry = read_table()["commands"][command]
     columns = min(shutil.get_terminal_size((_MOST_COLUMNS, 24)).columns, _MOST_COLUMNS)
     lines = [f"kyon-pl {command}: {entry['summary']}", "", f"usage: {entry['usage']}", "", *_CONFIG_HELP]
+    if entry["reads_settings"]:
+        lines.append(_CODE_HELP)
     pairs = zip(words, [*words[1:], ""], strict=True)
     wants_all = any(word == "--help=all" or (word in ("-h", "--help") and then == "all") for word, then in pairs)
     if wants_all or not entry["reads_settings"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from kyon_pl import __version__
 from kyon_pl.logs import from_here
@@ -50,7 +51,11 @@ def say_where(trainer: Trainer, run: Path) -> None:
         log.info("best adapter: %s (%s %.4f)", folder, callback.monitor, callback.best_model_score)
     for file in last[-1:]:
         log.info("last adapter: %s", from_here(file).with_suffix(""))
-    log.info("curves: tensorboard --logdir %s", run.parent)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            log.info("curves: tensorboard --logdir %s", run.parent)
+        elif isinstance(logger, CSVLogger):
+            log.info("metrics: %s", from_here(logger.experiment.metrics_file_path))
     for file in ([Path(callback.best_model_path) for callback in best] + last)[:1]:
         log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(file))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,15 @@ CONFIGS = Path(__file__).parents[1] / "configs"  # in a clone, a link to configs
 REMOTE_CODE = "trust_remote_code"
 _SECTIONS = ("trainer", "model", "data")
 _MAX_DEPTH = 100
+_MAX_VALUES = 100_000
+_MAX_BYTES = 10_000_000
+_PATHS = (
+    "adapter", "bad_rows_file", "base", "cache_dir", "characters", "ckpt_path", "config", "default_root_dir",
+    "dialogues", "output", "password_file", "path", "png", "predict_source", "random_config", "runs", "source",
+    "test_source", "validation_source",
+)  # fmt: skip
+_MAX_DIGITS = 1000  # Python converts 4300
+_MAX_NAME_BYTES = 255  # of Linux and macOS
 _FIX = "Write settings as `key: value`, as in configs/lora.yaml."
 
 
@@ -100,7 +110,7 @@ def read_config_file(file: Path) -> yaml.MappingNode:
             line.
     """
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = yaml.compose(_text(file), Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         found = f"not UTF-8: {error.reason} at byte {error.start + 1}"
         raise SettingError(str(file), found, "Save the file as UTF-8.") from None
@@ -114,10 +124,77 @@ def read_config_file(file: Path) -> yaml.MappingNode:
     if not isinstance(root, yaml.MappingNode):
         raise SettingError(str(file), f"{_kind(root)} in place of settings", _FIX)
     for key, value in root.value:
+        if key.value == "config" and isinstance(value, yaml.ScalarNode) and value.tag != "tag:yaml.org,2002:null":
+            fix = "Name each file on the command line: --config one.yaml --config two.yaml"
+            raise SettingError(f"{place(file, key)}: config", "a config cannot include another", fix)
         if key.value in _SECTIONS and not isinstance(value, yaml.MappingNode):
             raise SettingError(f"{place(file, key)}: {key.value}", f"{_kind(value)} in place of settings", _FIX)
+    _count_values(file, root, {}, depth=0)
     _check_mappings(file, root, depth=0)
     return root
+
+
+def _text(file: Path) -> str:
+    """The content of a regular file of a reasonable size; others may have no end."""
+    try:
+        if not file.is_file():
+            found = "it is not a regular file" if file.exists() else f"there is no file '{file}'"
+            fix = f"Give the path of a YAML file, or one of the names {', '.join(names())}"
+            raise SettingError("--config" if not file.exists() else str(file), found, fix)
+        if file.stat().st_size > _MAX_BYTES:
+            raise SettingError(str(file), "it is too large for a file of settings", _FIX)
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        found = f"it cannot be read ({error.strerror})"
+        raise SettingError(str(file), found, "Give the path of a YAML file that can be read") from None
+
+
+def _count_values(file: Path, node: yaml.Node, counts: dict[int, int], depth: int) -> int:
+    """The number of values below a node with all aliases unfolded, each node being visited once.
+
+    A few lines of anchors can unfold into more values than memory holds, and a node can contain itself.
+    """
+    if counts.get(id(node)) == 0:
+        raise SettingError(place(file, node), "it contains itself through an alias", "Write the settings out.")
+    if depth > _MAX_DEPTH:
+        raise SettingError(place(file, node), "nested too deeply", "No setting is.")
+    if id(node) not in counts:
+        counts[id(node)] = 0
+        inner = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        count = 1 + sum(_count_values(file, part, counts, depth + 1) for part in inner)
+        if count > _MAX_VALUES:
+            raise SettingError(place(file, node), f"it unfolds into more than {_MAX_VALUES:,} values", _FIX)
+        counts[id(node)] = count
+    return counts[id(node)]
+
+
+def check_text(name: str, where: str, text: str) -> None:
+    """Refuse a text that no setting can hold: the operating system takes neither such a file name nor such characters.
+
+    Args:
+        name: of the setting, dotted.
+        where: the name, with file and line where it is from a file.
+        text: its value.
+
+    Raises:
+        SettingError: a NUL, half a surrogate pair, a number without end, or a file name that is too long.
+    """
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise SettingError(where, "half a character (a lone surrogate) in its text", "Type it again.") from None
+    if b"\0" in encoded:
+        raise SettingError(where, "a NUL in its text", "Remove it.")
+    digits = text.strip().lstrip("+-").replace("_", "")
+    if len(digits) > _MAX_DIGITS and digits.isdecimal():
+        raise SettingError(where, f"a number of {len(digits):,} digits", "Write a smaller one.")
+    longest = max(map(len, encoded.split(b"/")))
+    if longest > _MAX_NAME_BYTES and name.rpartition(".")[2] in _PATHS and not text.startswith("["):
+        shown = f"{text[:40]}…"
+        fix = 'Look for a `"` that is missing on the command line, or shorten the name'
+        raise SettingError(where, f"'{shown}' has {longest:,} bytes, and the name of a file at most 255", fix)
 
 
 def _check_mappings(file: Path, node: yaml.Node, depth: int) -> None:
@@ -131,6 +208,8 @@ def _check_mappings(file: Path, node: yaml.Node, depth: int) -> None:
         return
     lines: dict[str, int] = {}
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise SettingError(place(file, key), f"{_kind(key)} in place of a key", _FIX)
         name, line = str(key.value), key.start_mark.line + 1
         if name == REMOTE_CODE:
             raise no_remote_code(f"{place(file, key)}: {name}")
@@ -154,4 +233,6 @@ def place(file: Path, node: yaml.Node) -> str:
 def _kind(node: yaml.Node | None) -> str:
     if isinstance(node, yaml.SequenceNode):
         return "a list"
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
     return "a text" if isinstance(node, yaml.ScalarNode) and node.value else "nothing"

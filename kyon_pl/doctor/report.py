@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kyon_pl.errors import KyonError
+from kyon_pl.logs import replace_control_characters
 
 if TYPE_CHECKING:
     from kyon_pl.doctor.memory import MemoryEstimate
@@ -122,7 +123,7 @@ def print_report(report: Report) -> None:
     """Print the sections machine, config and verdict."""
     width = max(len(finding.name) for finding in report.machine + report.config)
     for line in _report_lines(report, width):
-        print(line)
+        print(replace_control_characters(line))  # findings quote files and settings
 
 
 def _report_lines(report: Report, width: int) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +22,14 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from kyon_pl.errors import KyonError, MissingFileError, SettingError
 from kyon_pl.hub.errors import (
+    ANSWER_ERRORS,
     HUB_ERRORS,
     Kind,
     explain_hub_error,
     hub_cause,
     is_transient,
+    not_a_hub,
+    raised_by_client,
     reason_of,
     repository_at,
     retry_after_seconds,
@@ -40,6 +44,9 @@ MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safe
 LICENCE_FILES = ("MODEL_LICENSE", "LICENSE")  # the former in THUDM/chatglm2-6b
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+_NAMES_IN_CACHE = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
+_NAME_IN_CACHE = re.compile(r'(W/)?"?(?!\.+"?$)[\w.:-]{1,200}"?', re.ASCII)
 
 RETRY_WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0)
 
@@ -88,7 +95,7 @@ def from_hub(download: Callable[[], T], repo: str, kind: Kind, revision: str | N
     while True:
         try:
             check_hub_settings()
-            with limited_waits():
+            with checked_requests():
                 return download()
         except KyonError:
             raise
@@ -98,6 +105,10 @@ def from_hub(download: Callable[[], T], repo: str, kind: Kind, revision: str | N
                 raise explain_hub_error(error, repo, kind, revision) from error
             wait_seconds = max(wait_seconds, retry_after_seconds(error))
             log.warning("%s %s: %s; trying again in %g s", kind, repo, reason_of(hub_cause(error)), wait_seconds)
+        except ANSWER_ERRORS as error:
+            if not raised_by_client(error):
+                raise
+            raise not_a_hub(repository_at(repo, kind, revision)) from error
         time.sleep(wait_seconds)
 
 
@@ -124,18 +135,20 @@ def _log_download(where: str) -> None:
 
 
 @contextmanager
-def limited_waits() -> Iterator[None]:
-    """Apply HF_HUB_ETAG_TIMEOUT to every look-up. Bodies keep HF_HUB_DOWNLOAD_TIMEOUT.
+def checked_requests() -> Iterator[None]:
+    """Apply HF_HUB_ETAG_TIMEOUT to every look-up, and check what is used as a name in the cache.
 
     Otherwise huggingface_hub 2.4 has no timeout for a repository's commit and list of files, and waits seven minutes
-    for a file's size.
+    for a file's size. Bodies keep HF_HUB_DOWNLOAD_TIMEOUT.
     """
-    hooks = get_session().event_hooks["request"]
-    hooks.append(_limit_wait)
+    hooks = get_session().event_hooks
+    hooks["request"].append(_limit_wait)
+    hooks["response"].append(_check_names)
     try:
         yield
     finally:
-        hooks.remove(_limit_wait)
+        hooks["request"].remove(_limit_wait)
+        hooks["response"].remove(_check_names)
 
 
 def _limit_wait(request: Any) -> None:  # of httpx or httpx2: see HTTPError
@@ -143,6 +156,21 @@ def _limit_wait(request: Any) -> None:  # of httpx or httpx2: see HTTPError
     for phase, seconds in limits.items():
         if seconds is None or request.method == "HEAD":
             limits[phase] = constants.HF_HUB_ETAG_TIMEOUT
+
+
+def _check_names(response: Any) -> None:
+    """Refuse names that lead out of the cache: huggingface_hub 2.4 joins the ETag to the folder `blobs`.
+
+    Raises:
+        SettingError: a header of the look-up of a file, which cannot be the name of a file.
+    """
+    if response.request.method != "HEAD":
+        return
+    for header in _NAMES_IN_CACHE:
+        value = response.headers.get(header)
+        if value is not None and not _NAME_IN_CACHE.fullmatch(value):
+            found = f"the server there is not a Hub: its {header}, {value[:80]!r}, cannot be the name of a file"
+            raise SettingError(response.request.url.netloc.decode(), found, "Check HF_ENDPOINT and the proxy")
 
 
 def check_hub_settings() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from json import JSONDecodeError
 from typing import Literal
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ Kind = Literal["model", "dataset"]
 
 # RuntimeError: raised by hf_xet, the client of the Hub's storage service
 HUB_ERRORS = (OSError, HTTPError, HFValidationError, JSONDecodeError, RuntimeError)
+# what huggingface_hub raises where JSON of another shape than a Hub's is answered
+ANSWER_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
 MAX_RETRY_AFTER_SECONDS = 60.0
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _LOGIN = "set HF_TOKEN, or run `hf auth login`, for an account with access"
@@ -78,9 +81,24 @@ def _explain_local(error: BaseException, where: str, repo: str) -> KyonError:
         fix = "Free space and check the permissions there, or set HF_HOME to another folder."
         return MachineError(str(error.filename or constants.HF_HOME), f"cannot be used ({error.strerror})", fix)
     if isinstance(error, JSONDecodeError):
-        return SettingError(where, "the server there is not a Hub", "Check HF_ENDPOINT and the proxy.")
+        return not_a_hub(where)
     fix = f"Try again, with HF_HUB_DISABLE_XET=1 if the message names CAS or Xet. {_ELSEWHERE}"
     return MissingFileError(where, reason_of(error), fix)
+
+
+def not_a_hub(where: str) -> SettingError:
+    """The error for an answer that no Hub would give.
+
+    Args:
+        where: the repository, with the host.
+    """
+    return SettingError(where, "the server there is not a Hub", "Check HF_ENDPOINT and the proxy.")
+
+
+def raised_by_client(error: BaseException) -> bool:
+    """Whether an error was raised in huggingface_hub, and not in code that only calls it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(str(frame.f_globals["__name__"]).startswith("huggingface_hub.") for frame, _ in frames)
 
 
 def hub_cause(error: BaseException | None) -> BaseException | None:

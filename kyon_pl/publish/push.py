@@ -22,7 +22,7 @@ from kyon_pl.chatglm2.glm import read_glm_config
 from kyon_pl.demo import fetch_base_config
 from kyon_pl.errors import CheckpointError, KyonError, SettingError
 from kyon_pl.files import entry, explained, read_json_object
-from kyon_pl.hub.download import LICENCE_FILES, TOKENIZER_FILES, limited_waits
+from kyon_pl.hub.download import LICENCE_FILES, TOKENIZER_FILES, checked_requests
 from kyon_pl.logs import from_here
 from kyon_pl.lora.saved import check_fit, check_ranks, read_adapter, weights_file
 from kyon_pl.publish.model_card import hub_id, model_card
@@ -100,7 +100,7 @@ def push(
     if not hub_id(base):
         log.warning("the base %s is not an id on the Hub: others cannot find it; name it with --base", base)
     api = HfApi()
-    with push_errors(repo_id), limited_waits():
+    with push_errors(repo_id), checked_requests():
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         parent = prepare_repository(api, repo_id, "model", private, revision)

@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, Hf
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from kyon_pl import __version__
-from kyon_pl.hub.download import limited_waits
+from kyon_pl.hub.download import checked_requests
 from kyon_pl.logs import from_here
 from kyon_pl.publish.repository import prepare_repository, push_errors, repository_url
 
@@ -33,7 +33,7 @@ def check_push(repo_id: str) -> str:
         SettingError: no token, a token that the Hub rejects, or an invalid name of a repository.
         MissingFileError: the Hub cannot be reached.
     """
-    with push_errors(repo_id, "dataset", OPTION), limited_waits():
+    with push_errors(repo_id, "dataset", OPTION), checked_requests():
         validate_repo_id(repo_id)
         user = HfApi().whoami()["name"]
     return repo_id if "/" in repo_id else f"{user}/{repo_id}"
@@ -56,7 +56,7 @@ def push_data(repo_id: str, rows: Path, facts: Mapping[str, str], private: bool)
     card = str(data_card(repo_id, rows.name, facts))
     files = [CommitOperationAdd(rows.name, rows), CommitOperationAdd("README.md", card.encode())]
     with push_errors(repo_id, "dataset", OPTION):
-        with limited_waits():
+        with checked_requests():
             parent = prepare_repository(api, repo_id, "dataset", private)
         message = f"{rows.name}, with kyon-pl build-data"
         commit = api.create_commit(repo_id, files, repo_type="dataset", commit_message=message, parent_commit=parent)

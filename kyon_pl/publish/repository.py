@@ -12,7 +12,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from kyon_pl.errors import KyonError, MissingFileError, SettingError
 from kyon_pl.hub.download import check_hub_settings
-from kyon_pl.hub.errors import HUB_ERRORS, Kind, hub_cause, reason_of, repository_at
+from kyon_pl.hub.errors import (
+    ANSWER_ERRORS,
+    HUB_ERRORS,
+    Kind,
+    hub_cause,
+    not_a_hub,
+    raised_by_client,
+    reason_of,
+    repository_at,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +68,10 @@ def push_errors(repo_id: str, kind: Kind = "model", option: str = "--repo_id") -
         raise
     except (*HUB_ERRORS, ValueError) as error:  # ValueError: metadata that the Hub rejects, or LFS errors
         raise explain_push(error, repo_id, kind, option) from error
+    except ANSWER_ERRORS as error:
+        if not raised_by_client(error):
+            raise
+        raise not_a_hub(f"push to {repository_at(repo_id, kind, None)}") from error
 
 
 def explain_push(error: Exception, repo_id: str, kind: Kind = "model", option: str = "--repo_id") -> KyonError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ def role_to_play(name: str) -> Role:
     Raises:
         KyonError: as `read_role`; a SettingError if the demo has no role of that name.
     """
-    return next(iter(_demo_roles(name)), None) or read_role(Path(name).expanduser())
+    return next(iter(_demo_roles(name)), None) or read_role(_expand(name))
 
 
 def read_role(path: Path, aliases: Sequence[str] | None = None) -> Role:
@@ -158,8 +159,12 @@ def _roles(name: str, aliases: Mapping[str, list[str]]) -> Iterator[Role]:
     if demo := _demo_roles(name):
         yield from demo
         return
-    for path in _role_paths(Path(name).expanduser()):
+    for path in _role_paths(_expand(name)):
         yield read_role(path, aliases.get(path.stem if path.is_file() else path.resolve().name))
+
+
+def _expand(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
 
 
 def _demo_roles(path: str) -> list[Role]:

@@ -42,7 +42,6 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys(("epoch", "global_step"), int),
     "pytorch-lightning_version": str,
 }
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class AdapterCheckpointIO(TorchCheckpointIO):

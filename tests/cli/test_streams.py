@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from kyon_pl.cli import main
 from kyon_pl.logs import OneLine, Terminal, set_up_logging, write_run_log
 
 ROOT = Path(__file__).parents[2]
+HELP = ["fit", "--help", "all"]
 PREVIEW = ["preview", "--config", str(ROOT / "configs/demo.yaml"), "--rows", "20"]
 
 
@@ -36,21 +37,56 @@ def run(words: list[str], shell: str = "", **environment: str) -> subprocess.Com
 
 
 @pytest.mark.parametrize(
-    ("shell", "environment", "status"),
+    ("words", "shell", "environment", "status"),
     [
-        ("| head -1", {}, 141),
-        ("| head -1", {"PYTHONUNBUFFERED": "1"}, 141),
-        ("> /dev/full", {}, 2),
-        (">&-", {}, 0),
-        ("", {"PYTHONIOENCODING": "ascii"}, 0),
-        ("", {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, 0),
+        (HELP, "| true", {}, 141),
+        (HELP, "| true", {"PYTHONUNBUFFERED": "1"}, 141),
+        (HELP, "> /dev/full", {}, 2),
+        (HELP, "> /dev/full", {"PYTHONUNBUFFERED": "1"}, 2),
+        (["--version"], "> /dev/full", {}, 2),  # so short that it is written at the end
+        (["--version"], "> /dev/full 2> /dev/full", {}, 2),
+        (["--version"], ">&- 2>&- <&-", {}, 0),
+        (["fit", "--nowhere"], "2> /dev/full", {}, 2),
+        (["fit", "--nowhere"], "2>&-", {}, 2),
+        (PREVIEW, "| head -1", {"PYTHONIOENCODING": "ascii"}, 141),
+        (PREVIEW, ">&-", {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, 0),
     ],
 )
-def test_the_other_end_of_the_output(shell: str, environment: dict[str, str], status: int) -> None:
-    done = run(PREVIEW, shell, **environment)
+def test_the_other_end_of_the_output(words: list[str], shell: str, environment: dict[str, str], status: int) -> None:
+    done = run(words, shell, **environment)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert done.returncode == status, done.stderr[-2000:]
+    if status == 2 and ">" in shell and "2>" not in shell:
+        assert done.stderr.startswith("kyon-pl"), done.stderr
+        assert "standard output: the disk is full" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;title\x07", "two\nlines", "right\u202eto left"])
+def test_a_name_from_data_is_harmless_in_an_error(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({name: "a", "target": "b"}) + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main([*PREVIEW, "--data.source", str(rows), "--debug"])
+    said = capsys.readouterr().err
+    assert not set("\x1b\x07\u202e") & set(said)
+    assert "no column 'context'; the columns are" in said.splitlines()[-1]
+
+
+def test_names_of_speakers_are_harmless_in_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [{"role": "a\x1b[31m\nforged", "text": "hm"}, {"role": "b", "text": "ah"}]
+    folder = tmp_path / "role"
+    (folder / "dialogues").mkdir(parents=True)
+    (folder / "system_prompt.txt").write_text("b", encoding="utf-8")
+    (folder / "dialogues/d.jsonl").write_text(json.dumps({"dialogue": turns}), encoding="utf-8")
+    with pytest.raises(SystemExit):  # nobody in the dialogue has the name of the role
+        main(["build-data", "--characters", str(folder), "--output", str(tmp_path / "rows.jsonl")])
+    said = capsys.readouterr().err
+    assert "forged" in said
+    assert "\x1b" not in said
+    assert "\nforged" not in said
 
 
 @pytest.mark.parametrize("words", [PREVIEW, ["doctor"], ["merge", "--output", "merged"]])
@@ -100,18 +136,3 @@ def test_a_closed_terminal_does_not_stop_the_log(tmp_path: Path, monkeypatch: py
     assert [handler.level > logging.CRITICAL for handler in log.handlers if isinstance(handler, Terminal)] == [True]
     lines = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
     assert [line[-3:] for line in lines] == ["one", "two"]
-
-
-@pytest.mark.slow
-def test_a_run_outlives_its_terminal(tmp_path: Path) -> None:
-    ours, its = pty.openpty()
-    words = ["fit", "--config", str(ROOT / "configs/demo.yaml"), "--trainer.max_steps", "12", "--held_out", "null"]
-    command = ["bash", "-c", "trap '' HUP; exec \"$@\"", "bash", sys.executable, "-m", "kyon_pl", *words]
-    process = subprocess.Popen(command, cwd=tmp_path, stdin=its, stdout=its, stderr=its, start_new_session=True)
-    os.close(its)
-    said = b""
-    while b"training from" not in said:
-        said += os.read(ours, 65536)
-    os.close(ours)
-    assert process.wait(timeout=HANG_S) == 0
-    assert "last adapter" in (tmp_path / "lightning_logs/version_0/run.log").read_text(encoding="utf-8")

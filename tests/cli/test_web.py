@@ -25,8 +25,9 @@ from limits import HANG_S
 from web_host import HOSTILE, free_port, make_sessions, with_hostile_model, write_role, write_small_adapter
 
 from kyon_pl.chat.model import Sampling
+from kyon_pl.chat.passwords import PASSWORD
 from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
-from kyon_pl.chat.web import PASSWORD, open_page
+from kyon_pl.chat.web import open_page
 from kyon_pl.cli import main
 
 QUESTION = "南枝:「钟楼在哪里？」"
@@ -122,15 +123,14 @@ def test_what_is_refused(address: str) -> None:
     for said, words in (
         ("it is empty", [" ", *settings()]),
         ("501 characters", ["长" * 501, *settings()]),
-        ("Value: Eve", [QUESTION, *settings(role="Eve")]),
-        ("999", [QUESTION, *settings(sampling=[999, *SAMPLING[1:]])]),
+        ("400 Bad Request", [QUESTION, *settings(role="Eve")]),
+        ("400 Bad Request", [QUESTION, *settings(sampling=[999, *SAMPLING[1:]])]),
     ):
         with pytest.raises(Exception, match=said):
             visitor.predict(*words, api_name="/ask")
     for name in ("/retry", "/export"):
         with pytest.raises(Exception, match="nothing has been said"):
             visitor.predict(*settings(), api_name=name)
-    assert httpx.post(f"{address}gradio_api/upload", files={"files": b"1234"}).status_code == 413
     assert "script-src 'self'" in httpx.get(address).headers["content-security-policy"]
 
 
@@ -167,7 +167,8 @@ def test_a_password(sessions: Sessions, capfd: pytest.CaptureFixture[str], caplo
     page = open_page(sessions, SessionSettings(), "127.0.0.1", free_port(), "虎 tiger")
     try:
         assert httpx.get(f"{page.local_url}config").status_code == 401
-        assert httpx.post(f"{page.local_url}gradio_api/queue/join", json={"data": [], "fn_index": 0}).status_code == 401
+        call = {"data": [QUESTION, None, None, *settings()], "fn_index": 0, "session_hash": "x"}
+        assert httpx.post(f"{page.local_url}gradio_api/queue/join", json=call).status_code == 401
         for given, status in (("tiger", 400), ("虎 tiger", 200)):
             answer = httpx.post(f"{page.local_url}login", data={"username": "x", "password": given})
             assert answer.status_code == status

@@ -65,6 +65,9 @@ TWO_RUNS_TEST = (
     "tests/faults/test_two_runs.py::test_the_second_is_refused_while_the_first_lives_and_goes_on_when_it_is_killed"
 )
 RESUME_TEST = "tests/faults/test_kill_and_resume.py::test_kill_and_resume"
+MIDDLEWARE_TEST = "tests/unit/chat/test_middleware.py::"
+TERMINAL_TEST = "tests/unit/chat/test_terminal.py::"
+VISITORS_TEST = "tests/cli/test_web_visitors.py::"
 
 PRECISION = [
     Guard(
@@ -563,13 +566,13 @@ SETTINGS = [
         "data/dialogue_data.py",
         "if value is None:",
         "if False:",
-        f"{BAD_INPUT_TEST}[setting: null for a number]",
+        "tests/cli/test_bad_input.py::test_preview_refuses_null_for_a_number",
     ),
     Guard(
         "a process for each of a million devices is not started",
         "cli/arguments.py",
-        "count > _MOST_DEVICES:",
-        "False:",
+        "not 1 <= count <= _MOST_DEVICES)",
+        "count < 1)",
         f"{BAD_INPUT_TEST}[setting: a million devices]",
     ),
     Guard(
@@ -581,7 +584,291 @@ SETTINGS = [
     ),
 ]
 
-GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS + SETTINGS
+CHAT = [
+    Guard(
+        "a request of the page that says it is long is not read",
+        "chat/middleware.py",
+        'if int(headers.get("content-length", "0")) > longest:',
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_a_body_is_read_no_further_than_a_message_can_be",
+    ),
+    Guard(
+        "a request of the page is read no further than a message can be",
+        "chat/middleware.py",
+        "if len(body) > longest:",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_a_body_is_read_no_further_than_a_message_can_be",
+    ),
+    Guard(
+        "another name of this machine is refused by the page",
+        "chat/middleware.py",
+        "if is_loopback(self.host) and not is_loopback(_hostname(host)):",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_other_sites_cannot_talk_to_a_local_page",
+    ),
+    Guard(
+        "a page of another site is refused by the page",
+        "chat/middleware.py",
+        "if origin is not None and",
+        "if False and",
+        f"{MIDDLEWARE_TEST}test_other_sites_cannot_talk_to_a_local_page",
+    ),
+    Guard(
+        "routes that the page does not need are refused: GET",
+        "chat/middleware.py",
+        "if path not in GET_PATHS and",
+        "if False and",
+        f"{MIDDLEWARE_TEST}test_only_the_routes_of_the_page_are_there",
+    ),
+    Guard(
+        "routes that the page does not need are refused: POST",
+        "chat/middleware.py",
+        "or not (is_call or path in POST_PATHS):",
+        "and False:",
+        f"{MIDDLEWARE_TEST}test_only_the_routes_of_the_page_are_there",
+    ),
+    Guard(
+        "values that a component cannot have are refused",
+        "chat/inputs.py",
+        "if check is None or not check(value, props):",
+        "if check is None:",
+        f"{MIDDLEWARE_TEST}test_a_forged_value_does_not_reach_gradio",
+    ),
+    Guard(
+        "functions that the page does not have are refused",
+        "chat/inputs.py",
+        "self._inputs.get(number) if type(number) is int else None",
+        "self._inputs.get(0)",
+        f"{MIDDLEWARE_TEST}test_a_forged_value_does_not_reach_gradio",
+    ),
+    Guard(
+        "only checked values reach Gradio",
+        "chat/inputs.py",
+        '_json_bytes({"data": checked, "fn_index": number, "session_hash": session})',
+        "body",
+        f"{MIDDLEWARE_TEST}test_only_checked_values_are_passed_on",
+    ),
+    Guard(
+        "a session has a share of the queue",
+        "chat/shares.py",
+        "if max(of_session, of_address) >= self.places:",
+        "if of_address >= self.places:",
+        f"{MIDDLEWARE_TEST}test_one_session_has_a_quarter_of_the_queue",
+    ),
+    Guard(
+        "an address has a share of the queue",
+        "chat/shares.py",
+        "if max(of_session, of_address) >= self.places:",
+        "if of_session >= self.places:",
+        f"{MIDDLEWARE_TEST}test_one_address_has_a_quarter_under_many_names",
+    ),
+    Guard(
+        "a stream that was refused releases no place",
+        "chat/middleware.py",
+        "if path == DATA and answer.status == 200:",
+        "if path == DATA:",
+        f"{MIDDLEWARE_TEST}test_a_place_is_released_once_and_by_its_visitor_alone",
+    ),
+    Guard(
+        "wrong passwords have to wait",
+        "chat/passwords.py",
+        "if passed < wait:",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_wrong_passwords_have_to_wait_longer_each_time",
+    ),
+    Guard(
+        "guesses of many addresses are forgotten",
+        "chat/passwords.py",
+        "if len(self._guesses) > MAX_ADDRESSES:",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_guesses_of_many_addresses_are_forgotten",
+    ),
+    Guard(
+        "refusals are one line a minute",
+        "chat/refusals.py",
+        "if self._clock() < self._next:",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_refusals_are_one_line_a_minute",
+    ),
+    Guard(
+        "a failed request is no traceback on the host",
+        "chat/web.py",
+        '    logging.getLogger("uvicorn.error").addFilter(refusals)\n',
+        "",
+        f"{VISITORS_TEST}test_forged_requests_leave_no_traceback_on_the_host[100]",
+    ),
+    Guard(
+        "a seed that torch cannot take is refused",
+        "chat/model.py",
+        '("seed", self.seed in SEEDS,',
+        '("seed", True,',
+        f"{TERMINAL_TEST}test_every_accepted_seed_can_be_used",
+    ),
+    Guard(
+        "a failed reply keeps the conversation",
+        "chat/terminal.py",
+        "except (MemoryError, torch.OutOfMemoryError):",
+        "except ZeroDivisionError:",
+        f"{TERMINAL_TEST}test_a_failure_keeps_the_conversation",
+    ),
+    Guard(
+        "an unusable history does not end the chat",
+        "chat/history.py",
+        "except (OSError, RuntimeError) as error:",
+        "except ZeroDivisionError as error:",
+        f"{TERMINAL_TEST}test_a_history_that_cannot_be_kept_is_one_line",
+    ),
+    Guard(
+        "bytes that are no text do not end the chat",
+        "chat/terminal.py",
+        'sys.stdin.reconfigure(errors="replace")',
+        "pass",
+        f"{TERMINAL_TEST}test_bytes_that_are_no_text_are_replaced",
+    ),
+    Guard(
+        "standard input is read no further than a question can be",
+        "chat/command.py",
+        "sys.stdin.read(MAX_QUESTION_CHARACTERS + 2)",
+        "sys.stdin.read()",
+        f"{TERMINAL_TEST}test_a_line_is_not_read_to_its_end",
+    ),
+    Guard(
+        "a question has a maximum length",
+        "chat/conversation.py",
+        "if len(text) > MAX_QUESTION_CHARACTERS:",
+        "if False:",
+        f"{TERMINAL_TEST}test_what_an_option_cannot_ask",
+    ),
+]
+CODE_TEST = "tests/cli/test_no_code.py::"
+ANSWERS_TEST = "tests/unit/hub/test_hub_answers.py::"
+SETTINGS_TEST = "tests/cli/test_bad_settings.py::"
+HOSTILE = [
+    Guard(
+        "a setting names no code of another package",
+        "cli/lightning_cli.py",
+        "    restrict_imports(allowed)\n",
+        "",
+        f"{CODE_TEST}test_a_name_without_class_path",
+    ),
+    Guard(
+        "a setting names no function",
+        "cli/lightning_cli.py",
+        "        check_classes(settings.as_dict())\n",
+        "",
+        f"{CODE_TEST}test_what_is_called_later",
+    ),
+    Guard(
+        "preview and doctor refuse such a config too",
+        "cli/arguments.py",
+        "            check_origins(name, settings[name], allowed)\n",
+        "",
+        f"{CODE_TEST}test_every_command",
+    ),
+    Guard(
+        "a Hub's header names no file outside the cache",
+        "hub/download.py",
+        '    hooks["response"].append(_check_names)\n',
+        '    hooks["response"].append(len)\n',
+        f"{ANSWERS_TEST}test_names_that_lead_out_of_the_cache",
+    ),
+    Guard(
+        "what answers in other JSON is not a Hub",
+        "hub/download.py",
+        "            if not raised_by_client(error):\n",
+        "            if True:\n",
+        f"{ANSWERS_TEST}test_json_of_another_shape",
+    ),
+    Guard(
+        "a config that contains itself is refused",
+        "cli/settings.py",
+        "    if counts.get(id(node)) == 0:\n",
+        "    if False:\n",
+        f"{SETTINGS_TEST}test_config_files[itself]",
+    ),
+    Guard(
+        "a text that no setting can hold is refused",
+        "cli/commands.py",
+        "    check_option_values(words)\n",
+        "",
+        f"{SETTINGS_TEST}test_texts_of_options",
+    ),
+]
+OUTPUT_TEST = "tests/unit/cli/test_output.py::"
+DISTURBED_TEST = "tests/cli/test_disturbed_run.py::"
+STREAMS = [
+    Guard(
+        "an output that is not required may fail",
+        "cli/streams.py",
+        "            return size\n",
+        "            raise\n",
+        f"{OUTPUT_TEST}test_an_output_that_is_not_required_may_fail",
+    ),
+    Guard(
+        "the failure of a required output names it",
+        "cli/streams.py",
+        "raise OSError(error.errno, error.strerror, STDOUT) from None",
+        "raise",
+        f"{OUTPUT_TEST}test_the_failure_of_a_required_output_names_it",
+    ),
+    Guard(
+        "shared memory is not taken for a disk",
+        "cli/system_errors.py",
+        "if not error.filename and _is_of_workers(error):",
+        "if False:",
+        f"{OUTPUT_TEST}test_what_a_machine_does_is_one_paragraph",
+    ),
+    Guard(
+        "what is buffered is written before a command ends",
+        "cli/commands.py",
+        "            sys.stdout.flush()\n",
+        "            pass\n",
+        "tests/cli/test_streams.py::test_the_other_end_of_the_output",
+    ),
+    Guard(
+        "curves may end",
+        "training/callbacks/optional_curves.py",
+        "        except OSError as error:\n",
+        "        except ZeroDivisionError as error:\n",
+        f"{DISTURBED_TEST}test_a_run_without_curves_and_log_says_so_once_and_goes_on",
+    ),
+    Guard(
+        "run.log may fail",
+        "logs.py",
+        "        elif not self.failed:\n",
+        "        else:\n",
+        f"{DISTURBED_TEST}test_a_run_without_curves_and_log_says_so_once_and_goes_on",
+    ),
+    Guard(
+        "a closed terminal sends SIGHUP twice",
+        "training/callbacks/stop_signals.py",
+        "if self.received and number in REPEATED:",
+        "if False:",
+        f"{DISTURBED_TEST}test_a_hangup_saves_and_the_same_command_goes_on",
+    ),
+    Guard(
+        "nohup is respected",
+        "training/callbacks/stop_signals.py",
+        "ignored = (signal.SIG_IGN, None)",
+        "ignored = (None,)",
+        f"{DISTURBED_TEST}test_a_signal_that_is_ignored_stays_so",
+    ),
+    Guard(
+        "loader workers end with a killed parent",
+        "data/batches/loader.py",
+        "os.getppid() != parent or",
+        "False or",
+        "tests/unit/data/test_workers.py::test_workers_end_when_their_parent_is_killed",
+    ),
+    Guard(
+        "a line of the log has no control characters",
+        "logs.py",
+        'return replace_control_characters(super().format(record)).replace("\\n", "↵")',
+        "return super().format(record)",
+        "tests/cli/test_streams.py::test_a_line_of_the_log_is_one_line_without_control_characters",
+    ),
+]
+GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS + CHAT + HOSTILE + STREAMS + SETTINGS
 
 
 def main(words: list[str]) -> int:

@@ -96,7 +96,7 @@ def test_sigterm_to_the_command_that_started_the_ranks(undisturbed: Undisturbed,
     """As a user or a scheduler stops `kyon-pl fit`, which starts its second rank itself."""
     folder = tmp_path / "inputs"
     write_inputs(folder, TWO)
-    command = [sys.executable, "-m", "kyon_pl", "fit", "--config", "run.yaml"]
+    command = [sys.executable, "-m", "kyon_pl", "fit", "--config", "run.yaml", "--allow_code", "kill_at"]
     settings = os.environ | {"PYTHONPATH": str(HERE)}
     log = (folder / "log.txt").open("w")
     run = subprocess.Popen(command, cwd=folder, env=settings, stdout=log, stderr=log, start_new_session=True)

@@ -21,6 +21,8 @@ from kyon_pl.data.prompt import Context
 
 Use = Literal["train", "validation", "test", "predict"]
 
+_PARENT_CHECK_S = 0.5  # how often a loader worker looks for its parent
+
 
 class TokenRows(Dataset[Any]):
     """Some rows of a table, as ids.
@@ -190,12 +192,14 @@ def ignore_stop_signals(worker: int) -> None:
     """Keep a loader worker alive when a terminal or a scheduler signals all processes of a run; a `worker_init_fn`.
 
     The training process needs batches to finish its step. SIGTERM from the training process still ends the worker:
-    torch sends it at exit if an error left workers running, and then waits for them without a timeout.
+    torch sends it at exit if an error left workers running, and then waits for them without a timeout. A worker whose
+    training process was killed exits too; torch would look for it every 5 s only.
 
     Args:
         worker: the worker's number, unused.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere the sender of a signal is unknown
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -204,7 +208,8 @@ def ignore_stop_signals(worker: int) -> None:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """Exit on SIGTERM from the parent process."""
+    """Exit on SIGTERM from the parent process, and when it is gone."""
     while sys.platform == "linux":
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK_S)
+        if os.getppid() != parent or (received is not None and received.si_pid == parent):
             os._exit(128 + signal.SIGTERM)

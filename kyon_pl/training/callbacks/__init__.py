@@ -4,6 +4,7 @@ from kyon_pl.training.callbacks.adapter_guard import AdapterGuard
 from kyon_pl.training.callbacks.finite_guard import FiniteGuard
 from kyon_pl.training.callbacks.held_out_replies import HeldOutReplies, ReplySettings
 from kyon_pl.training.callbacks.memory_guard import MemoryGuard
+from kyon_pl.training.callbacks.optional_curves import OptionalCurves
 from kyon_pl.training.callbacks.ranks import Randomness, Ranks
 from kyon_pl.training.callbacks.reply_writer import ReplyWriter
 from kyon_pl.training.callbacks.run_output import FinalMetrics, RunEstimate, RunLog, ShownRows
@@ -19,6 +20,7 @@ __all__ = [
     "FirstValidation",
     "HeldOutReplies",
     "MemoryGuard",
+    "OptionalCurves",
     "Progress",
     "Randomness",
     "Ranks",

@@ -128,10 +128,13 @@ class FiniteGuard(Callback):
             found = f"the gradient overflows float16 even at a loss scale of {scale:g}, and every step is skipped"
         else:
             found = "the loss is finite but its gradient is not"
-        file = write_rows(trainer, report.step, self.row_numbers, losses)
+        try:
+            rows = f"are in {write_rows(trainer, report.step, self.row_numbers, losses)}"
+        except OSError as error:
+            rows = f"could not be written ({error.strerror})"
         raise TrainingError(
             where=f"optimizer step {report.step}",
-            found=f"{found}. The rows of this step and their losses are in {file}; its update was not applied",
+            found=f"{found}. The rows of this step and their losses {rows}; its update was not applied",
             fix=suggest_fix(str(trainer.precision), report),
         )
 

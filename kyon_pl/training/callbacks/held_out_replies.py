@@ -227,12 +227,17 @@ class HeldOutReplies(Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
     def _save_history(self, trainer: Trainer) -> None:
-        """Write the history as JSONL and to TensorBoard."""
+        """Write the history as JSONL and to TensorBoard; the run goes on without the file if it cannot be written."""
         folder = trainer.log_dir  # all ranks: it is broadcast
         if not trainer.is_global_zero:
             return
         if folder:
-            self._write(Path(folder), self.rows)
+            try:
+                self._write(Path(folder), self.rows)
+            except OSError as error:
+                log.warning(
+                    "%s cannot be written (%s); the run goes on", from_here(str(error.filename)), error.strerror
+                )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for place, row in enumerate(self.rows, start=1):

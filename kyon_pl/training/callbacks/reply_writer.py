@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from kyon_pl.disk import replace, temporary
+from kyon_pl.disk import name_in_errors, replace, temporary
 from kyon_pl.locks import Lock
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import Output, check_replaceable, locked, output_file, rows_with
@@ -58,12 +58,14 @@ class ReplyWriter(BasePredictionWriter):
             MachineError: another process is writing the file.
         """
         output = self.output(trainer)
-        output.path.parent.mkdir(parents=True, exist_ok=True)
+        with name_in_errors(output.path):
+            output.path.parent.mkdir(parents=True, exist_ok=True)
         self.lock = locked(output.path, output.option)
         check_replaceable(output)
         self.final = output.path
         self.file = temporary(output.path) if output.path.exists() else output.path
-        self.file.write_text("", encoding="utf-8")
+        with name_in_errors(self.file):
+            self.file.write_text("", encoding="utf-8")
 
     def write_on_batch_end(
         self,
@@ -75,8 +77,12 @@ class ReplyWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Append the replies of one batch."""
-        with self.file.open("a", encoding="utf-8") as stream:
+        """Append the replies of one batch.
+
+        Raises:
+            OSError: it names the file.
+        """
+        with name_in_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(reply, ensure_ascii=False) + "\n" for reply in prediction)
         self.rows += len(prediction)
 

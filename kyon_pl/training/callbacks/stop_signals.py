@@ -1,4 +1,4 @@
-"""A callback that saves a checkpoint and exits on SIGTERM and SIGINT."""
+"""A callback that saves a checkpoint and exits on signals such as SIGTERM, SIGINT and SIGHUP."""
 
 from __future__ import annotations
 
@@ -24,9 +24,18 @@ log = logging.getLogger(__name__)
 # environment variable with the id of the process that launched the other ranks, which inherit it
 LAUNCHER = "KYON_PL_LAUNCHER_PID"
 
+# the second of these exits at once: a person or a scheduler insists
+INSISTENT = (signal.SIGTERM, signal.SIGINT)
+# these come more than once by themselves: from the kernel and the shell when a terminal is closed; every second of CPU
+REPEATED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+
 
 class StopSignals(Checkpoint):
-    """On SIGTERM or SIGINT, saves a checkpoint after the current optimizer step and exits; a second signal exits now.
+    """On a signal, saves a checkpoint after the current optimizer step and exits; a second SIGTERM or SIGINT exits now.
+
+    The signals are SIGTERM, SIGINT and, unless they are ignored at the start, SIGHUP (the terminal was closed), SIGUSR1
+    (a scheduler warns) and SIGXCPU (a limit of CPU time). `nohup` ignores SIGHUP. Under SLURM SIGUSR1 is left to
+    Lightning.
 
     The first signal sets a flag. The ranks reduce their flags at every optimizer step, on the CPU and without
     synchronizing with the device, so that a signal to any rank stops all ranks at the same step. The exit status is 128
@@ -53,7 +62,7 @@ class StopSignals(Checkpoint):
         """Install the handlers. Loader workers inherit them when they are forked; there they do nothing."""
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self.trainer = trainer
-            self.previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            self.previous_handlers = {number: signal.getsignal(number) for number in handled_signals()}
             self._install_handlers()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,7 +139,7 @@ class StopSignals(Checkpoint):
         self.training = True
 
     def _install_handlers(self, *numbers: signal.Signals) -> None:
-        for number in numbers or (signal.SIGTERM, signal.SIGINT):
+        for number in numbers or self.previous_handlers:
             signal.signal(number, self._receive)
 
     def _restore_handlers(self) -> None:
@@ -141,12 +150,21 @@ class StopSignals(Checkpoint):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return
-        if self.received or not self.training:
+        if self.received and number in REPEATED:
+            return
+        if self.received in INSISTENT or not self.training:
             launcher = self.trainer.strategy.launcher
             if launcher is not None:
                 launcher.kill(signal.SIGKILL)
             os._exit(128 + number)
         self.received = number
+
+
+def handled_signals() -> list[signal.Signals]:
+    """The signals that stop a run; see `StopSignals`."""
+    left = {signal.SIGUSR1} if SLURMEnvironment.detect() else set()
+    ignored = (signal.SIG_IGN, None)  # None: a handler that is not Python's
+    return [*INSISTENT, *(n for n in REPEATED if n not in left and signal.getsignal(n) not in ignored)]
 
 
 def step_checkpoints(trainer: Trainer) -> list[StepCheckpoint]:

@@ -13,10 +13,11 @@ from kyon_pl.cli.options import help_text, options_of, read_table
 from kyon_pl.errors import SettingError
 
 ROOT = Path(__file__).parents[3]
+LORA = str(ROOT / "configs/lora.yaml")
 CLASS = "trainer:\n  callbacks+:\n  - class_path: a.B\n    init_args: {anything: {at: all}}\n"
 
 TAKEN = {
-    "the ways to name a config": ["-c=lora.yaml", "--config=lora.yaml", "-clora.yaml", "--config", "lora.yaml"],
+    "the ways to name a config": [f"-c={LORA}", f"--config={LORA}", f"-c{LORA}", "--config", LORA],
     "a section as a file": ["--trainer", "trainer.yaml", "--model=model.yaml"],
     "keys of LoRA": ["--model.lora.r", "8", "--model.lora.init_args.r=8", "--model.lora.rank_pattern.x", "4"],
     "help on a class": ["--model.lora.help", "peft.LoraConfig", "--trainer.callbacks.help=StepCheckpoint"],

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from limits import HANG_S
@@ -44,3 +45,19 @@ def test_workers_give_all_batches_after_signals_and_end_with_their_parent() -> N
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who has sent a signal")
+def test_workers_end_when_their_parent_is_killed() -> None:
+    """Torch itself looks for the parent in an interval, which is set to a day here."""
+    patient = f"import torch.utils.data._utils as utils\nutils.MP_STATUS_CHECK_INTERVAL = 86400\n{LOADER}"
+    command = [sys.executable, "-c", patient]
+    run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert run.stdout
+    workers = [int(word) for word in run.stdout.readline().split()]
+    run.kill()
+    run.wait()
+    until_s = time.monotonic() + HANG_S
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < until_s, "a worker outlives its parent"
+        time.sleep(0.1)

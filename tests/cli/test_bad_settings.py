@@ -1,0 +1,133 @@
+"""Config files and texts that are hostile to the reader: one paragraph, status 2, at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kyon_pl.cli import main
+from kyon_pl.cli.commands import NUMBERS, check_names
+from kyon_pl.cli.options import options_of
+from kyon_pl.errors import SettingError
+
+
+def unfolding(depth: int, width: int, line: str) -> str:
+    """A YAML whose last anchor is `width ** depth` values."""
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [line.format(i=i, inner=", ".join([f"*a{i - 1}"] * width)) for i in range(1, depth + 1)]
+    return "\n".join(lines)
+
+
+CONFIGS = {
+    "lists of aliases": (unfolding(12, 9, "a{i}: &a{i} [{inner}]"), "unfolds into more than"),
+    "merged aliases": (unfolding(12, 9, "a{i}: &a{i} {{<<: [{inner}]}}"), "unfolds into more than"),
+    "a chain of aliases": (unfolding(300, 1, "a{i}: &a{i} [{inner}]"), "nested too deeply"),
+    "itself": ("trainer: &a\n  logger: *a\n", "contains itself"),
+    "brackets": ("a: " + "[" * 600 + "]" * 600, "nested too deeply"),
+    "a list for a key": ("? [a, b]\n: 1\n", "a list in place of a key"),
+    "no UTF-8": (b"a: \xff\n", "not UTF-8"),
+    "NUL": ('data: {source: "x\\0y"}', "line 1: data.source: a NUL in its text"),
+    "NUL of a class": (
+        'trainer: {logger: {class_path: A, init_args: {name: "\\0"}}}',
+        "trainer.logger: a NUL in its text",
+    ),
+    "half a character": ('data: {source: ["x\\uD800y"]}', "data.source: half a character"),
+    "a long name": (f"trainer: {{default_root_dir: {'a' * 5000}}}", "trainer.default_root_dir: 'aaaa"),
+    "5,000 digits": (f"seed_everything: {'9' * 5000}", "seed_everything: a number of 5,000 digits"),
+    "the tokenizer": ("data: {tokenizer: demo}", "data.tokenizer: it follows model.base"),
+    "control characters in a key": ('"a\\e]0;PWN\\a": 1', "a\ufffd]0;PWN\ufffd: there is no such setting"),
+    "control characters in a value": ('data: {batching: "x\\e]0;\\a\\n"}', "Got value: x\ufffd]0;\ufffd"),
+    "line ends in a key": ('"a\\nkyon-pl fit: all is well": 1', "a↵kyon-pl fit: all is well: there is no"),
+}
+
+
+def paragraph_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "\x1b" not in lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content, said = CONFIGS[name]
+    Path("mine.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert said in paragraph_of(["fit", "--config", "mine.yaml"], capsys)
+
+
+@pytest.mark.parametrize("file", ["fifo", "folder", "/dev/zero", "/proc/self/mem", "a\0b", "a" * 5000, "\udcff.yaml"])
+@pytest.mark.parametrize("command", ["fit", "doctor", "merge"])
+def test_what_is_no_file(
+    command: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe without a writer, a device without an end: nothing is waited for."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    Path("folder").mkdir()
+    assert len(paragraph_of([command, f"--config={file}"], capsys)) < 600
+
+
+PATHS = ["--model.base", "--model.adapter", "--ckpt_path", "--data.source", "--data.cache_dir", "--data.bad_rows_file",
+         "--trainer.default_root_dir", "--model.random_config"]  # fmt: skip
+
+
+@given(option=st.sampled_from(PATHS), text=st.text(max_size=400), bad=st.sampled_from(["\0", "\ud800", "a" * 256]))
+@settings(max_examples=60, deadline=None)
+def test_texts_of_options(option: str, text: str, bad: str) -> None:
+    """No file has such a name, wherever in it the fault is."""
+    place = len(text) // 2
+    value = f"x{text[:place]}{bad}{text[place:]}"
+    for words in ([option, value], [f"{option}={value}"]):
+        if not (value.startswith("-") and len(words) == 2):
+            with pytest.raises(SettingError, match=option):
+                check_names(["fit", *words])
+
+
+@given(
+    name=st.sampled_from(sorted(options_of("fit"))), text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+)
+@settings(max_examples=200, deadline=None)
+def test_ordinary_texts_are_left_to_the_parser(name: str, text: str) -> None:
+    check_names(["fit", f"--{name}={text}".replace("\0", " ")])
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--trainer.num_nodes", "trainer.num_nodes: a number of 31 digits"),
+        ("--trainer.devices", "trainer.devices: "),
+        ("--data.tokens_per_batch", "data.tokens_per_batch: a number of 31 digits"),
+        ("--data.max_tokens", "data.max_tokens: a number of 31 digits"),
+    ],
+)
+def test_numbers_that_no_library_holds(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in paragraph_of(["fit", "--config", "demo", option, "1" + "0" * 30], capsys)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_variables_that_are_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in ("x", "", "-1", "1.5", "\x1b[31m"):
+        monkeypatch.setenv(name, value)
+        assert f"${name}: " in paragraph_of(["fit", "--config", "demo"], capsys)
+
+
+def test_a_process_with_such_a_variable() -> None:
+    environment = os.environ | {"SLURM_PROCID": "x"}
+    words = [sys.executable, "-m", "kyon_pl", "doctor"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("kyon-pl: $SLURM_PROCID: 'x' is not a number")

@@ -1,0 +1,206 @@
+"""What hands and files can do to the chat in the terminal; the conversation goes on."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kyon_pl.chat import history
+from kyon_pl.chat.command import read_question
+from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, Turn
+from kyon_pl.chat.model import ChatModel, ChatReply, Sampling
+from kyon_pl.chat.terminal import Terminal
+from kyon_pl.chatglm2 import ChatGLMTokenizer
+from kyon_pl.demo import BASE
+from kyon_pl.errors import DataError, KyonError, SettingError
+from kyon_pl.roles.role import role_to_play
+
+
+class EchoModel(ChatModel):
+    """Repeats how long the prompt is; `failure` is raised once instead."""
+
+    failure: BaseException | None = None
+
+    def reply(self, prompt: list[int], *others: Any, **more: Any) -> ChatReply:
+        if self.failure:
+            failure, self.failure = self.failure, None
+            raise failure
+        return ChatReply(f"{len(prompt)} tokens", stopped=True)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Terminal:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
+    model = EchoModel(torch.nn.Module(), tokenizer, "base", "raw", "last", {})
+    conversation = Conversation(model, turns=[Turn("before", "before", ChatReply("yes", True))])
+    return Terminal(conversation, Sampling(), lambda name: role_to_play(name))  # type: ignore[arg-type, return-value]
+
+
+def run(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, typed: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
+    terminal.run()
+
+
+def questions(terminal: Terminal) -> list[str]:
+    return [turn.typed for turn in terminal.conversation.turns]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "/params seed 99999999999999999999",
+        "/params seed -9999999999999999999",
+        "/params seed " + "9" * 5000,
+        "/params seed 1e3",
+        "/params temperature 1e-30",
+        "/params temperature 1e30",
+        "/params temperature nan",
+        "/params top_p 0",
+        "/params top_p inf",
+        "/params repetition_penalty 1e-30",
+        "/params repetition_penalty -1",
+        "/params max_new_tokens 0",
+        "/save ~nobody-of-that-name/x.jsonl",
+        "/save /proc/x/y",
+        "/save /" + "x" * 5000,
+        "/character ~nobody-of-that-name",
+        "/character /" + "x" * 5000,
+        "/character /proc/self/mem",
+        "/character a\x00b",
+        "/\x1b[2J",
+    ],
+    ids=lambda command: repr(command[:40]),
+)
+def test_a_refused_command_keeps_the_conversation(
+    command: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampling = terminal.sampling
+    run(terminal, monkeypatch, f"{command}\nand then\n".encode())
+    said = capsys.readouterr().out
+    assert questions(terminal) == ["before", "and then"]
+    assert terminal.sampling == sampling
+    assert re.match(r"> .{10}", said), said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_every_accepted_seed_can_be_used(seed: int) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(Sampling(seed=seed).seed)
+    with pytest.raises(SettingError, match=r"seed: .* out of range"):
+        Sampling(seed=seed + (1 if seed > 0 else -1))
+
+
+@pytest.mark.parametrize("factor", [0.001, 1000.0])
+def test_every_accepted_factor_leaves_something_to_draw(factor: float) -> None:
+    from kyon_pl.chatglm2.generation import _logits_processors
+
+    sampling = Sampling(temperature=factor, top_p=1e-300, repetition_penalty=1 / factor)
+    process = _logits_processors(sampling.temperature, sampling.top_p, sampling.repetition_penalty)
+    for scale in (1.0, 1e4):
+        scores = process(torch.tensor([[0, 1]]), torch.linspace(-scale, scale, 50)[None])
+        assert scores.softmax(-1).multinomial(1).shape == (1, 1)
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), torch.OutOfMemoryError(), KeyboardInterrupt(), OSError(28, "full")])
+@pytest.mark.parametrize("command", ["a question", "/retry"])
+def test_a_failure_keeps_the_conversation(
+    failure: BaseException, command: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal.conversation.model.failure = failure  # type: ignore[attr-defined]
+    run(terminal, monkeypatch, f"{command}\nand then\n".encode())
+    assert questions(terminal) == ["before", "and then"]
+
+
+def test_bytes_that_are_no_text_are_replaced(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(terminal, monkeypatch, b"\xff\x00\x80 caf\xc3\xa9\nand then\n" + bytes(range(256)))
+    assert questions(terminal)[1:3] == ["\ufffd\ufffd\ufffd café", "and then"]
+
+
+def test_a_line_is_not_read_to_its_end(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    class LongText(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            size = len(buffer) if sum(read) < 8 * MAX_QUESTION_CHARACTERS else 0
+            read.append(size)
+            buffer[:size] = b"x" * size
+            return size
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(LongText()), encoding="utf-8"))
+    with pytest.raises(DataError, match="more than 1,000,000 characters"):
+        read_question("-")
+    assert sum(read) < 1.1 * MAX_QUESTION_CHARACTERS
+    run(terminal, monkeypatch, b"x" * (MAX_QUESTION_CHARACTERS * 3) + b"\nand then\n")
+    assert questions(terminal) == ["before", "and then"]
+
+
+@pytest.mark.parametrize("typed", [b"\xff\xfe", b"\x89PNG\r\n\x1a\n", b"", b" \n", None])
+def test_what_standard_input_cannot_ask(typed: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = None if typed is None else io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stream)
+    with pytest.raises(KyonError):
+        read_question("-")
+
+
+@pytest.mark.parametrize("prompt", ["\udcff", "x" * (MAX_QUESTION_CHARACTERS + 1), " "])
+def test_what_an_option_cannot_ask(prompt: str) -> None:
+    with pytest.raises(KyonError):
+        read_question(prompt)
+    assert read_question("x" * MAX_QUESTION_CHARACTERS) == "x" * MAX_QUESTION_CHARACTERS
+
+
+def unusable(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    home = {"proc": "/proc/x", "device": "/dev/null"}.get(kind, str(tmp_path))
+    monkeypatch.setenv("HOME", home)
+    if kind == "no home":
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    file = Path(home, ".local/state/kyon_pl/chat_history")
+    if kind == "folder":
+        file.mkdir(parents=True)
+    if kind == "full disk":  # libc's errors as Python raises them
+        monkeypatch.setattr(
+            "readline.write_history_file", lambda file: os.write(os.open("/dev/full", os.O_WRONLY), b"x")
+        )
+    if kind == "broken disk":
+        file.parent.mkdir(parents=True)
+        file.write_text("before\n")
+        monkeypatch.setattr("readline.read_history_file", lambda file: os.open("/proc/x/y", os.O_RDONLY))
+
+
+@pytest.mark.parametrize("kind", ["proc", "device", "no home", "folder", "full disk", "broken disk"])
+def test_a_history_that_cannot_be_kept_is_one_line(
+    kind: str,
+    terminal: Terminal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    unusable(kind, tmp_path, monkeypatch)
+    run(terminal, monkeypatch, b"and then\n")
+    assert questions(terminal) == ["before", "and then"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("typed lines are not kept for the next chat: ")
+    if kind == "broken disk":
+        assert (tmp_path / ".local/state/kyon_pl/chat_history").read_text() == "before\n"
+
+
+def test_a_history_is_kept(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(terminal, monkeypatch, b"and then\n")
+    assert history.history_file().is_file()
+    assert not caplog.records
