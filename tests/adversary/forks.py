@@ -32,7 +32,7 @@ _CLONE_NEWNS = 0x00020000
 _CAPABILITIES_3 = 0x20080522
 _KEPT_BYTES = 200_000  # of what a command says
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[2])]  # the package beside this file
 
 
 def import_everything() -> None:
