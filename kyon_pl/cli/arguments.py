@@ -38,7 +38,11 @@ _OTHER_SHARDING = {
     **dict.fromkeys(("FSDPStrategy", "fsdp", "fsdp_cpu_offload"), _FSDP1),
 }
 _MAX_INT = 2**31 - 1
+<<<<<<< HEAD
 _MOST_DEVICES = 1024  # Lightning starts a process for each
+=======
+_MOST_DEVICES = 1024
+>>>>>>> main
 _MINIMUM = {"accumulate_grad_batches": 1, "log_every_n_steps": 1, "num_nodes": 1, "max_epochs": -1, "max_steps": -1}
 
 

@@ -17,6 +17,7 @@ from kyon_pl.data.encoding.encode import PAD_TOKEN_ID, EncodeSettings, OverLengt
 from kyon_pl.data.encoding.table import BadRows, EncodedTable, encode_rows
 from kyon_pl.data.prompt import TrainTurns, template_hash
 from kyon_pl.data.reading.checks import ColumnNames
+from kyon_pl.data.reading.forms import FormName, check_form
 from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.reading.sources import SourceSettings, load_rows
 from kyon_pl.data.report import bad_rows_output, report, write_bad_rows
@@ -54,20 +55,27 @@ SOURCES = ("source", "validation_source", "test_source", "predict_source")
 class DialogueData:
     """Dialogue rows, each a context and a reply to train, from a source to planned batches.
 
-    A source is a Hub data set id; a JSONL, JSON, CSV or Parquet file; a folder of such files; a glob; `demo`, the
-    embedded rows; or a list of these. A row has a context and a target; or `messages`, a conversation as a list of
-    `role` (system, user or assistant) and `content`; or `input_ids` and `seq_len`, which are used unchanged.
+    A source is a Hub data set id; a JSON, JSONL, CSV, TSV, Excel, Parquet or Arrow file, text also with gzip or zstd;
+    a folder of such files, or one written by `save_to_disk`; a glob; `demo`, the embedded rows; or a list of these. A
+    row has a context and a target; or the columns of another form, see `form`; or `input_ids` and `seq_len`, which are
+    used unchanged.
 
     Args:
         source: rows to train on.
         source_weights: for a list of sources, how often rows of each one appear in an epoch, relative to each other.
             An epoch takes each row of the lowest weight once, and rows of k times that weight k times; for a fraction,
             rows are drawn once for all epochs. unset: each row once.
-        name: configuration of `source` on the Hub; also used for other sources that equal `source`.
+        name: configuration of `source` on the Hub, or in a folder whose README has several; also used for other
+            sources that equal `source`.
         revision: branch, tag or commit of `source` on the Hub, used like `name`.
-        split: split of `source` on the Hub, or in a folder whose file names contain splits.
+        split: split of `source` on the Hub, or in a folder whose README or file names have splits.
         context_column: column of the prompt: system prompt, memories, history and question, joined by `###`.
         target_column: column of the reply.
+        form: form of the rows. `auto`: in each row the first that its columns fit. `context_target`: the two columns
+            above. `messages`, `sharegpt` and `conversation`: a list of turns in `messages`, `conversations` or
+            `conversation`, each with `role` and `content` or `from` and `value`. `alpaca`: `instruction`, `input`,
+            `output`. The others are a prompt's and a reply's column. A column `system`, and of the last ones
+            `history`, is read, too.
         validation_source: rows to validate on; unset: `validation_share` of the rows of `source`.
         validation_split: split of `validation_source`.
         validation_share: share of the rows of `source` to validate on, 0 to 1; 0: no validation. Rows with the same
@@ -121,6 +129,7 @@ class DialogueData:
         split: str = "train",
         context_column: str = "context",
         target_column: str = "target",
+        form: FormName = "auto",
         validation_source: str | list[str] | None = None,
         validation_split: str = "validation",
         validation_share: float = 0.02,
@@ -157,6 +166,8 @@ class DialogueData:
         self.split = split
         self.context_column = context_column
         self.target_column = target_column
+        check_form(form)
+        self.form: FormName = form
         self.validation_source = validation_source
         self.validation_split = validation_split
         self.validation_share = validation_share
@@ -382,7 +393,7 @@ class DialogueData:
     def _table(self, origin: Use) -> EncodedTable:
         source = self._source_of(origin)
         assert source is not None
-        columns = ColumnNames(self.context_column, self.target_column, target_required=origin != "predict")
+        columns = ColumnNames(self.context_column, self.target_column, origin != "predict", self.form)
         name, revision = (self.name, self.revision) if source == self.source else (None, None)
         split = {"train": self.split, "validation": self.validation_split}.get(origin, self.test_split)
         settings = SourceSettings(source, name, revision, split, columns)

@@ -18,7 +18,10 @@ TrainTurns = Literal["last", "all"]
 
 
 class Message(TypedDict):
-    """A message of a conversation: an optional `system` prompt, then `user` and `assistant` in turn."""
+    """A message of a conversation: an optional `system` prompt, then `user` and `assistant` in turn.
+
+    The assistant can speak first: its greeting is part of the prompt, and never trained.
+    """
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -151,7 +154,7 @@ def shrink_context(context: str, fits: Callable[[str], bool]) -> str | None:
 
 
 def shrink_messages(messages: Sequence[Message], fits: Callable[[list[Message]], bool]) -> list[Message] | None:
-    """Remove the oldest rounds of a conversation, each a question with its reply, until it fits.
+    """Remove the greeting and then the oldest rounds of a conversation, each a question with its reply, until it fits.
 
     Args:
         messages: the messages up to the question. The system prompt and the question are always kept.
@@ -161,13 +164,13 @@ def shrink_messages(messages: Sequence[Message], fits: Callable[[list[Message]],
         The shortened conversation; None if system prompt and question alone are too long.
     """
     first = int(messages[0]["role"] == "system")
-    rounds = (len(messages) - first) // 2
+    starts = [number for number in range(first, len(messages)) if number == first or messages[number]["role"] == "user"]
 
     def without(dropped: int) -> list[Message]:
-        return [*messages[:first], *messages[first + 2 * dropped :]]
+        return [*messages[:first], *messages[starts[dropped] :]]
 
-    fewest = bisect_left(range(rounds + 1), True, key=lambda dropped: fits(without(dropped)))
-    return without(fewest) if fewest <= rounds else None
+    fewest = bisect_left(range(len(starts)), True, key=lambda dropped: fits(without(dropped)))
+    return without(fewest) if fewest < len(starts) else None
 
 
 def _render_messages(messages: Sequence[Message], wording: Template, train_turns: TrainTurns) -> list[Segment]:
@@ -180,6 +183,8 @@ def _render_messages(messages: Sequence[Message], wording: Template, train_turns
         elif message["role"] == "user":
             rounds += 1
             text += (wording.separator if segments or text else "") + wording.format_question(rounds, content)
+        elif not rounds:  # a greeting
+            text += (wording.separator if text else "") + content
         elif train_turns == "all":
             segments += [Segment(text, trained=False), Segment(content, trained=True)]
             text = ""

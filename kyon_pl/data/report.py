@@ -16,6 +16,7 @@ from kyon_pl.data.batches.collate import LabelBoundary
 from kyon_pl.data.batches.loader import TokenRows, Use
 from kyon_pl.data.encoding.table import EncodedTable
 from kyon_pl.data.reading.quality import ODDITIES
+from kyon_pl.data.reading.report import report_forms
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import Output, output_file, rows_with, writing
 
@@ -23,6 +24,8 @@ EOS_TOKEN_ID = 2
 BAD_ROW_KEYS = ("file", "line", "left_out", "problem", "odd", "target")
 """Of a row in `data.bad_rows_file`."""
 
+_MANY_REPLIES_SHARE = 0.1  # of the rows; from here on, what is learned is mostly a mixture
+_EXAMPLE_CHARACTERS = 60
 log = logging.getLogger("kyon_pl.data")
 
 
@@ -98,6 +101,8 @@ def _report_table(table: EncodedTable) -> None:
     names = ", ".join(Path(file).name if Path(file).is_file() else file for file in files[:3])
     more = f" and {len(files) - 3:,} more files" if len(files) > 3 else ""
     log.info("data: %s rows in %s%s", f"{len(table):,}", names, more)
+    report_forms(table.rows)
+    _report_replies(table)
     if table.problems:
         log.warning("data: %s rows skipped: %s", f"{len(table.problems):,}", table.count_problems())
         for example in table.examples():
@@ -114,6 +119,25 @@ def _report_table(table: EncodedTable) -> None:
     if shortened := np.count_nonzero(table.cut_tokens):
         text = "data: %s rows shortened to %s tokens: the oldest %s tokens of their contexts were removed"
         log.info(text, f"{shortened:,}", f"{table.settings.max_tokens:,}", f"{table.cut_tokens.sum():,}")
+
+
+def _report_replies(table: EncodedTable) -> None:
+    """Log how many rows have a prompt with several different replies, and the prompt with the most."""
+    prompts = [hash(text) for chunk in table.rows.dataset.data.column("context").chunks for text in chunk.to_pylist()]
+    rows = np.stack([np.asarray(prompts), table.row_hashes], axis=1)[table.good]
+    rows = np.unique(rows[rows[:, 0] != hash("")], axis=0)  # without duplicates, and rows of ids
+    distinct, replies = np.unique(rows[:, 0], return_counts=True)
+    several = replies > 1
+    if not several.any():
+        return
+    most = distinct[np.argmax(replies)]
+    example = next(number for number in table.good.tolist() if prompts[number] == most)
+    text = "data: %s replies to %s prompts that have several different replies; one has %s: %s, %r"
+    question = str(table.rows.dataset[example]["context"])[-_EXAMPLE_CHARACTERS:]
+    share = replies[several].sum() / len(rows)
+    level = logging.WARNING if share >= _MANY_REPLIES_SHARE else logging.INFO
+    counts = f"{replies[several].sum():,}", f"{several.sum():,}", f"{replies.max():,}"
+    log.log(level, text, *counts, table.rows.place(example), question)
 
 
 def _report_overlap(name: str, train: NDArray[np.int64], validation: NDArray[np.int64]) -> None:

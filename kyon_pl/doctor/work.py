@@ -116,10 +116,11 @@ def count_work(data: dict[str, Any], tokenizer: Path | None, schedule: Schedule)
     """
     module = _data_module(data, tokenizer)
     have_ids = data["tokenizer"] == "random"  # a random base has no tokenizer; its rows carry ids
-    sources = [(module.source, module.split)]
+    sources = [(module.source, module.split, module.name)]
     if module.validation_source is not None:
-        sources.append((module.validation_source, module.validation_split))
-    if all(local_files(source, split) is not None for source, split in sources) and (tokenizer or have_ids):
+        name = module.name if module.validation_source == module.source else None
+        sources.append((module.validation_source, module.validation_split, name))
+    if all(local_files(*source) is not None for source in sources) and (tokenizer or have_ids):
         module.load("fit")
         module.plan_training()
         return _counted_work(module, schedule)

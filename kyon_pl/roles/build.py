@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from kyon_pl.data.encoding.encode import load_tokenizer
-from kyon_pl.data.reading.files import READERS
+from kyon_pl.data.reading.files import READERS, has_reader
 from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.report import jsonl_writer
 from kyon_pl.errors import DataError, MissingFileError, SettingError
@@ -159,13 +159,13 @@ def files_of_roles(roles: Sequence[Role], dialogues: Sequence[str] | None) -> li
 def _find_files(name: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
+        found = sorted(file for file in path.iterdir() if has_reader(file))
     else:
         found = [path] if path.is_file() else sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207
     if not found:
         fix = "Put the dialogues there as JSONL, or name their files with --dialogues."
         raise MissingFileError(name, "there is no file with dialogues", fix)
-    if unsupported := [file for file in found if file.suffix.lower() not in READERS]:
+    if unsupported := [file for file in found if not has_reader(file)]:
         raise DataError(str(unsupported[0]), "unsupported kind of file", f"Use one of: {', '.join(READERS)}.")
     return found
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from kyon_pl.data.reading.files import NumberedRows, Unreadable, must_exist, read_rows
+from kyon_pl.data.reading.files import must_exist, read_rows
+from kyon_pl.data.reading.text_files import NumberedRows, Unreadable
 
 Mode = Literal["fixed", "original"]
 ORIGINAL_SOURCE = "story-synthesised"

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kyon_pl.data.reading.files import Unreadable, json_lines, must_exist
+from kyon_pl.data.reading.files import must_exist
+from kyon_pl.data.reading.json_files import json_lines
+from kyon_pl.data.reading.text_files import Unreadable
 from kyon_pl.demo.corpus import ROW_MEMORIES, role_memories
 from kyon_pl.demo.grammar import CHARACTERS
 from kyon_pl.errors import DataError, MissingFileError, SettingError

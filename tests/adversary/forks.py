@@ -68,7 +68,7 @@ def warm_up(command_lines: list[list[str]], folder: Path) -> None:
     """
     kept = [os.dup(number) for number in range(3)]
     here, environment, words = Path.cwd(), dict(os.environ), sys.argv
-    streams = sys.stdin, sys.stdout, sys.stderr
+    streams = [(name, getattr(sys, name)) for name in ("stdin", "stdout", "stderr")]
     become(folder, Surroundings())
     for line in command_lines:
         run_command(line)
@@ -79,7 +79,9 @@ def warm_up(command_lines: list[list[str]], folder: Path) -> None:
     for number, descriptor in enumerate(kept):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    sys.stdin, sys.stdout, sys.stderr = streams
+    for name, stream in streams:
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     tempfile.tempdir = None
     shutil.rmtree(folder / "home/hf", ignore_errors=True)
     gc.collect()
@@ -264,6 +266,7 @@ def redirect(folder: Path, ours: Surroundings) -> None:
         if ours.streams.get(name) == "closed":
             os.close(number)
             setattr(sys, name, None)
+        setattr(sys, f"__{name}__", getattr(sys, name))
 
 
 def resident_address_space() -> int:

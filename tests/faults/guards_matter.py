@@ -68,6 +68,9 @@ RESUME_TEST = "tests/faults/test_kill_and_resume.py::test_kill_and_resume"
 MIDDLEWARE_TEST = "tests/unit/chat/test_middleware.py::"
 TERMINAL_TEST = "tests/unit/chat/test_terminal.py::"
 VISITORS_TEST = "tests/cli/test_web_visitors.py::"
+READING = "data/reading/"
+READERS_TEST = "tests/unit/data/test_readers.py::"
+FORMS_TEST = "tests/unit/data/test_forms.py::"
 
 PRECISION = [
     Guard(
@@ -353,8 +356,8 @@ CHECKPOINTS = [
     Guard(
         "a truncated checkpoint is skipped",
         "runs/integrity.py",
-        "same = size_and_sha256(file) == recorded",
-        "same = True",
+        "return None if found == recorded else",
+        "return None if True else",
         f"{CHECKPOINT_TEST}test_the_newest_checkpoint_is_the_whole_one_of_the_highest_recorded_step",
     ),
     Guard(
@@ -415,7 +418,7 @@ CHECKPOINTS = [
     ),
 ]
 CACHE_TEST = "tests/unit/data/test_cache.py::test_"
-FILES = [
+CACHE = [
     Guard(
         "a cache that differs from its checksums is built again",
         "data/cache.py",
@@ -552,6 +555,7 @@ OUTPUTS = [
         "tests/unit/export/test_merging.py::test_the_staging_folder_is_renamed_or_removed",
     ),
 ]
+<<<<<<< HEAD
 BAD_INPUT_TEST = "tests/cli/test_bad_input.py::test_bad_input_is_one_clear_paragraph"
 SETTINGS = [
     Guard(
@@ -559,7 +563,7 @@ SETTINGS = [
         "data/dialogue_data.py",
         "if value > highest:",
         "if False:",
-        f"{BAD_INPUT_TEST}[setting: a pack of all memory]",
+        f"{BAD_INPUT_TEST}[setting: 2,000 processes]",
     ),
     Guard(
         "null is no number",
@@ -584,6 +588,8 @@ SETTINGS = [
     ),
 ]
 
+=======
+>>>>>>> main
 CHAT = [
     Guard(
         "a request of the page that says it is long is not read",
@@ -868,7 +874,159 @@ STREAMS = [
         "tests/cli/test_streams.py::test_a_line_of_the_log_is_one_line_without_control_characters",
     ),
 ]
+<<<<<<< HEAD
 GUARDS = PRECISION + RANKS + CHECKPOINTS + FILES + OUTPUTS + CHAT + HOSTILE + STREAMS + SETTINGS
+=======
+BAD_INPUT_TEST = "tests/cli/test_bad_input.py::test_bad_input_is_one_clear_paragraph"
+SETTINGS = [
+    Guard(
+        "sizes and numbers of processes are bounded",
+        "data/dialogue_data.py",
+        "if value > highest:",
+        "if False:",
+        f"{BAD_INPUT_TEST}[setting: a pack of all memory]",
+    ),
+    Guard(
+        "null is no number",
+        "data/dialogue_data.py",
+        "if value is None:",
+        "if False:",
+        f"{BAD_INPUT_TEST}[setting: null for a number]",
+    ),
+    Guard(
+        "a process for each of a million devices is not started",
+        "cli/arguments.py",
+        "count > _MOST_DEVICES:",
+        "False:",
+        f"{BAD_INPUT_TEST}[setting: a million devices]",
+    ),
+    Guard(
+        "an empty name is no best checkpoint",
+        "cli/lightning_cli.py",
+        "        if settings.ckpt_path is not None:",
+        "        if settings.ckpt_path:",
+        f"{BAD_INPUT_TEST}[setting: no name of a checkpoint]",
+    ),
+]
+
+READING_ROWS = [
+    Guard(
+        "folder names are no patterns",
+        f"{READING}folders.py",
+        'f"[{found[0]}]"',
+        "found[0]",
+        f"{READERS_TEST}test_folders_of_any_name_are_read",
+    ),
+    Guard(
+        "the splits of a README are not trained on",
+        f"{READING}folders.py",
+        'config.get("data_files") or get_data_patterns(base)',
+        "get_data_patterns(base)",
+        f"{READERS_TEST}test_the_configurations_of_a_readme_are_chosen_as_on_the_hub",
+    ),
+    Guard(
+        "the files of saved data are in order, without its state",
+        f"{READING}folders.py",
+        "and not _is_saved_state(file)",
+        "",
+        f"{READERS_TEST}test_saved_data_sets_are_read_in_order",
+    ),
+    Guard(
+        "a long cell is one bad row",
+        f"{READING}tabular.py",
+        "csv.field_size_limit(max(_CELL_CHARACTERS, csv.field_size_limit()))",
+        "pass",
+        f"{READERS_TEST}test_a_cell_has_the_limit_of_a_line",
+    ),
+    Guard(
+        "only bytes of common Chinese are GB18030",
+        f"{READING}text_files.py",
+        "and _is_chinese(sample)",
+        "",
+        f"{READERS_TEST}test_other_encodings_are_not_taken_for_chinese",
+    ),
+    Guard(
+        "unused columns of Parquet cannot break the rows",
+        f"{READING}columnar.py",
+        "if columns is None or name in columns",
+        "",
+        f"{READERS_TEST}test_only_the_needed_columns_of_parquet_and_arrow_are_read",
+    ),
+    Guard(
+        "a JSON value can be cut by the end of a piece",
+        f"{READING}json_files.py",
+        "if not cut_off or not self._read():",
+        "if True:",
+        f"{READERS_TEST}test_values_longer_than_a_piece_are_read",
+    ),
+    Guard(
+        "columns that are not read are named",
+        f"{READING}checks.py",
+        "if column not in read and value is not None}",
+        "if False}",
+        f"{FORMS_TEST}test_columns_that_were_named_are_read_and_the_others_are_named",
+    ),
+    Guard(
+        "turns of one speaker are joined",
+        f"{READING}forms.py",
+        'if messages and messages[-1]["role"] == role:',
+        "if False:",
+        f"{FORMS_TEST}test_the_same_conversation_is_the_same_row_in_every_form",
+    ),
+    Guard(
+        "a greeting is not trained",
+        "data/prompt.py",
+        "elif not rounds:",
+        "elif False:",
+        "tests/unit/data/test_conversations.py::test_a_greeting_is_context_is_never_trained_and_goes_first",
+    ),
+]
+FILES = [
+    Guard(
+        "ranks are compared before memory is asked for",
+        "lora/adapter.py",
+        "    check_ranks(folder, config, state)\n",
+        "",
+        "tests/adversary/test_foreign_adapters.py::test_impossible_rank_is_refused_before_memory_is_allocated",
+    ),
+    Guard(
+        "layers are counted before they are built",
+        "chatglm2/checkpoint.py",
+        "> len(shapes):",
+        "> 10**9:",
+        "tests/adversary/test_foreign_adapters.py::test_millions_of_layers_are_refused_before_they_are_built",
+    ),
+    Guard(
+        "written weights have the mode of the umask",
+        "disk.py",
+        "    file.chmod(mode)\n",
+        "",
+        "tests/unit/test_modes.py",
+    ),
+    Guard(
+        "a checkpoint without a list of its contents is refused",
+        "runs/checkpoint_io.py",
+        "*(_KINDS.keys() & checkpoint.keys()), *_REQUIRED)",
+        "*(_KINDS.keys() & checkpoint.keys()),)",
+        "tests/adversary/test_foreign_checkpoints.py::test_checkpoint_without_a_list_of_contents_is_refused",
+    ),
+    Guard(
+        "what Lightning cannot restore is said",
+        "runs/checkpoint_io.py",
+        "or not _raised_while_restoring(error)",
+        "or True",
+        "tests/adversary/test_foreign_checkpoints.py::test_foreign_checkpoint_is_refused[validate-callbacks of 5]",
+    ),
+    Guard(
+        "a folder is recorded as an absolute path",
+        "training/module.py",
+        "attach(base, name_to_record(self.frozen_base.name))",
+        "attach(base, self.frozen_base.name)",
+        "tests/cli/test_base_elsewhere.py::test_relative_base_is_recorded_as_an_absolute_folder",
+    ),
+]
+GUARDS = PRECISION + RANKS + CHECKPOINTS + CACHE + FILES + OUTPUTS + CHAT + HOSTILE + STREAMS + SETTINGS + READING_ROWS
+>>>>>>> main
 
 
 def main(words: list[str]) -> int:

@@ -123,12 +123,16 @@ class EncodedTable:
         """(good rows,) numbers of the rows that can be used."""
         return np.flatnonzero(self.tokens)
 
+    @property
+    def row_hashes(self) -> NDArray[np.int64]:
+        """(rows,) hash of each row's text or ids; rows that are equal have the same."""
+        return _numpy(self.encoded.data.column("row_hash"))
+
     @cached_property
     def odd(self) -> NDArray[np.int64]:
         """(rows,) oddities of each row, as `kyon_pl.data.reading.quality.bits`; 0 for bad rows."""
         odd: NDArray[np.int64] = np.where(self.tokens > 0, _numpy(self.encoded.data.column("odd")), 0)
-        hashes = _numpy(self.encoded.data.column("row_hash"))[self.good]
-        odd[self.good[quality.repeated(hashes)]] |= quality.bits(["duplicate"])
+        odd[self.good[quality.repeated(self.row_hashes[self.good])]] |= quality.bits(["duplicate"])
         return odd
 
     @cached_property

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from kyon_pl.data.prompt import render
-from kyon_pl.data.reading.files import Unreadable
+from kyon_pl.data.reading.forms import FORM_COLUMNS, FORMS, FormName, Unusable, recognize, to_conversation, unread_keys
+from kyon_pl.data.reading.tabular import DELIMITERS
+from kyon_pl.data.reading.text_files import Unreadable, file_format
+from kyon_pl.data.reading.texts import excerpt, nothing_said, text_problem
 from kyon_pl.data.split import dialogue_hash
 from kyon_pl.errors import DataError
 
-_QUOTES = re.compile(r"(?:[^:：\n]{0,40}[:：])?[\s「」『』“”‘’\"']*")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_MAX_CHARACTERS = 1_000_000  # several times 32,768 tokens, the model's longest input; encoding 50 MB takes minutes
-_ROLES = ("system", "user", "assistant")
+_TABLES = (".csv", ".tsv", ".xlsx")
+_IDS = ("input_ids", "seq_len")
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,37 @@ class ColumnNames:
         context: column of the prompt.
         target: column of the reply.
         target_required: False for prompts to be answered, where a target is an optional reference.
+        form: form of the rows; `auto`: recognized in each row.
     """
 
     context: str = "context"
     target: str = "target"
     target_required: bool = True
+    form: FormName = "auto"
+
+    @property
+    def all(self) -> frozenset[str]:
+        """All columns that can be needed."""
+        return FORM_COLUMNS | {self.context, self.target, *_IDS}
+
+
+def form_of(row: Mapping[str, Any], names: ColumnNames) -> str:
+    """Return the form of a row: a name in `FORMS`, `context_target` or `token_ids`.
+
+    A row without the columns of any form is one of `context_target`.
+
+    Args:
+        row: the row.
+        names: the columns that are read.
+    """
+    if names.form != "auto":
+        return names.form
+    if all(row.get(name) is not None for name in _IDS):
+        return "token_ids"
+    context = row.get(names.context)
+    if isinstance(context, str) and (row.get(names.target) is not None or not names.target_required):
+        return "context_target"
+    return recognize(row, names.target_required) or "context_target"
 
 
 def check_columns(where: str, names: ColumnNames, found: set[str]) -> None:
@@ -42,15 +68,33 @@ def check_columns(where: str, names: ColumnNames, found: set[str]) -> None:
         found: all columns of the first rows; if empty, the rows themselves are bad and nothing is checked.
 
     Raises:
-        DataError: a column is missing, and the rows carry neither ids nor messages.
+        DataError: a column is missing, and the rows carry neither ids nor a form that is recognized.
     """
-    missing = {names.context, names.target} - found if names.target_required else {names.context} - found
-    if found and missing and not found >= {"input_ids", "seq_len"} and "messages" not in found:
-        raise DataError(
-            where,
-            f"no column {min(missing)!r}; the columns are {', '.join(sorted(found))}",
-            "Set data.context_column and data.target_column to the names of the prompt's and the reply's column.",
+    form = form_of(dict.fromkeys(found, ""), names)
+    if form in FORMS:
+        needed = [FORMS[form].prompt, FORMS[form].reply if names.target_required else None]
+    else:
+        needed = [names.context, names.target if names.target_required else None]
+    missing = sorted({column for column in needed if column} - found)
+    if not found or not missing or form == "token_ids":
+        return
+    columns = ", ".join(sorted(found))
+    if len(found) == 1 and (delimiter := _delimiter_in(columns, names)):
+        fix = f"It seems to be separated by {delimiter!r}: use one of {', '.join(DELIMITERS.values())}."
+    elif names.form != "auto" and form in FORMS:
+        fix = f"Set data.form to auto or another form: {form} has {' and '.join(filter(None, needed))}."
+    else:
+        fix = "Set data.context_column and data.target_column to the names of the prompt's and the reply's column." + (
+            " The first row must be the names." if file_format(Path(where)) in _TABLES else ""
         )
+    raise DataError(where, f"no column {missing[0]!r}; the columns are {columns}", fix)
+
+
+def _delimiter_in(header: str, names: ColumnNames) -> str:
+    """Return what stands between the two columns in a header that was read as one column; empty if it is not clear."""
+    start, context, rest = header.partition(names.context)
+    between, target, _ = rest.partition(names.target)
+    return between.strip("\"' ") if context and target and not start.strip("\"'") and len(between) < 6 else ""
 
 
 def check_row(row: Any, names: ColumnNames) -> dict[str, Any]:
@@ -61,10 +105,10 @@ def check_row(row: Any, names: ColumnNames) -> dict[str, Any]:
         names: the columns that are read.
 
     Returns:
-        `context`, `target`, `messages`, `dialogue` (its hash), `input_ids`, `seq_len`; and `problem`: why the row
-        cannot be used, as kind, `: ` and details; empty if it can. A row with `input_ids` and `seq_len` is used
-        unchanged. A row with `messages` and no context is a conversation: its last reply is the target, `messages` are
-        those before, and `context` is their text.
+        `context`, `target`, `messages`, `dialogue` (its hash), `input_ids`, `seq_len`; `form`, see `form_of`, empty if
+        it is no row; and `problem`: why the row cannot be used, as kind, `: ` and details; empty if it can. A row with
+        `input_ids` and `seq_len` is used unchanged. A row of a form in `FORMS` is a conversation: its last reply is
+        the target, `messages` are those before, and `context` is their text.
     """
     checked: dict[str, Any] = {
         "context": "",
@@ -73,99 +117,61 @@ def check_row(row: Any, names: ColumnNames) -> dict[str, Any]:
         "dialogue": 0,
         "input_ids": [],
         "seq_len": 0,
+        "form": "",
         "problem": "",
     }
     if isinstance(row, Unreadable):
         return checked | {"problem": row.problem}
+    if isinstance(row, list) and row and isinstance(row[0], Mapping):  # a line that is a conversation
+        row = {"messages": row}
     if not isinstance(row, Mapping):
-        return checked | {"problem": f"not a row: {_excerpt(row)}"}
-    if row.get("input_ids") is not None and row.get("seq_len") is not None:
-        problem = _ids_problem(row["input_ids"], row["seq_len"])
-        found = {name: row[name] for name in ("input_ids", "seq_len")}
-    elif row.get(names.context) is None and row.get("messages") is not None:
-        problem = _messages_problem(row["messages"], names.target_required)
-        found = {} if problem else _conversation(row["messages"])
-    else:
-        problem = _text_problem(row, names.context) or _target_problem(row, names)
-        found = {"context": row.get(names.context), "target": row.get(names.target)}
+        return checked | {"problem": f"not a row: {excerpt(row)}"}
+    checked["form"] = form = form_of(row, names)
+    try:
+        if form == "token_ids":
+            problem = _ids_problem(row["input_ids"], row["seq_len"])
+            found = {name: row[name] for name in _IDS}
+        elif form in FORMS:
+            problem = "" if FORMS[form].prompt in row else f"no {FORMS[form].prompt!r}"
+            found = {} if problem else to_conversation(row, FORMS[form], names.target_required)
+        else:
+            problem = text_problem(row, names.context) or _target_problem(row, names)
+            found = {"context": row.get(names.context), "target": row.get(names.target)}
+    except Unusable as error:
+        problem, found = str(error), {}
     return checked | ({"problem": problem} if problem else {"dialogue": dialogue_hash(row.get("dialogue")), **found})
+
+
+def unread_columns(row: Any, form: str, names: ColumnNames) -> set[str]:
+    """Return the columns of a row that are not read although they have a value.
+
+    Args:
+        row: the row.
+        form: its form, from `check_row`.
+        names: the columns that are read.
+    """
+    if not form or not isinstance(row, Mapping):
+        return set()
+    if form == "token_ids":
+        read: Collection[str] = (*_IDS, "dialogue")
+    else:
+        read = FORMS[form].columns if form in FORMS else (names.context, names.target, "dialogue")
+    unread = {column for column, value in row.items() if column not in read and value is not None}
+    return unread | unread_keys(row, FORMS[form]) if form in FORMS else unread
 
 
 def _target_problem(row: Mapping[str, Any], names: ColumnNames) -> str:
     if not names.target_required and row.get(names.target) is None:
         return ""
-    problem = _text_problem(row, names.target)
-    if not problem and names.target_required and _QUOTES.fullmatch(row[names.target]):
-        return f"nothing said in {names.target!r}: {_excerpt(row[names.target])}"
+    problem = text_problem(row, names.target)
+    if not problem and names.target_required and nothing_said(row[names.target]):
+        return f"nothing said in {names.target!r}: {excerpt(row[names.target])}"
     return problem
-
-
-def _messages_problem(messages: Any, target_required: bool) -> str:
-    if not isinstance(messages, list):
-        return f"no list in 'messages': {_excerpt(messages)}"
-    if not messages:
-        return "empty 'messages'"
-    for number, message in enumerate(messages, start=1):
-        if problem := _message_problem(message):
-            kind, _, details = problem.partition(": ")
-            return f"{kind} in 'messages': message {number}" + (f", {details}" if details else "")
-    if sum(len(message["content"]) for message in messages) > _MAX_CHARACTERS:
-        return "too long: the contents of 'messages' together"
-    return _order_problem([message["role"] for message in messages], target_required)
-
-
-def _message_problem(message: Any) -> str:
-    if not isinstance(message, Mapping):
-        return f"no message: {_excerpt(message)}"
-    if message.get("role") not in _ROLES:
-        return f"no known role: {_excerpt(message.get('role'))}"
-    problem = _text_problem(message, "content")
-    if not problem and message["role"] == "assistant" and _QUOTES.fullmatch(message["content"]):
-        return f"nothing said: {_excerpt(message['content'])}"
-    return problem
-
-
-def _order_problem(roles: list[str], target_required: bool) -> str:
-    first = roles[0] == "system"
-    for index, role in enumerate(roles[first:]):
-        expected = "assistant" if index % 2 else "user"
-        if role != expected:
-            return f"roles out of turn in 'messages': message {index + 1 + first} is of {role}, not of {expected}"
-    if roles[-1] == "system" or (target_required and roles[-1] != "assistant"):
-        return f"no reply at the end of 'messages': the last is of {roles[-1]}"
-    return ""
-
-
-def _conversation(messages: list[Mapping[str, str]]) -> dict[str, Any]:
-    turns = [{"role": message["role"], "content": message["content"]} for message in messages]
-    target = turns.pop()["content"] if turns[-1]["role"] == "assistant" else None
-    return {"context": render(turns)[0].text, "target": target, "messages": turns}  # type: ignore[arg-type]
-
-
-def _text_problem(row: Mapping[str, Any], column: str) -> str:
-    if column not in row:
-        return f"no {column!r}"
-    text = row[column]
-    if text is None:
-        return f"null in {column!r}"
-    if not isinstance(text, str):
-        return f"no text in {column!r}: {_excerpt(text)}"
-    if not text.strip():
-        return f"empty {column!r}"
-    if len(text) > _MAX_CHARACTERS:
-        return f"too long: {len(text):,} characters in {column!r}"
-    if "\0" in text:
-        return f"no text in {column!r}: it holds a NUL, as binary data does"
-    return f"half a character in {column!r}: a lone surrogate" if _SURROGATE.search(text) else ""
 
 
 def _ids_problem(ids: Any, seq_len: Any) -> str:
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-        return f"no list of token ids in 'input_ids': {_excerpt(ids)}"
+        return f"no list of token ids in 'input_ids': {excerpt(ids)}"
     if type(seq_len) is not int or not 0 < seq_len < len(ids):
-        return f"'seq_len' leaves nothing to train: {_excerpt(seq_len)} of {len(ids)} ids"
+        return f"'seq_len' leaves nothing to train: {excerpt(seq_len)} of {len(ids)} ids"
     return ""
-
-
-def _excerpt(value: Any) -> str:
-    return f"{str(value)[:40]!r} ({type(value).__name__})"

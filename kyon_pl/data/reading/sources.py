@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from kyon_pl.data import prompt, split
 from kyon_pl.data.cache import cache_error, cache_root, cached, downloaded
-from kyon_pl.data.reading import checks
+from kyon_pl.data.reading import checks, columnar, excel, forms, json_files, tabular, text_files, texts
 from kyon_pl.data.reading import files as file_readers
-from kyon_pl.data.reading.checks import ColumnNames, check_columns, check_row
+from kyon_pl.data.reading.checks import ColumnNames, check_columns, check_row, unread_columns
 from kyon_pl.data.reading.files import files_of_each
 from kyon_pl.errors import DataError, KyonError, SettingError
 from kyon_pl.hub.download import from_hub
@@ -35,10 +35,14 @@ ROW_FEATURES = Features(
         "dialogue": Value("int64"),  # hash; 0: unknown
         "input_ids": List(Value("int32")),  # of a row that is already encoded; else empty
         "seq_len": Value("int32"),
+        "form": Value("string"),  # see `form_of`; empty if it is no row
+        "unread": List(Value("string")),  # columns that are not read, at the first row that has them
         "problem": Value("string"),  # why the row cannot be used, as kind, `: ` and details; empty if it can
     }
 )
 _FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_CHECKS = (checks, forms, texts, split, prompt)
+_READERS = (file_readers, json_files, tabular, excel, columnar, text_files)
 _HEAD_ROWS = 100  # rows of a file in which each column must occur at least once
 
 
@@ -48,9 +52,9 @@ class SourceSettings:
 
     Attributes:
         source: Hub data set id, file, folder or glob, or a list of these.
-        name: configuration of the Hub data sets.
+        name: configuration of the Hub data sets, and of folders whose README has several.
         revision: branch, tag or commit of the Hub data sets.
-        split: split of the Hub data sets, and of folders whose file names contain splits.
+        split: split of the Hub data sets, and of folders that have splits.
         columns: names of the columns that are read.
     """
 
@@ -100,7 +104,8 @@ class Rows:
         """Return file and line of a row, for messages."""
         row = self.dataset[number]
         file = self.files[row["file"]]
-        return f"{file}, {'line' if file.endswith(('.jsonl', '.ndjson', '.csv')) else 'row'} {row['row']}"
+        by_line = text_files.file_format(Path(file)) in (".jsonl", ".ndjson", ".csv", ".tsv")
+        return f"{file}, {'line' if by_line else 'row'} {row['row']}"
 
 
 def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes: int = 1) -> Rows:
@@ -117,7 +122,7 @@ def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes:
         SettingError: the source does not have this split or configuration.
         MachineError: the cache cannot be read or written.
     """
-    files_of_source = files_of_each(settings.source, settings.split)
+    files_of_source = files_of_each(settings.source, settings.split, settings.name)
     sources = [settings.source] if isinstance(settings.source, str) else settings.source
     if None not in files_of_source:  # in one call, so that several processes can share the files
         numbered = [(file, number) for number, files in enumerate(files_of_source) for file in files or ()]
@@ -158,7 +163,7 @@ def _load_files(
 ) -> Rows:
     """Load pairs of a file and the index of its source; the files are numbered from `first`."""
     names = tuple(str(file) for file, _ in files)
-    code = code_digest(__file__, checks.__file__, file_readers.__file__, split.__file__, prompt.__file__)
+    code = code_digest(__file__, *(module.__file__ for module in (*_CHECKS, *_READERS)))
     stamps = [_size_and_time(file) for file, _ in files]
     fingerprint = digest("files", first, names, stamps, settings.columns, code)
     workers, root = min(processes, len(files)), cache_root(cache_dir)
@@ -205,13 +210,18 @@ def _first_line(error: BaseException) -> str:
 
 def _generate_rows(files: list[tuple[int, str]], columns: ColumnNames) -> Iterator[dict[str, Any]]:
     for index, name in files:
-        rows = file_readers.read_rows(Path(name))
+        rows = file_readers.read_rows(Path(name), columns.all)
         head = list(islice(rows, _HEAD_ROWS))
         if not head:
             raise DataError(name, "it has no rows", "Correct the file or leave it out.")
-        check_columns(name, columns, {column for _, row in head if isinstance(row, dict) for column in row})
+        schema = file_readers.all_columns(Path(name))
+        check_columns(name, columns, {column for _, row in head if isinstance(row, dict) for column in row} | {*schema})
+        known, not_needed = set[str](), {*schema} - columns.all
         for number, row in chain(head, rows):
-            yield {"file": index, "row": number, **check_row(row, columns)}
+            checked = check_row(row, columns)
+            unread = (unread_columns(row, checked["form"], columns) | not_needed) - known
+            known |= unread
+            yield {"file": index, "row": number, "unread": sorted(unread), **checked}
 
 
 def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, source_number: int) -> Rows:
@@ -220,19 +230,21 @@ def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, source
     if not len(dataset):
         raise DataError(where, "it has no rows", "Choose another split or configuration.")
     check_columns(where, settings.columns, set(dataset.column_names))
-    code = code_digest(__file__, checks.__file__, split.__file__, prompt.__file__)
+    code = code_digest(__file__, *(module.__file__ for module in _CHECKS))
     # `datasets` has no public name for the fingerprint of a download
     fingerprint = digest("hub", file, dataset._fingerprint, settings.columns, code)
     folder = Path(dataset.cache_files[0]["filename"]).parent
+    unread = [name for name in dataset.column_names if name not in settings.columns.all]
+    chosen = dataset.remove_columns(unread)
 
     def check() -> Dataset:
-        return dataset.map(
+        return chosen.map(
             _check_batch,
             batched=True,
             with_indices=True,
-            remove_columns=dataset.column_names,
+            remove_columns=chosen.column_names,
             features=ROW_FEATURES,
-            fn_kwargs={"names": settings.columns, "file": file},
+            fn_kwargs={"names": settings.columns, "file": file, "unread": unread},
             cache_file_name=str(folder / f"cache-{fingerprint}.arrow"),
             new_fingerprint=fingerprint,
             desc="checking rows",
@@ -242,10 +254,16 @@ def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, source
 
 
 def _check_batch(
-    batch: dict[str, list[Any]], indices: list[int], names: ColumnNames, file: int
+    batch: dict[str, list[Any]], indices: list[int], names: ColumnNames, file: int, unread: list[str]
 ) -> dict[str, list[Any]]:
-    rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
-    checked = [{"file": file, "row": i + 1, **check_row(row, names)} for i, row in zip(indices, rows, strict=True)]
+    """Check a batch of rows; the columns that are not read are named in the first row of each batch."""
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    checked = [
+        {"file": file, "row": i + 1, "unread": [], **check_row(row, names)}
+        for i, row in zip(indices, rows, strict=True)
+    ]
+    found = (unread_columns(row, one["form"], names) for row, one in zip(rows, checked, strict=True))
+    checked[0]["unread"] = sorted(set(unread).union(*found))
     return {name: [row[name] for row in checked] for name in ROW_FEATURES}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,30 @@ def test_whole_rounds_go_the_oldest_first(max_tokens: int, left: str) -> None:
     assert row.problem or row.cut_tokens == 29 - len(row.input_ids)
     dropped = encode(TALK, train_turns="all", max_tokens=max_tokens, over_length="drop")
     assert bool(dropped.problem) == (max_tokens < 29)
+
+
+GREETED = {
+    ("raw", 99): "<>sys###hi###q1[a1$]###q2[a2$]",
+    ("raw", 26): "<>sys###hi###q1[a1$]###q2[a2$]",
+    ("raw", 25): "<>sys###q1[a1$]###q2[a2$]",
+    ("raw", 20): "<>sys###q2[a2$]",
+    ("chatglm2", 99): "<>sys\n\nhi\n\n[Round 1]\n\n问：q1\n\n答：{a1}\n\n[Round 2]\n\n问：q2\n\n答：{a2}",
+}
+
+
+@pytest.mark.parametrize(("template", "max_tokens"), GREETED)
+def test_a_greeting_is_context_is_never_trained_and_goes_first(template: str, max_tokens: int) -> None:
+    talk = messages(["sys", "hi", "q1", "a1", "q2"])
+    for number, role in enumerate(("system", "assistant", "user", "assistant", "user")):
+        talk[number]["role"] = role  # type: ignore[typeddict-item]
+    wording = EncodeSettings(template=template, train_turns="all", max_tokens=max_tokens)
+    row = encode_pairs([(talk, "a2")], TOKENIZER, wording)[0]
+    expected = GREETED[template, max_tokens].format(a1="[a1$]", a2="[a2$]")
+    assert shown(row) == expected
+    without_system = encode_pairs([(talk[1:], "a2")], TOKENIZER, replace(wording, max_tokens=None))[0]
+    assert shown(without_system) == GREETED[template, 99].format(a1="[a1$]", a2="[a2$]").replace("sys###", "").replace(
+        "sys\n\n", ""
+    )
 
 
 @settings(deadline=None)

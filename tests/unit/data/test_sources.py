@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
+from datasets import Dataset, DatasetDict
 from hub_server import HubServer, hub_environment
 from pyarrow import parquet
 
@@ -96,14 +98,10 @@ LINES |= {
     "silent message": (talk("q", "「」", "r", "b"), "nothing said in 'messages': message 2, '「」' (str)"),
     "no reply": (talk("q", "a", "r"), "no reply at the end of 'messages': the last is of user"),
     "only a system prompt": (talk(SYSTEM), "no reply at the end of 'messages': the last is of system"),
-    "reply first": (talk(ASSISTANT), "roles out of turn in 'messages': message 1 is of assistant, not of user"),
-    "two questions": (
-        talk(SYSTEM, {"role": "user", "content": "q"}, {"role": "user", "content": "r"}, "a"),
-        "roles out of turn in 'messages': message 3 is of user, not of assistant",
-    ),
+    "only a greeting": (talk(ASSISTANT), "no question in 'messages': only the assistant speaks"),
     "late system prompt": (
         talk("q", "a", SYSTEM, "a"),
-        "roles out of turn in 'messages': message 3 is of system, not of user",
+        "roles out of turn in 'messages': message 3 is of system, which must be the first",
     ),
 }
 
@@ -209,10 +207,10 @@ REFUSED = {
         {"rows.csv": 'context,target\nc,t\n"c,t\n'},
         "rows.csv",
         DataError,
-        "rows.csv, after line 2: broken CSV",
+        "rows.csv, after line 2: broken CSV.*Close the quote",
     ),
     "csv of another encoding": (
-        {"rows.csv": "context,target\n春,日\n".encode("gbk")},
+        {"rows.csv": "context,target\n春,のと\n".encode("shift_jis")},
         "rows.csv",
         DataError,
         "not UTF-8.*CSV UTF-8",
@@ -288,7 +286,7 @@ from kyon_pl.errors import KyonError
 for settings in json.loads(sys.argv[1]):
     try:
         rows = load_rows(SourceSettings(**settings))
-        print(json.dumps([rows.place(len(rows.dataset) - 1), rows.dataset["problem"][:]]))
+        print(json.dumps([rows.place(len(rows.dataset) - 1), rows.dataset["problem"][:], rows.dataset["context"][:]]))
     except KyonError as error:
         print(json.dumps([type(error).__name__, str(error)]))
 """
@@ -296,21 +294,34 @@ for settings in json.loads(sys.argv[1]):
 
 def test_hub_data_sets_are_checked_like_files(tmp_path: Path) -> None:
     write(tmp_path, "good/train.jsonl", "\n".join([line(), line(target=None), line(target="「」")]))
-    write(tmp_path, "other/rows.csv", "question,answer\nq,a\n")
+    write(tmp_path, "other/rows.csv", "ask,reply\nq,a\n")
     write(tmp_path, "script/script.py", "raise SystemExit('run')")
-    datasets = {f"owner/{name}": tmp_path / name for name in ("good", "other", "script")}
+    splits = [{"split": name, "path": f"data/{file}.jsonl"} for name, file in (("train", "main"), ("test", "held"))]
+    write(
+        tmp_path, "told/README.md", f"---\n{yaml.dump({'configs': [{'config_name': 'a', 'data_files': splits}]})}---\n"
+    )
+    write(tmp_path, "told/data/main.jsonl", line(context="m") + "\n" + line(context="n"))
+    write(tmp_path, "told/data/held.jsonl", line(context="h"))
+    datasets = {f"owner/{name}": tmp_path / name for name in ("good", "other", "script", "told")}
     cases = [{"source": f"owner/{name}"} for name in ("good", "other", "script", "none")]
     cases += [{"source": "owner/good", "split": "test"}, {"source": "owner/good", "name": "english"}]
     cases += [{"source": ["owner/good", "owner/good", str(tmp_path / "good/train.jsonl")]}]
+    contents = {"train": ["m", "n"], "test": ["h"]}
+    saved = {name: Dataset.from_list([GOOD | {"context": c} for c in found]) for name, found in contents.items()}
+    DatasetDict(saved).save_to_disk(str(tmp_path / "saved"))
+    ways = ["owner/told", str(tmp_path / "told"), str(tmp_path / "saved")]
+    cases += [{"source": way, "split": split} for way in ways for split in ("train", "test", "validation")]
     with HubServer(datasets=datasets) as hub:
         command = [sys.executable, "-c", HUB_CASES, json.dumps(cases)]
         done = subprocess.run(command, env=hub_environment(hub, tmp_path / "home"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    good, other, script, none, split, name, mixed = map(json.loads, done.stdout.splitlines())
-    assert good == ["owner/good [train], row 3", ["", "null in 'target'", "nothing said in 'target': '「」' (str)"]]
-    assert mixed == [f"{tmp_path / 'good/train.jsonl'}, line 3", good[1] * 3]
+    good, other, script, none, split, name, mixed, *three_ways = map(json.loads, done.stdout.splitlines())
+    assert good[:2] == ["owner/good [train], row 3", ["", "null in 'target'", "nothing said in 'target': '「」' (str)"]]
+    assert mixed[:2] == [f"{tmp_path / 'good/train.jsonl'}, line 3", good[1] * 3]
+    for train, test, validation in zip(three_ways[::3], three_ways[1::3], three_ways[2::3], strict=True):
+        assert (train[2], test[2], validation[0]) == (["m", "n"], ["h"], "SettingError")
     assert other[0] == "DataError"
-    assert "no column 'context'; the columns are answer, question" in other[1]
+    assert "no column 'context'; the columns are ask, reply" in other[1]
     assert script[0] != "SettingError"
     assert "scripts are no longer supported" in script[1]
     assert none[0] == "MissingFileError"
