@@ -38,11 +38,7 @@ _OTHER_SHARDING = {
     **dict.fromkeys(("FSDPStrategy", "fsdp", "fsdp_cpu_offload"), _FSDP1),
 }
 _MAX_INT = 2**31 - 1
-<<<<<<< HEAD
 _MOST_DEVICES = 1024  # Lightning starts a process for each
-=======
-_MOST_DEVICES = 1024
->>>>>>> main
 _MINIMUM = {"accumulate_grad_batches": 1, "log_every_n_steps": 1, "num_nodes": 1, "max_epochs": -1, "max_steps": -1}
 
 
@@ -269,7 +265,6 @@ def _check_devices(devices: Any, accelerator: Any) -> None:
     if (devices in all_devices and accelerator != "cpu") or devices == "auto":
         return
     if text or count == [] or (isinstance(count, int) and not 1 <= count <= _MOST_DEVICES):
-        fix = f"Set 1 or more, up to {_MOST_DEVICES}" + (
-            "." if accelerator == "cpu" else ", -1 for all, or a list of numbers of GPUs."
-        )
+        gpus = "" if accelerator == "cpu" else ", -1 for all, or a list of numbers of GPUs"
+        fix = f"Set 1 or more, up to {_MOST_DEVICES}{gpus}."
         raise SettingError("trainer.devices", f"{devices!r} is no number of devices", fix)
