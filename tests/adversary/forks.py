@@ -160,7 +160,7 @@ def run_command(words: list[str]) -> int:
 
     from kyon_pl.cli import main
 
-    sys.argv = ["kyon-pl", *words]
+    sys.argv = [str(Path(sys.executable).with_name("kyon-pl")), *words]  # what ranks are started with
     status = 0
     try:
         main()
