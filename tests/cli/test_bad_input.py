@@ -479,15 +479,29 @@ def test_good_input_trains_and_the_trap_works(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "sprung").exists()
 
 
-def test_preview_refuses_null_for_a_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("command", "settings", "status", "found"),
+    [
+        ("preview", "data: {tokens_per_batch: null}", 2, "data.tokens_per_batch: null is no number"),
+        ("doctor", "model: {lora: {target_modules: '(('}}", 1, "model.lora.target_modules: '((' is no regular"),
+    ],
+)
+def test_other_commands_refuse_a_value(
+    command: str,
+    settings: str,
+    status: int,
+    found: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "null.yaml").write_text("data: {source: demo, tokens_per_batch: null}\n")
+    (tmp_path / "wrong.yaml").write_text(settings)
     with pytest.raises(SystemExit) as stopped:
-        main(["preview", "--config", "demo", "--config", "null.yaml"])
-    assert stopped.value.code == 2
-    assert "data.tokens_per_batch: null is no number" in capsys.readouterr().err
+        main([command, "--config", "demo", "--config", "wrong.yaml"])
+    assert stopped.value.code == status
+    output = capsys.readouterr()
+    assert found in " ".join((output.out + output.err).split())
 
 
 @pytest.mark.parametrize("command", ["preview", "doctor", "build-data"])

@@ -853,7 +853,7 @@ SETTINGS = [
         "data/dialogue_data.py",
         "if value is None:",
         "if False:",
-        "tests/cli/test_bad_input.py::test_preview_refuses_null_for_a_number",
+        "tests/cli/test_bad_input.py::test_other_commands_refuse_a_value",
     ),
     Guard(
         "a process for each of a million devices is not started",
