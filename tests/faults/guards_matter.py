@@ -846,7 +846,7 @@ SETTINGS = [
         "data/dialogue_data.py",
         "if value is None:",
         "if False:",
-        f"{BAD_INPUT_TEST}[setting: null for a number]",
+        "tests/cli/test_bad_input.py::test_other_commands_refuse_a_value",
     ),
     Guard(
         "an empty name is no best checkpoint",
