@@ -395,9 +395,8 @@ SETTINGS: dict[str, tuple[Prepare, list[str]]] = {
     "negative max_tokens": (words("--data.max_tokens", "-5"), ["data.max_tokens", "-5"]),
     "rows_per_batch 0": (words("--data.rows_per_batch", "0"), ["data.rows_per_batch", "0 is too low"]),
     "workers -1": (words("--data.workers", "-1"), ["data.workers", "-1 is too low"]),
-    "a million workers": (words("--data.workers", "1000000"), ["data.workers", "1000000 is too high", "1024"]),
-    "a pack of all memory": (words("--data.tokens_per_batch", "1000000000"), ["data.tokens_per_batch", "too high"]),
-    "null for a number": (words("--data.tokens_per_batch", "null"), ["data.tokens_per_batch", "null"]),
+    "2,000 processes": (words("--data.processes", "2000"), ["data.processes", "2000 is too high", "1024"]),
+    "a pack of all memory": (words("--data.tokens_per_batch", "17000000"), ["data.tokens_per_batch", "too high"]),
     "no name of a checkpoint": (words("--ckpt_path", ""), ["--ckpt_path", "there is no file"]),
     "validation_share 2": (words("--data.validation_share", "2"), ["data.validation_share", "2.0 is not a share"]),
     "no such template": (words("--data.template", "x"), ["data.template", "'x'", "raw"]),
@@ -409,7 +408,7 @@ SETTINGS: dict[str, tuple[Prepare, list[str]]] = {
     "max_new_tokens 0": (words("--model.max_new_tokens", "0"), ["model.max_new_tokens", "0 is too low"]),
     "unknown precision": (words("--trainer.precision", "float7"), ["trainer.precision", "float7", "bf16-mixed"]),
     "devices 0": (words("--trainer.devices", "0"), ["trainer.devices", "'0'", "1 or more"]),
-    "a million devices": (words("--trainer.devices", "1000000"), ["trainer.devices", "too many"]),
+    "a million devices": (words("--trainer.devices", "1000000"), ["trainer.devices", "up to 1024"]),
     "devices of letters": (words("--trainer.devices", "x"), ["trainer.devices", "'x'"]),
     "unknown accelerator": (words("--trainer.accelerator", "warp"), ["trainer.accelerator", "'warp'", "gpu"]),
     "unknown strategy": (words("--trainer.strategy", "warp"), ["trainer.strategy", "'warp'", "ddp"]),
@@ -490,6 +489,31 @@ def test_good_input_trains_and_the_trap_works(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.rglob("*.ckpt"))
     pickle.loads(pickle.dumps(Trap()))
     assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "status", "found"),
+    [
+        ("preview", "data: {tokens_per_batch: null}", 2, "data.tokens_per_batch: null is no number"),
+        ("doctor", "model: {lora: {target_modules: '(('}}", 1, "model.lora.target_modules: '((' is no regular"),
+    ],
+)
+def test_other_commands_refuse_a_value(
+    command: str,
+    settings: str,
+    status: int,
+    found: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.yaml").write_text(settings)
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--config", "demo", "--config", "wrong.yaml"])
+    assert stopped.value.code == status
+    output = capsys.readouterr()
+    assert found in " ".join((output.out + output.err).split())
 
 
 @pytest.mark.parametrize("command", ["preview", "doctor", "build-data"])

@@ -842,25 +842,11 @@ STREAMS = [
 BAD_INPUT_TEST = "tests/cli/test_bad_input.py::test_bad_input_is_one_clear_paragraph"
 SETTINGS = [
     Guard(
-        "sizes and numbers of processes are bounded",
-        "data/dialogue_data.py",
-        "if value > highest:",
-        "if False:",
-        f"{BAD_INPUT_TEST}[setting: a pack of all memory]",
-    ),
-    Guard(
         "null is no number",
         "data/dialogue_data.py",
         "if value is None:",
         "if False:",
-        f"{BAD_INPUT_TEST}[setting: null for a number]",
-    ),
-    Guard(
-        "a process for each of a million devices is not started",
-        "cli/arguments.py",
-        "count > _MOST_DEVICES:",
-        "False:",
-        f"{BAD_INPUT_TEST}[setting: a million devices]",
+        "tests/cli/test_bad_input.py::test_other_commands_refuse_a_value",
     ),
     Guard(
         "an empty name is no best checkpoint",

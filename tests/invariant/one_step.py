@@ -117,7 +117,7 @@ def random_row() -> dict[str, Any]:
     """
     length = int(torch.randint(5, LONGEST_ROW + 1, ()))
     ids = torch.randint(3, 96, (length - 1,)).tolist()
-    alike = int(torch.randint(0, length - 1, ()))
+    alike = min(length - 1, int(torch.randint(0, 9, ())))
     ids[:alike] = range(3, 3 + alike)
     return {"input_ids": [*ids, 2], "seq_len": int(torch.randint(2, length, ()))}
 

@@ -67,6 +67,8 @@ class SharedTree:
 
     def shuffled(self, rng: np.random.Generator) -> SharedTree:
         """Return the same tree in another depth-first order: the children of each node are permuted."""
+        if not len(self.rows):
+            return self
         ranks = rng.permutation(len(self.rows)).tolist()
         following = [-1] * len(self.rows)  # linked lists over the places of the rows
         shared = [0] * len(self.rows)

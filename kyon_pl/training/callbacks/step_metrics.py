@@ -36,19 +36,18 @@ class StepMetrics(Callback):
     def __init__(self) -> None:
         self.shown: dict[str, str] = {}
         self.saved: list[float] = []
+        self.started = False
         self.grad_norm: torch.Tensor | None = None
         self.learning_rate = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the first window, or continue the window of a checkpoint."""
         self._restart(pl_module)
+        self.started = True
         if self.saved:
             loss, *counts = self.saved
             self.loss_sum += loss
-            *numbers, steps = map(int, counts)
-            self.tokens, self.trained_tokens, self.rows, self.slots = numbers[:4]
-            self.computed_tokens = numbers[4] if len(numbers) > 4 else self.tokens  # older runs share nothing
-            self.steps = steps
+            self.tokens, self.trained_tokens, self.rows, self.slots, self.computed_tokens, self.steps = map(int, counts)
             self.before = self._counts()
 
     def _restart(self, pl_module: LightningModule) -> None:
@@ -61,23 +60,30 @@ class StepMetrics(Callback):
         counts = [self.tokens, self.trained_tokens, self.rows, self.slots, self.computed_tokens]
         return torch.tensor(counts, dtype=torch.float64)
 
+    def _window(self) -> torch.Tensor:
+        """The open window: (7,) float64. Before the first step, it is that of the loaded checkpoint."""
+        if not self.started:
+            return torch.tensor(self.saved or [0.0] * 7, dtype=torch.float64)
+        loss = self.loss_sum.detach().double().view(1)
+        return torch.cat([loss, self._counts().to(loss), loss.new_tensor([self.steps])])
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the open window of every rank: (ranks, 7) float64, the loss first and the number of steps last."""
-        loss = self.loss_sum.detach().double().view(1)
-        counts = torch.cat([self._counts(), torch.tensor([self.steps])])
-        windows = loss.new_zeros(trainer.world_size, 7)
-        windows[trainer.global_rank] = torch.cat([loss, counts.to(loss)])
+        windows = torch.zeros(trainer.world_size, 7, dtype=torch.float64, device=pl_module.device)
+        windows[trainer.global_rank] = self._window().to(windows)
         windows = trainer.strategy.reduce(windows, reduce_op="sum")
         checkpoint["callbacks"][self.state_key] = {"open_windows": windows.cpu()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore this rank's open window; after a change of the number of devices, rank 0 takes the sum."""
         windows = checkpoint["callbacks"].get(self.state_key, {}).get("open_windows", torch.zeros(0, 7))
+        if windows.shape[1] == 6:  # of runs before rows could share tokens: all tokens were computed
+            windows = torch.cat([windows[:, :5], windows[:, 1:2], windows[:, 5:]], dim=1)
         if 0 < len(windows) != trainer.world_size:
             steps = windows[0, -1]
             whole = windows.sum(dim=0)
             whole[0] *= trainer.world_size / len(windows)  # the sum over ranks is divided by their number
-            windows = torch.zeros(trainer.world_size, 6, dtype=windows.dtype)
+            windows = torch.zeros(trainer.world_size, 7, dtype=windows.dtype)
             windows[0] = whole
             windows[:, -1] = steps
         self.saved = windows[trainer.global_rank].tolist() if len(windows) else []

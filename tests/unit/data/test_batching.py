@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from kyon_pl.data.batches import plan as plan_module
 from kyon_pl.data.batches.plan import Batching, BatchPlanner, EpochPlan
 from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler
-from kyon_pl.data.encoding.tree import find_shared
+from kyon_pl.data.encoding.tree import SharedTree, find_shared
 from kyon_pl.errors import CheckpointError, SettingError
 
 LENGTHS = Path(__file__).parents[3] / "benchmarks" / "token_lengths.json"
@@ -48,6 +48,8 @@ def planners(draw: st.DrawFn, min_rows: int = 0, max_rows: int = 80) -> BatchPla
 
 def planner_of(tokens: list[int] | np.ndarray, **settings: Any) -> BatchPlanner:
     tokens = np.asarray(tokens, dtype=np.int64)
+    if settings.get("batching") == "shared":  # every second row begins as the one before it
+        settings["tree"] = SharedTree(np.arange(len(tokens)), np.where(np.arange(len(tokens)) % 2, 1, 0))
     return BatchPlanner(row_tokens=tokens, row_trained_tokens=(tokens + 2) // 3, **settings)
 
 
