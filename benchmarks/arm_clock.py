@@ -110,7 +110,7 @@ def compiled_graphs() -> int:
 
 
 class StepClock(Callback):
-    """Has a clock mark the optimizer steps of a fit; `--trainer.callbacks+ arm_clock.StepClock` adds it.
+    """Has a clock mark the optimizer steps of a fit; `--allow_code arm_clock` and `--trainer.callbacks+` add it.
 
     Attributes:
         clock: which one; set before fit, because a configuration can only name the class.

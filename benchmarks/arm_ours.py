@@ -65,7 +65,7 @@ def fit_options(arm: Arm, rows_file: Path, folder: Path, steps: int, device: str
     words = words + [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     # keys of a list come behind those of its owner
     words += ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", str(folder)]
-    return [*words, "--trainer.callbacks+", "arm_clock.StepClock"]
+    return [*words, "--allow_code", "arm_clock", "--trainer.callbacks+", "arm_clock.StepClock"]
 
 
 def bare(arm: Arm, rows_file: Path, folder: Path, steps: int, clock: Clock, tiny: Path | None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class StopInSecondEpoch(Callback):
 
 def make_runs(folder: Path) -> dict[str, Path]:
     """Undisturbed with replies; without; and stopped in its second epoch and gone on with."""
-    words = [*FIT, f"--trainer.callbacks+={__name__}.StopInSecondEpoch"]
+    words = [*FIT, "--allow_code", __name__, f"--trainer.callbacks+={__name__}.StopInSecondEpoch"]
     with pytest.MonkeyPatch.context() as patch:
         for name, more in (("on", ON), ("off", ["--held_out", "null"]), ("resumed", ON)):
             (folder / name).mkdir()

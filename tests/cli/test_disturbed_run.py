@@ -73,7 +73,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_a_run_without_curves_and_log_says_so_once_and_goes_on(
     undisturbed: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([*FIT, "--trainer.callbacks+=disturbing.Full"])
+    main([*FIT, "--allow_code", "disturbing", "--trainer.callbacks+=disturbing.Full"])
     run = Path("lightning_logs/version_0")
     said = capsys.readouterr().err
     assert adapter(run) == undisturbed
@@ -85,12 +85,12 @@ def test_a_run_without_curves_and_log_says_so_once_and_goes_on(
 
 def test_a_hangup_saves_and_the_same_command_goes_on(undisturbed: bytes) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([*FIT, "--trainer.callbacks+=disturbing.Hangup"])
+        main([*FIT, "--allow_code", "disturbing", "--trainer.callbacks+=disturbing.Hangup"])
     assert ended.value.code == 128 + signal.SIGHUP
     run = Path("lightning_logs/version_0")
     assert "SIGHUP: stopped after optimizer step 2, which is saved" in (run / "run.log").read_text(encoding="utf-8")
     assert [file.name for file in (run / "checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]
-    main([*FIT, "--trainer.callbacks+=disturbing.Hangup"])
+    main([*FIT, "--allow_code", "disturbing", "--trainer.callbacks+=disturbing.Hangup"])
     assert adapter(run) == undisturbed
 
 

@@ -104,7 +104,7 @@ def test_an_error_that_nobody_foresaw_is_the_last_line_too(monkeypatch: pytest.M
     )
     monkeypatch.syspath_prepend(".")
     with pytest.raises(ZeroDivisionError):
-        main([*SHORT, "--trainer.callbacks+=stumbling.Stumble"])
+        main([*SHORT, "--allow_code", "stumbling", "--trainer.callbacks+=stumbling.Stumble"])
     assert lines_of()[-1] == "stopped at step 0: ZeroDivisionError: over a"
 
 
