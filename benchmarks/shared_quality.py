@@ -149,7 +149,9 @@ class Part:
                 chosen = plan.row_numbers(index)
                 batch = collate((MicroBatch(chosen, 0, plan.shared_tokens(index)), [self._row(n) for n in chosen]))
                 inputs = batch.model_inputs()
-                arrays = {k: v.numpy().astype(np.int32) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+                arrays = {
+                    k: v.numpy().astype(np.int32) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()
+                }
                 packs.append((arrays, batch.trained_tokens))
             found.append(packs)
         return found
@@ -368,7 +370,7 @@ class Tuner:
             for arm in (ARMS[0], ARMS[2]):
                 self._few_steps(part, arm, 2)
             self.base_loss = f"compiled, {self.evaluate():.4f}"
-        except Exception as error:  # noqa: BLE001 (whatever it is, the arms can run without)
+        except Exception as error:
             print(f"not compiled: {type(error).__name__}: {str(error)[:1500]}", flush=True)
             torch._dynamo.reset()
             for layer in self.layers:
@@ -403,9 +405,7 @@ class Tuner:
 
     def _loss(self, inputs: dict[str, Any], count: int) -> torch.Tensor:
         with autocast(self.options):
-            loss: torch.Tensor = self.model(
-                **inputs, use_cache=False, skip_logits=True, num_items_in_batch=count
-            ).loss
+            loss: torch.Tensor = self.model(**inputs, use_cache=False, skip_logits=True, num_items_in_batch=count).loss
         return loss
 
     def tune(self, arm: Arm, seed: int, epochs: list[Packs]) -> list[float]:

@@ -118,7 +118,7 @@ class BatchPlanner:
     shuffle: bool = True
     seed: int = 2023
     tree: SharedTree = _NO_TREE
-    rows_per_cluster: int | None = 4
+    rows_per_cluster: int | None = 2
 
     def __post_init__(self) -> None:
         if self.batching not in get_args(Batching):

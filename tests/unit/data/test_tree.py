@@ -102,7 +102,12 @@ def family(roles: int = 30, rows: int = 40) -> BatchPlanner:
     tokens = rng.integers(400, 700, roles * rows)
     tree = SharedTree(np.arange(roles * rows), shared)
     return BatchPlanner(
-        row_tokens=tokens, row_trained_tokens=tokens // 10, batching="shared", tokens_per_batch=4096, tree=tree
+        row_tokens=tokens,
+        row_trained_tokens=tokens // 10,
+        batching="shared",
+        tokens_per_batch=4096,
+        tree=tree,
+        rows_per_cluster=4,
     )
 
 
