@@ -7,6 +7,7 @@
 | `bf16-none`, `fp16-full`, `fp8-14`, ... | `kyon-pl fit`, 8,192 tokens a step: weights, checkpointing |
 | `bare`, `bare-fp16-full`, ... | the same model and batches without Lightning; `bare` alone is `bare-bf16-none` |
 | `row-2048-nf4-full`, ... | the same as `nf4-full` with one row of 2,048 tokens a step |
+| `tree-bf16-none`, ... | the same as `bf16-none`, with rows that begin alike as the published ones do |
 | `lora`, `lora-sdpa`, `qlora` | `kyon-pl fit` as its configurations are shipped, validation included |
 | `hf-grouped-16-full`, `hf-random-8-none`, ... | HF Trainer, PEFT and `GlmForCausalLM`: order, batch, checkpointing |
 | `original`, `original-4`, ... | the original script: fp16, checkpointing, padded batches of 8, or as many |
@@ -68,6 +69,7 @@ class Arm:
         rows_per_batch: of a padded batch.
         grouped: rows of like length share a padded batch.
         exact_tokens: of each row; None: the committed lengths.
+        tree: rows begin alike, as in the committed tree.
         options: further ones of `kyon-pl fit`, `key=value`.
         cap_gib: of the allocator; None: none.
     """
@@ -81,6 +83,7 @@ class Arm:
     rows_per_batch: int = 8
     grouped: bool = False
     exact_tokens: int | None = None
+    tree: bool = False
     options: tuple[str, ...] = ()
     cap_gib: float | None = None
 
@@ -102,7 +105,7 @@ class Arm:
             return RowShape(max(rows, steps + 2), exact, exact, vocabulary=_vocabulary(tiny))
         if tiny:
             return RowShape(40 * steps, 2048 // TINY_SHRINK, shrink=TINY_SHRINK, vocabulary=_vocabulary(tiny))
-        return RowShape(max(1500, 40 * steps))
+        return RowShape(max(1500, 40 * steps), tree=self.tree)
 
 
 def _vocabulary(tiny: bool) -> int:
@@ -138,6 +141,8 @@ def parse_arm(word: str, tiny: bool = False) -> Arm:
         fields |= {"grouped": match[1] == "grouped", "rows_per_batch": int(match[2]), "checkpointing": match[3]}
         return Arm(word, "hf", **fields)  # type: ignore[arg-type]
     name = "bare-bf16-none" if name == "bare" else name
+    if name.startswith("tree-"):
+        name, fields["tree"] = name.removeprefix("tree-"), True
     if match := re.fullmatch(r"(?:(bare)-|row-(\d+)-)?(bf16|fp16|fp8|nf4)-(none|full|\d+)", name):
         fields |= {"weights": match[3], "checkpointing": match[4]}
         if match[2]:

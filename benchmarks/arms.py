@@ -93,7 +93,7 @@ def prepare(arm: Arm, options: argparse.Namespace, folder: Path) -> tuple[dict[s
         warmup = grouped_steps(arm.rows(steps, options.tiny).rows, arm.rows_per_batch)
         steps = 2 * warmup
     shape = arm.rows(options.warmup + options.steps, options.tiny)
-    file = folder / f"rows-{shape.rows}-{shape.exact_tokens}.jsonl"
+    file = folder / f"rows-{shape.rows}-{shape.exact_tokens}-{shape.tree}.jsonl"
     if not file.exists():
         write_rows(file, shape)
     task = {"name": arm.name, "rows": str(file), "steps": steps, "warmup": warmup}

@@ -16,18 +16,25 @@ class Batch:
     There is no attention mask, so that the fast kernels can be used: padding is on the right, where causal attention
     does not look, and packed rows are separated by their positions.
 
+    In a batch with shared beginnings, a row lays down only the tokens that it does not share with the row before it.
+    `key_index` lists the places of all K tokens of all rows, row after row, so a place can occur several times.
+
     Attributes:
         input_ids: (R, T), right-padded with the pad id.
-        labels: (R, T), the id at each trained position and -100 elsewhere, not shifted: the model shifts them.
-        position_ids: (R, T), restarting at each packed row; None if not packed.
+        labels: (R, T), or (1, K) if beginnings are shared: the id at each trained token and -100 elsewhere, not
+            shifted: the model shifts them.
+        position_ids: (R, T), the place of each token in its own row; None if not packed.
         row_numbers: indices of the rows in the data set, in batch order; empty in a batch that only fills up a rank.
         tokens: number of tokens without padding.
         trained_tokens: number of labels other than -100.
+        computed_tokens: number of tokens in `input_ids` without padding; less than `tokens` if beginnings are shared.
         step_trained_tokens: trained tokens of the whole optimizer step, over all ranks and micro-batches.
-        trained_positions: (K,), indices into the flattened (R * T) of the hidden states that predict a label; computed
-            on the CPU so that the model need not synchronize with the device.
-        cu_seqlens: (S + 1,), int32, start of each packed row and end of the last; None if not packed.
+        trained_positions: (N,), indices into the flattened `labels` of the tokens before a label; computed on the CPU
+            so that the model need not synchronize with the device.
+        cu_seqlens: (S + 1,), int32, start of each packed row in `input_ids` and end of the last; None if not packed.
         max_seqlen: upper bound of the length of packed rows, in tokens; equal for all batches.
+        key_index: (K,), index into the flattened `input_ids` of each token of each row; None if nothing is shared.
+        cu_seqlens_k: (S + 1,), int32, start of each row in `key_index` and end of the last; None if nothing is shared.
     """
 
     input_ids: torch.Tensor
@@ -36,14 +43,18 @@ class Batch:
     row_numbers: tuple[int, ...]
     tokens: int
     trained_tokens: int
+    computed_tokens: int
     step_trained_tokens: int
     trained_positions: torch.Tensor | None = None
     cu_seqlens: torch.Tensor | None = None
     max_seqlen: int | None = None
+    key_index: torch.Tensor | None = None
+    cu_seqlens_k: torch.Tensor | None = None
 
     def model_inputs(self) -> dict[str, torch.Tensor | int]:
         """The arguments of `ChatGLM2ForCausalLM.forward`."""
-        names = ("input_ids", "labels", "position_ids", "trained_positions", "cu_seqlens", "max_seqlen")
+        names = ["input_ids", "labels", "position_ids", "trained_positions", "cu_seqlens", "max_seqlen"]
+        names += ["key_index", "cu_seqlens_k"]
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def pin_memory(self) -> Batch:

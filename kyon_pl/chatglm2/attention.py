@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,48 @@ def row_bounds(position_ids: Tensor) -> tuple[Tensor, int]:
     return bounds.to(torch.int32), int(bounds.diff().max())
 
 
+def shared_mask(position_ids: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, keys: int) -> Tensor:
+    """The mask of a batch with shared beginnings: a token sees the keys of its own row up to its own position.
+
+    Args:
+        position_ids: (1, T), int64, place of each token in its own row.
+        cu_seqlens: (rows + 1,), bounds of the rows in the T tokens.
+        cu_seqlens_k: (rows + 1,), bounds of the rows in the keys.
+        keys: K, the number of keys of all rows.
+
+    Returns:
+        (1, 1, T, K), bool.
+    """
+    places = torch.arange(keys, device=position_ids.device)
+    row_of_query = torch.bucketize(places[: position_ids.shape[1]], cu_seqlens[1:].to(places.dtype), right=True)
+    row_of_key = torch.bucketize(places, cu_seqlens_k[1:].to(places.dtype), right=True)
+    position_of_key = places - cu_seqlens_k.to(places.dtype)[row_of_key]
+    own_row = row_of_query[:, None] == row_of_key
+    return (own_row & (position_of_key <= position_ids[0, :, None]))[None, None]
+
+
+class GatherKeys(torch.autograd.Function):
+    """Keys or values of shared tokens, repeated for each row that begins with them.
+
+    Gradients of a token are summed in float32, whatever their dtype: in bfloat16, a beginning of many rows would lose
+    the small ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, index: Tensor) -> Tensor:
+        """(T, groups, D), (K,) to (K, groups, D)."""
+        ctx.save_for_backward(index)
+        ctx.count = tokens.shape[0]
+        return tokens.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """(K, groups, D) to (T, groups, D)."""
+        (index,) = ctx.saved_tensors
+        summed = gradient.new_zeros((ctx.count, *gradient.shape[1:]), dtype=torch.float32)
+        return summed.index_add(0, index, gradient.float()).to(gradient.dtype), None
+
+
 def rotary_angles(position_ids: Tensor, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine for `apply_rotary_pos_emb`, computed in float32 and rounded once.
 
@@ -143,8 +186,11 @@ def varlen_attention_forward(
     scaling: float | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
+    cu_seqlens_k: Tensor | None = None,
 ) -> tuple[Tensor, None]:
     """Causal attention within each packed row, by flash attention over the flattened batch.
+
+    A row may have more keys than queries: its queries are then the last tokens of the row.
 
     Without `cu_seqlens` this is SDPA; the model omits it with a mask, with a cache, on a CPU and in float32.
 
@@ -159,6 +205,7 @@ def varlen_attention_forward(
         cu_seqlens: (rows + 1,), int32, bounds of the rows in the R * T tokens. It may be padded with R * T (empty
             rows), so that its shape is the same for every batch.
         max_seqlen: length of the longest row in tokens, or an upper bound.
+        cu_seqlens_k: (rows + 1,), int32, bounds of the rows in the keys; None: those of the queries.
 
     Returns:
         (R, T, heads, D), and None in place of attention weights.
@@ -171,7 +218,7 @@ def varlen_attention_forward(
         key.transpose(1, 2).flatten(0, 1),
         value.transpose(1, 2).flatten(0, 1),
         cu_seqlens,
-        cu_seqlens,
+        cu_seqlens if cu_seqlens_k is None else cu_seqlens_k,
         max_seqlen,
         max_seqlen,
         scale=scaling,

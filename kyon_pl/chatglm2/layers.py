@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm.modeling_glm import GlmRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
-from kyon_pl.chatglm2.attention import VARLEN, decode_attention
+from kyon_pl.chatglm2.attention import VARLEN, GatherKeys, decode_attention
 from kyon_pl.chatglm2.configuration import ChatGLM2Config
 
 
@@ -43,13 +43,21 @@ class ChatGLM2Attention(nn.Module):
         past_key_values: Cache | None,
         cu_seqlens: Tensor | None,
         max_seqlen: int | None,
+        key_index: Tensor | None,
+        cu_seqlens_k: Tensor | None,
+        kept: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(R, T, C) to (R, T, C), and the attention weights if the implementation returns them (eager)."""
+        """(R, T, C) to (R, T, C), and the attention weights if the implementation returns them (eager).
+
+        With `kept`, the result is (N, C): the output of these tokens only.
+        """
         fused = self.query_key_value(hidden_states)
         query, key, value = (x.unflatten(-1, (-1, self.head_dim)) for x in fused.split(self.split_sizes, dim=-1))
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings, unsqueeze_dim=2)
         # under autocast, float32 angles promote half-precision queries and keys; the kernels need one dtype
         query, key = query.to(value.dtype), key.to(value.dtype)
+        if key_index is not None:
+            key, value = (GatherKeys.apply(x.flatten(0, 1), key_index).unsqueeze(0) for x in (key, value))
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -57,9 +65,13 @@ class ChatGLM2Attention(nn.Module):
         if query.shape[2] == 1 and implementation != "eager":
             return self.dense(decode_attention(query, key, value, attention_mask, self.scaling)), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        rows = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen} if implementation == VARLEN else {}
+        rows = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen, "cu_seqlens_k": cu_seqlens_k}
+        rows = rows if implementation == VARLEN else {}
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **rows)
-        return self.dense(output.flatten(2)), weights
+        output = output.flatten(2)
+        if kept is not None:
+            output = output.flatten(0, 1).index_select(0, kept)
+        return self.dense(output), weights
 
 
 class ChatGLM2MLP(nn.Module):
@@ -95,8 +107,11 @@ class ChatGLM2Layer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        key_index: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """(R, T, C) to (R, T, C)."""
+        """(R, T, C) to (R, T, C); with `kept`, flat indices of tokens, to (N, C): the output of these tokens only."""
         attended, _ = self.self_attention(
             self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
@@ -104,7 +119,12 @@ class ChatGLM2Layer(GradientCheckpointingLayer):
             past_key_values=past_key_values,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
+            key_index=key_index,
+            cu_seqlens_k=cu_seqlens_k,
+            kept=kept,
         )
+        if kept is not None:
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, kept)
         hidden_states = hidden_states + attended
         output: Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return output

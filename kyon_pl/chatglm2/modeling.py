@@ -7,6 +7,8 @@ Source of names and layout: `modeling_chatglm.py` of THUDM/chatglm2-6b.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
@@ -17,7 +19,7 @@ from transformers.models.glm.modeling_glm import GlmRMSNorm
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from kyon_pl.chatglm2.attention import VARLEN, can_run_varlen, rotary_angles, row_bounds, row_starts
+from kyon_pl.chatglm2.attention import VARLEN, can_run_varlen, rotary_angles, row_bounds, row_starts, shared_mask
 from kyon_pl.chatglm2.configuration import ChatGLM2Config
 from kyon_pl.chatglm2.layers import ChatGLM2Attention, ChatGLM2Layer
 
@@ -85,24 +87,40 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         use_cache: bool = False,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        key_index: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
+        kept: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPast:
-        """Hidden states (R, T, C) after the final norm; arguments as in `ChatGLM2ForCausalLM.forward`."""
+        """Hidden states (R, T, C) after the final norm; arguments as in `ChatGLM2ForCausalLM.forward`.
+
+        With `kept`, (N,) flat indices of tokens, hidden states (N, C) of these tokens: the last layer computes keys and
+        values of all tokens, and all else of these only.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
         if cu_seqlens is not None and position_ids is None:
             raise ValueError("cu_seqlens without position_ids: rotary angles need the positions within each row")
+        if key_index is not None and (cu_seqlens is None or cu_seqlens_k is None):
+            raise ValueError("key_index needs position_ids, cu_seqlens and cu_seqlens_k")
         hidden: Tensor = self.embedding.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         packed = position_ids is not None and attention_mask is None and past_key_values is None
         if position_ids is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0) + seen
 
-        mask = None
+        mask: Any = None  # (…, T, keys), as the attention implementation takes it
         if packed and self.config._attn_implementation == VARLEN and can_run_varlen(hidden):
             if cu_seqlens is None or max_seqlen is None:
                 cu_seqlens, max_seqlen = row_bounds(position_ids.expand(hidden.shape[:2]))
+        elif key_index is not None:
+            assert cu_seqlens is not None
+            assert cu_seqlens_k is not None
+            mask = shared_mask(position_ids, cu_seqlens, cu_seqlens_k, len(key_index))
+            if self.config._attn_implementation == "eager":
+                mask = torch.where(mask, 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)
+            cu_seqlens = max_seqlen = cu_seqlens_k = None
         else:
             cu_seqlens = max_seqlen = None
             # before the cache is created: with a cache, transformers does not detect packed rows
@@ -117,7 +135,8 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         position_embeddings = rotary_angles(position_ids, channels=self.config.kv_channels // 2, dtype=hidden.dtype)
-        for layer in self.encoder.layers:
+        last = len(self.encoder.layers) - 1
+        for number, layer in enumerate(self.encoder.layers):
             hidden = layer(
                 hidden,
                 position_embeddings=position_embeddings,
@@ -125,6 +144,9 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
                 past_key_values=past_key_values,
                 cu_seqlens=cu_seqlens,
                 max_seqlen=max_seqlen,
+                key_index=key_index,
+                cu_seqlens_k=cu_seqlens_k,
+                kept=kept if number == last else None,
             )
         return BaseModelOutputWithPast(
             last_hidden_state=self.encoder.final_layernorm(hidden), past_key_values=past_key_values
@@ -172,6 +194,8 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         trained_positions: Tensor | None = None,
+        key_index: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> CausalLMOutputWithPast:
@@ -183,17 +207,24 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
             position_ids: (R, T), int64. Without an attention mask they may restart: the rows are then packed.
             past_key_values: transformers' cache.
             inputs_embeds: (R, T, C), in place of `input_ids`.
-            labels: (R, T), int64, not shifted; -100 is ignored, and so is the first token of each row.
+            labels: (R, T), int64, not shifted; -100 is ignored, and so is the first token of each row. With
+                `key_index`, (1, K).
             use_cache: if None, the configuration's setting, or False with labels.
             num_items_in_batch: divisor of the summed loss; the number of labels in this batch if None.
             logits_to_keep: compute logits of the last N positions only, or of these positions; 0 means all.
             skip_logits: return None as `logits`. The loss needs logits at labels only; those of all positions would
-                take most of the memory of a training step.
+                take most of the memory of a training step. The last layer then computes its output at labels only,
+                unless hidden states or attention weights are returned.
             cu_seqlens: (rows + 1,), int32, bounds of packed rows for `varlen`; computed from `position_ids` if None.
             max_seqlen: length of the longest packed row in tokens, or an upper bound; as `cu_seqlens` if None.
-            trained_positions: (N,), int64, flat indices (row * T + column) of the hidden states that predict a label,
-                one position before it; computed from `labels` if None. If this, `cu_seqlens` and `max_seqlen` are
-                given, the forward pass does not synchronize with the device.
+            trained_positions: (N,), int64, flat indices (row * T + column) into `labels` of the tokens that predict a
+                label, one position before it; computed from `labels` if None. If this, `cu_seqlens` and `max_seqlen`
+                are given, the forward pass does not synchronize with the device.
+            key_index: (K,), int64, for rows (R = 1) that share their beginnings: the place in the T tokens of each
+                token of each row, row after row. The T tokens hold a shared beginning once, in the first of its rows.
+                `position_ids`, `cu_seqlens` (bounds of each row's own tokens), `cu_seqlens_k`, `max_seqlen` and
+                `trained_positions` must be given, and there is no attention mask.
+            cu_seqlens_k: (rows + 1,), int32, bounds of the rows in `key_index`.
             output_attentions: also return attention weights (eager only).
             output_hidden_states: also return the hidden states between layers.
 
@@ -201,8 +232,18 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
             The loss in float32 (zero, with a graph, if there are no labels to train), logits (R, T, V) and the cache.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, or `cu_seqlens` without `position_ids`.
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, `cu_seqlens` without `position_ids`, or
+                `key_index` without what it needs.
         """
+        kept = None
+        if labels is not None:
+            if trained_positions is None:
+                if key_index is not None:
+                    raise ValueError("key_index needs trained_positions")
+                trained_positions = find_trained_positions(labels, position_ids if attention_mask is None else None)
+            predicting = trained_positions if key_index is None else key_index.index_select(0, trained_positions)
+            if skip_logits and not (output_hidden_states or output_attentions) and len(predicting):
+                kept = predicting
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -212,15 +253,19 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
             use_cache=(self.config.use_cache and labels is None) if use_cache is None else use_cache,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
+            key_index=key_index,
+            cu_seqlens_k=cu_seqlens_k,
+            kept=kept,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         hidden = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
-            if trained_positions is None:
-                trained_positions = find_trained_positions(labels, position_ids if attention_mask is None else None)
-            loss = self._loss(hidden, labels, trained_positions, num_items_in_batch)
+            assert trained_positions is not None
+            targets = labels.flatten().index_select(0, trained_positions + 1)
+            hidden_at_labels = hidden.flatten(0, 1).index_select(0, predicting) if kept is None else hidden
+            loss = self._loss(hidden_at_labels, targets, num_items_in_batch)
         if not skip_logits:
             selected = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.transformer.output_layer(hidden[:, selected])
@@ -232,13 +277,13 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _loss(self, hidden: Tensor, labels: Tensor, positions: Tensor, num_items: float | Tensor | None) -> Tensor:
-        targets = labels.flatten().index_select(0, positions + 1)
-        logits = self.transformer.output_layer(hidden.flatten(0, 1).index_select(0, positions))
+    def _loss(self, hidden: Tensor, targets: Tensor, num_items: float | Tensor | None) -> Tensor:
+        """The loss of (N, C) hidden states and the (N,) ids that they predict."""
+        logits = self.transformer.output_layer(hidden)
         total = F.cross_entropy(logits.float(), targets, reduction="sum")
         if isinstance(num_items, Tensor):
             return total / num_items.to(total.device)
-        return total / (num_items or positions.numel() or 1)
+        return total / (num_items or targets.numel() or 1)
 
 
 def find_trained_positions(labels: Tensor, position_ids: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from kyon_pl import __version__
+from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.logs import from_here
 from kyon_pl.runs.resume import Start
 from kyon_pl.training.callbacks import StepCheckpoint
@@ -32,7 +33,7 @@ def say_start(settings: Namespace, trainer: Trainer) -> None:
     devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     log.info("config: %s; %s, %s, seed %s", files, devices, trainer.precision, settings.seed_everything)
     data, accumulated = settings.data, settings.trainer.accumulate_grad_batches
-    size = f"{data.tokens_per_batch:,} tokens" if data.batching == "packed" else f"{data.rows_per_batch} rows"
+    size = f"{data.tokens_per_batch:,} tokens" if data.batching in PACKED else f"{data.rows_per_batch} rows"
     log.info("batches: %s, %s each, %d of them an optimizer step and device", data.batching, size, accumulated)
 
 

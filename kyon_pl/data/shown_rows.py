@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kyon_pl.batch import Batch
+from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.data.encoding.encode import load_tokenizer
 
@@ -173,31 +174,43 @@ class _ShownRow(NamedTuple):
 def _shown_rows(data: DialogueData) -> Iterator[_ShownRow]:
     """Yield the rows of the batches of the first epoch."""
     for number, batch in enumerate(data.planned_batches(), start=1):
-        name = f"{'pack' if data.batching == 'packed' else 'batch'} {number:,}"
+        name = f"{'pack' if data.batching in PACKED else 'batch'} {number:,}"
         ids, trained = batch.input_ids.flatten(), _trained_tokens(batch)
+        if batch.key_index is not None:
+            ids = ids[batch.key_index]  # the tokens of all rows, shared ones repeated
         for index, (start, end, pads) in enumerate(_bounds(data, batch)):
             count = int(trained[start:end].sum())
             heading = (
                 f"── {name}, row {index + 1} of {len(batch.row_numbers)}, "
                 + (f"tokens {start:,}–{end - 1:,}, " if batch.cu_seqlens is not None else "")
+                + _shared(batch, index)
                 + f"{end - start - count:,} masked + {count:,} trained · {_location(data, batch.row_numbers[index])}"
             )
             yield _ShownRow(heading, ids[start:end], trained[start:end], pads)
 
 
+def _shared(batch: Batch, index: int) -> str:
+    """Say how many tokens a row shares with the row before it; nothing if it shares none."""
+    if batch.cu_seqlens is None or batch.cu_seqlens_k is None:
+        return ""
+    shared = int(batch.cu_seqlens_k.diff()[index] - batch.cu_seqlens.diff()[index])
+    return f"{shared:,} shared with the row before, " if shared else ""
+
+
 def _trained_tokens(batch: Batch) -> Tensor:
-    """Return (R * T,), bool: the trained tokens, from the positions that the loss uses."""
+    """Return (labels,), bool: the trained tokens, from the positions that the loss uses."""
     assert batch.trained_positions is not None
-    trained = torch.zeros(batch.input_ids.numel(), dtype=torch.bool)
+    trained = torch.zeros(batch.labels.numel(), dtype=torch.bool)
     trained[batch.trained_positions + 1] = True
     return trained
 
 
 def _bounds(data: DialogueData, batch: Batch) -> Iterator[tuple[int, int, int]]:
-    """Yield start and end of each row in the flattened batch, and the number of padding tokens after it."""
+    """Yield start and end of each row in the flattened labels, and the number of padding tokens after it."""
     count = len(batch.row_numbers)
-    if batch.cu_seqlens is not None:
-        bounds = batch.cu_seqlens.tolist()
+    row_bounds = batch.cu_seqlens if batch.cu_seqlens_k is None else batch.cu_seqlens_k
+    if row_bounds is not None:
+        bounds = row_bounds.tolist()
         for index in range(count):
             rest = bounds[-1] - bounds[count] if index == count - 1 else 0
             yield bounds[index], bounds[index + 1], rest

@@ -16,6 +16,7 @@ from peft import LoraConfig
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.attention import choose_attention
 from kyon_pl.chatglm2.files import weight_files
+from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.demo import BASE
 from kyon_pl.doctor.device import Target, choose_target
 from kyon_pl.doctor.machine import Machine
@@ -224,7 +225,7 @@ def _needs(config: ChatGLM2Config, settings: Namespace, precision: str, target: 
         quantization=settings.model.quantization,
         compiled=settings.model.compile,
         attention=_attention(settings.model.attention, device, precision, is_local=target.is_local),
-        packed=settings.data.batching == "packed",
+        packed=settings.data.batching in PACKED,
         training=work.training,
         validation=None if settings.trainer.limit_val_batches == 0 else work.validation,
         device_type=target.device_type,

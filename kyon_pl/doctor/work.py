@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.data.batches.sampler import PlannedBatchSampler, largest_batches
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.data.reading.files import local_files
@@ -158,7 +159,7 @@ def _counted_work(module: DialogueData, schedule: Schedule) -> Work:
     used = max(1, sampler.batches_used * schedule.devices)
     largest = [_shape(module, batch.row_numbers) for batch in largest_batches(planner, used, schedule.epochs or 1)]
     steps = schedule.total_steps(sampler.steps_per_epoch)
-    slots = module.tokens_per_batch if module.batching == "packed" else float(train.tokens.sum()) / len(sampler)
+    slots = module.tokens_per_batch if module.batching in PACKED else float(train.tokens.sum()) / len(sampler)
     return Work(
         counted="rows",
         rows=len(train),
@@ -181,13 +182,13 @@ def _validation_shape(tokens: NDArray[np.int64], trained: NDArray[np.int64], mod
 def _shape(module: DialogueData, row_numbers: tuple[int, ...]) -> BatchShape:
     rows, numbers = module.rows["train"], list(row_numbers)
     trained = int(rows.trained_tokens(module.label_boundary)[numbers].sum())
-    if module.batching == "packed":
+    if module.batching in PACKED:
         return BatchShape(rows=1, slots=module.tokens_per_batch, trained_tokens=trained)
     return BatchShape(rows=len(numbers), slots=int(rows.tokens[numbers].max()), trained_tokens=trained)
 
 
 def _estimated_work(module: DialogueData, schedule: Schedule) -> Work:
-    published, packed = module.source == PUBLISHED_SOURCE, module.batching == "packed"
+    published, packed = module.source == PUBLISHED_SOURCE, module.batching in PACKED
     longest = module.encoding.max_tokens or (PUBLISHED_LONGEST_ROW if published else LONGEST_ROW)
     training = _assumed_shape(1, module.tokens_per_batch) if packed else _assumed_shape(module.rows_per_batch, longest)
     validated = module.validation_share > 0 or module.validation_source is not None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.data.encoding.table import EncodedTable
 from kyon_pl.data.reading.quality import ODDITIES
@@ -89,22 +90,31 @@ def _table_counts(table: EncodedTable) -> Iterator[str]:
 def _token_counts(data: DialogueData) -> Iterator[str]:
     train = data.rows["train"]
     tokens, trained = int(train.tokens.sum()), int(train.trained_tokens(data.label_boundary).sum())
-    padding = _padding_tokens(data)
-    size = f"{data.tokens_per_batch:,} tokens" if data.batching == "packed" else f"{data.rows_per_batch:,} rows"
-    yield _count_line("tokens per epoch", tokens + padding, f"{len(data.sampler):,} × {size}, {data.batching}")
+    padding, shared = _padding_tokens(data), _shared_tokens(data)
+    size = f"{data.tokens_per_batch:,} tokens" if data.batching in PACKED else f"{data.rows_per_batch:,} rows"
+    slots = tokens - shared + padding
+    yield _count_line("tokens per epoch", slots, f"{len(data.sampler):,} × {size}, {data.batching}")
     for name, part in (("  masked context", tokens - trained), ("  trained", trained), ("  padding", padding)):
-        yield _count_line(name, part, f"{part / (tokens + padding):.1%}")
+        yield _count_line(name, part, f"{part / slots:.1%}")
+    if shared:
+        yield _count_line("  shared", -shared, f"{shared / tokens:.1%} of the rows' tokens are not computed again")
 
 
 def _count_line(name: str, count: int, remark: str = "") -> str:
     return f"  {name:<23}{count:>12,}   {remark}".rstrip()
 
 
+def _shared_tokens(data: DialogueData) -> int:
+    """Count the tokens that rows of the first epoch share with the row before them in their batch."""
+    shared = data.sampler.planner.plan_epoch(0).shared
+    return 0 if shared is None else int(shared.sum())
+
+
 def _padding_tokens(data: DialogueData) -> int:
     """Count the padding tokens of the first epoch."""
     tokens = data.rows["train"].tokens
     plan = data.sampler.planner.plan_epoch(0)
-    if data.batching == "packed":
-        return len(plan) * data.tokens_per_batch - int(tokens.sum())
+    if data.batching in PACKED:
+        return len(plan) * data.tokens_per_batch - int(tokens.sum()) + _shared_tokens(data)
     longest = np.maximum.reduceat(tokens[plan.rows], plan.bounds[:-1])
     return int((longest * np.diff(plan.bounds)).sum() - tokens.sum())

@@ -34,9 +34,11 @@ _SHOWN = (
     "data.append_eos",
     "data.label_boundary",
     "data.batching",
+    "data.rows_per_cluster",
     "data.tokens_per_batch",
     "data.rows_per_batch",
 )
+_UNUSED = {"packed": ("data.rows_per_batch", "data.rows_per_cluster"), "shared": ("data.rows_per_batch",)}
 
 _FIX = "Copy it again from the run folder"
 
@@ -88,9 +90,10 @@ def read_run_facts(folder: Path) -> RunFacts:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    unused = "data.rows_per_batch" if _value(config, "data.batching") == "packed" else "data.tokens_per_batch"
-    unused_end = "trainer.max_steps" if _value(config, "trainer.max_steps") == -1 else ""
-    found = {key: _value(config, key) for key in _SHOWN if key not in (unused, unused_end)}
+    unused = _UNUSED.get(_value(config, "data.batching"), ("data.tokens_per_batch", "data.rows_per_cluster"))
+    if _value(config, "trainer.max_steps") == -1:
+        unused = (*unused, "trainer.max_steps")
+    found = {key: _value(config, key) for key in _SHOWN if key not in unused}
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -183,8 +183,11 @@ class ChatGLM2LoRA(LightningModule):
         """
         assert self.model is not None
         if self.frozen_base.compiled and batch.cu_seqlens is not None:
-            # packed batches have one shape, except for their number of rows
-            torch._dynamo.maybe_mark_dynamic(batch.cu_seqlens, 0)
+            # packed batches have one shape, except for their numbers of rows and of labels, and of keys if rows share
+            sizes_vary = (batch.cu_seqlens, batch.cu_seqlens_k, batch.key_index, batch.trained_positions)
+            for tensor in sizes_vary:
+                if tensor is not None:
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
         inputs = batch.model_inputs()
         output = self.model(**inputs, use_cache=False, skip_logits=True, num_items_in_batch=num_items_in_batch)
         loss: torch.Tensor = output.loss

@@ -60,12 +60,15 @@ ONE_PROCESS = {
     "grouped 3 x accumulation 3": Way("grouped", rows_per_batch=3, accumulate=3, rows=ROWS_OF_FIRST_STEP),
     "packed": Way("packed", rows=ROWS_OF_FIRST_STEP),
     "packed x accumulation 8": Way("packed", tokens_per_batch=64, accumulate=8, rows=ROWS_OF_FIRST_STEP),
+    "shared": Way("shared", rows=ROWS_OF_FIRST_STEP),
+    "shared x accumulation 8": Way("shared", tokens_per_batch=64, accumulate=8, rows=ROWS_OF_FIRST_STEP),
     "mean of means": Way(rows_per_batch=4, accumulate=2, loss_normalization="batch"),
 }
 TWO_PROCESSES = {
     "2 processes": Way(rows_per_batch=4),
     "2 processes x accumulation 2": Way(rows_per_batch=2, accumulate=2, checkpointing="full"),
     "2 processes, packed x accumulation 4": Way("packed", tokens_per_batch=64, accumulate=4, rows=ROWS_OF_FIRST_STEP),
+    "2 processes, shared x accumulation 4": Way("shared", tokens_per_batch=64, accumulate=4, rows=ROWS_OF_FIRST_STEP),
     "2 processes, mean of means": Way(rows_per_batch=4, loss_normalization="batch"),
 }
 
@@ -108,9 +111,14 @@ def with_adapter(base: ChatGLM2ForCausalLM) -> PeftModel:
 
 
 def random_row() -> dict[str, Any]:
-    """Five to 40 ids, the end of sequence last, trained from a random place on: trained tokens differ widely."""
+    """Five to 40 ids, the end of sequence last, trained from a random place on: trained tokens differ widely.
+
+    Rows begin alike, and differ from a random place on.
+    """
     length = int(torch.randint(5, LONGEST_ROW + 1, ()))
     ids = torch.randint(3, 96, (length - 1,)).tolist()
+    alike = min(length - 1, int(torch.randint(0, 9, ())))
+    ids[:alike] = range(3, 3 + alike)
     return {"input_ids": [*ids, 2], "seq_len": int(torch.randint(2, length, ()))}
 
 

@@ -114,11 +114,14 @@ class PlannedCollator:
         collator: pads rows, and holds pad id and label boundary.
         tokens_per_batch: T of a packed batch, the same for all batches, so that kernels are compiled once; None: pad.
         longest_row: upper bound of a packed row's length; None: `tokens_per_batch`.
+        shares: whether rows of a packed batch share their beginnings as planned.
     """
 
     collator: DialogueCollator
     tokens_per_batch: int | None = None
     longest_row: int | None = None
+
+    shares: bool = False
 
     def __call__(self, planned: tuple[MicroBatch, list[Row]]) -> Batch:
         """Collate a micro-batch.
@@ -150,30 +153,47 @@ class PlannedCollator:
     def _pack(self, micro_batch: MicroBatch, rows: list[Row], total: int) -> Batch:
         """Concatenate rows. The padding is split into rows of its own, so that no real row attends to it."""
         longest = min(self.longest_row or total, total)
+        shared = micro_batch.shared if self.shares else (0,) * len(rows)
         lengths = [len(row["input_ids"]) for row in rows]
-        full, rest = divmod(total - sum(lengths), longest)
+        laid_down = [length - common for length, common in zip(lengths, shared, strict=True)]
+        full, rest = divmod(total - sum(laid_down), longest)
         pads = [longest] * full + [rest] * (rest > 0)
-        ends = np.cumsum([0, *lengths, *pads])
-        ids, labels = np.full(total, self.collator.pad_token_id), np.full(total, IGNORED)
-        for row, start, end in zip(rows, ends, ends[1:], strict=False):
-            ids[start:end] = row["input_ids"]
-            labels[start:end] = labels_of(row, int(first_label(row["seq_len"], self.collator.label_boundary)))
-        positions = np.concatenate([np.arange(length) for length in (*lengths, *pads)])
+        starts = np.cumsum([0, *laid_down, *pads])  # of rows in the ids
+        key_starts = np.cumsum([0, *lengths, *pads])  # of rows in the labels
+        ids, positions = np.full(total, self.collator.pad_token_id), np.zeros(total, np.int64)
+        labels, key_index = np.full(key_starts[-1], IGNORED), np.zeros(key_starts[-1], np.int64)
+        for number, common in enumerate((*shared, *(0 for _ in pads))):
+            start, end = starts[number : number + 2]
+            key_start, key_end = key_starts[number : number + 2]
+            positions[start:end] = np.arange(common, common + end - start)
+            before = key_starts[number - 1]
+            key_index[key_start : key_start + common] = key_index[before : before + common]
+            key_index[key_start + common : key_end] = np.arange(start, end)
+            if number < len(rows):
+                row = rows[number]
+                ids[start:end] = row["input_ids"][common:]
+                first = int(first_label(row["seq_len"], self.collator.label_boundary))
+                labels[key_start:key_end] = labels_of(row, first)
+        sharing = torch.from_numpy(key_index), torch.from_numpy(key_starts.astype(np.int32))
         return Batch(
             input_ids=torch.from_numpy(ids)[None],
             labels=torch.from_numpy(labels)[None],
             position_ids=torch.from_numpy(positions)[None],
             row_numbers=micro_batch.row_numbers,
-            cu_seqlens=torch.from_numpy(ends.astype(np.int32)),
+            cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
             max_seqlen=longest,
+            key_index=sharing[0] if self.shares else None,
+            cu_seqlens_k=sharing[1] if self.shares else None,
             **self._counts(micro_batch, rows, labels[None]),
         )
 
     def _counts(self, micro_batch: MicroBatch, rows: list[Row], labels: NDArray[np.int64]) -> dict[str, Any]:
         positions = trained_positions(labels)
+        tokens = sum(len(row["input_ids"]) for row in rows)
         return {
-            "tokens": sum(len(row["input_ids"]) for row in rows),
+            "tokens": tokens,
             "trained_tokens": len(positions),
+            "computed_tokens": tokens - sum(micro_batch.shared if self.shares else ()),
             "step_trained_tokens": micro_batch.step_trained_tokens,
             "trained_positions": torch.from_numpy(positions),
         }

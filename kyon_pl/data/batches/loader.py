@@ -17,6 +17,7 @@ from kyon_pl.batch import Batch, PromptBatch
 from kyon_pl.data.batches.collate import LabelBoundary, PlannedCollator, Row, first_label
 from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler
 from kyon_pl.data.encoding.table import EncodedTable
+from kyon_pl.data.encoding.tree import SharedTree
 from kyon_pl.data.prompt import Context
 
 Use = Literal["train", "validation", "test", "predict"]
@@ -59,6 +60,11 @@ class TokenRows(Dataset[Any]):
         """(rows,) trained labels of each row."""
         untrained = first_label(self.table.seq_len, boundary) + self.table.masked_tokens
         return self.tokens - untrained[self.numbers]
+
+    @property
+    def tree(self) -> SharedTree:
+        """What the contexts of the rows have in common."""
+        return self.table.tree.of_rows(self.numbers, self.table.seq_len)
 
     def spread_indices(self, most: int | None, one_a_question: bool) -> list[int]:
         """Choose evenly spread rows, because rows of one character are usually adjacent.

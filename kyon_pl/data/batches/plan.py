@@ -15,14 +15,22 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from kyon_pl.data.batches.clusters import Clusters, cut_clusters
+from kyon_pl.data.encoding.tree import SharedTree
 from kyon_pl.errors import SettingError
 
-Batching = Literal["packed", "grouped", "padded"]
+Batching = Literal["packed", "shared", "grouped", "padded"]
+PACKED: frozenset[str] = frozenset(("packed", "shared"))
+"""The kinds of batching with micro-batches of `tokens_per_batch` tokens, in which rows are concatenated."""
 
 # Rows are sorted within windows, by lengths with a little noise (blur), so that packs differ between epochs. Wider
 # windows and less blur fill the packs better; the last attempt is plain best-fit decreasing.
 _WINDOW_PACKS_AND_BLUR = ((2048, 0.05), (16384, 0.02), (None, 0.0))
 _WINDOW_BATCHES, _BLUR = 64, 0.05
+# Clusters larger than half a pack fill packs badly. As many of them are halved as yields the fewest packs.
+_HALVED_SHARES = (0.0, 0.1, 0.3, 0.5, 1.0)
+_DRAWS = 4  # of clusters in an epoch, before those of `batches_per_epoch` are taken
+_NO_TREE = SharedTree(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +40,12 @@ class EpochPlan:
     Attributes:
         rows: (rows,) int64, every row number once.
         bounds: (micro-batches + 1,) int64, ascending from 0 to the number of rows.
+        shared: (rows,) int64, tokens that each row shares with the row before it in its micro-batch; None: nothing.
     """
 
     rows: NDArray[np.int64]
     bounds: NDArray[np.int64]
+    shared: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -45,6 +55,18 @@ class EpochPlan:
         if index >= len(self):
             return ()
         return tuple(self.rows[self.bounds[index] : self.bounds[index + 1]].tolist())
+
+    def shared_tokens(self, index: int) -> tuple[int, ...]:
+        """Return what each row of micro-batch `index` shares with the row before it; empty if nothing is shared."""
+        if self.shared is None or index >= len(self):
+            return ()
+        return tuple(self.shared[self.bounds[index] : self.bounds[index + 1]].tolist())
+
+    def rows_of(self, clusters: Clusters) -> EpochPlan:
+        """Return the plan of rows, given that this is a plan of clusters."""
+        rows, shared = clusters.chosen(self.rows)
+        ends = np.concatenate([[0], np.cumsum(np.diff(clusters.bounds)[self.rows])])
+        return EpochPlan(rows, ends[self.bounds], shared)
 
     def sums(self, of_rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return (micro-batches,) int64, the sums over each micro-batch of (rows,) numbers."""
@@ -74,12 +96,15 @@ class BatchPlanner:
     Attributes:
         row_tokens: (rows,) integers, tokens of each encoded row.
         row_trained_tokens: (rows,) integers, labels other than -100 of each row.
-        batching: `packed`: rows concatenated up to `tokens_per_batch`; `grouped`: `rows_per_batch` rows of similar
+        batching: `packed`: rows concatenated up to `tokens_per_batch`; `shared`: packed, and what up to
+            `rows_per_cluster` rows have in common is computed once; `grouped`: `rows_per_batch` rows of similar
             length, padded; `padded`: `rows_per_batch` rows in shuffled order, padded.
         rows_per_batch: rows of a micro-batch, if not packed.
         tokens_per_batch: most tokens of a micro-batch, if packed.
         shuffle: False keeps the order of the rows in every epoch.
         seed: seed of the order, 0 or more.
+        tree: what the rows have in common, if `batching` is `shared`.
+        rows_per_cluster: most rows that share a beginning in a micro-batch; None: no limit.
 
     Raises:
         SettingError: `batching` does not exist, a size is below 1, or a row is longer than `tokens_per_batch`.
@@ -92,6 +117,8 @@ class BatchPlanner:
     tokens_per_batch: int = 8192
     shuffle: bool = True
     seed: int = 2023
+    tree: SharedTree = _NO_TREE
+    rows_per_cluster: int | None = 2
 
     def __post_init__(self) -> None:
         if self.batching not in get_args(Batching):
@@ -99,7 +126,9 @@ class BatchPlanner:
         if self.batch_size < 1:
             raise SettingError(self.size_name, str(self.batch_size), "Use 1 or more.")
         longest = int(self.row_tokens.max(initial=0))
-        if self.batching == "packed" and longest > self.tokens_per_batch:
+        if (self.rows_per_cluster or 1) < 1:
+            raise SettingError("rows_per_cluster", str(self.rows_per_cluster), "Use 1 or more.")
+        if self.packs and longest > self.tokens_per_batch:
             raise SettingError(
                 "tokens_per_batch",
                 f"{self.tokens_per_batch}, but row {int(self.row_tokens.argmax())} has {longest} tokens",
@@ -107,14 +136,19 @@ class BatchPlanner:
             )
 
     @property
+    def packs(self) -> bool:
+        """Whether rows are concatenated."""
+        return self.batching in PACKED
+
+    @property
     def size_name(self) -> str:
         """Name of the setting that limits a micro-batch."""
-        return "tokens_per_batch" if self.batching == "packed" else "rows_per_batch"
+        return "tokens_per_batch" if self.packs else "rows_per_batch"
 
     @property
     def batch_size(self) -> int:
         """Value of the setting `size_name`."""
-        return self.tokens_per_batch if self.batching == "packed" else self.rows_per_batch
+        return self.tokens_per_batch if self.packs else self.rows_per_batch
 
     @cached_property
     def batches_per_epoch(self) -> int:
@@ -122,36 +156,82 @@ class BatchPlanner:
 
         Packed: the number that best-fit decreasing needs over all rows, plus 0.1 % so that windows also suffice. It
         depends on the lengths only. The last attempt of an epoch always reaches it; an epoch with fewer splits packs.
+        Shared: likewise with clusters in place of rows, and 0.5 %, because epochs have different clusters.
         """
+        if self.batching == "shared":
+            clusters = self._first_clusters
+            packs = _packs_needed(clusters.tokens(self.row_tokens), self.tokens_per_batch)
+            return min(len(clusters), packs + packs // 200)
         rows = len(self.row_tokens)
         if self.batching != "packed":
             return math.ceil(rows / self.rows_per_batch)
-        packs = max(_best_fit(np.sort(self.row_tokens)[::-1].tolist(), self.tokens_per_batch), default=-1) + 1
+        packs = _packs_needed(self.row_tokens, self.tokens_per_batch)
         return min(rows, packs + packs // 1000)
 
     def plan_epoch(self, epoch: int) -> EpochPlan:
         """Plan the micro-batches of an epoch, over all ranks."""
         rng = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
         rows = np.arange(len(self.row_tokens))
+        if self.batching == "shared":
+            return self._shared(rng)
         rows = rng.permutation(rows) if self.shuffle else rows
-        plan = self._packed(rows, rng) if self.batching == "packed" else self._padded(rows, rng)
+        plan = self._packed(rows, self.row_tokens, rng) if self.packs else self._padded(rows, rng)
         plan = plan.split_to(self.batches_per_epoch, rng)
-        return plan.reordered(rng.permutation(len(plan)) if self.shuffle else _by_lowest_row(plan))
+        return plan.reordered(rng.permutation(len(plan)) if self.shuffle else _by_lowest(plan, np.arange(len(rows))))
+
+    def _shared(self, rng: np.random.Generator) -> EpochPlan:
+        """Draw clusters until their packs are few enough; at last take the clusters of `batches_per_epoch`."""
+        clusters, plan = self._first_clusters, None
+        for _ in range(_DRAWS if self.shuffle else 0):
+            drawn = self._clusters_of(self.tree.shuffled(rng), self._halved_share, int(rng.integers(1 << 32)))
+            packed = self._packed(rng.permutation(len(drawn)), drawn.tokens(self.row_tokens), rng)
+            if len(packed) <= self.batches_per_epoch <= len(drawn):
+                clusters, plan = drawn, packed
+                break
+        if plan is None:
+            longest_first = np.argsort(-clusters.tokens(self.row_tokens), kind="stable")
+            plan = _pack(longest_first, clusters.tokens(self.row_tokens), self.tokens_per_batch)
+        plan = plan.split_to(self.batches_per_epoch, rng)
+        lowest = np.minimum.reduceat(clusters.rows, clusters.bounds[:-1]) if len(clusters) else np.zeros(0, np.int64)
+        return plan.reordered(rng.permutation(len(plan)) if self.shuffle else _by_lowest(plan, lowest)).rows_of(
+            clusters
+        )
+
+    @cached_property
+    def _halved_share(self) -> float:
+        """The share of the clusters above half a pack to halve, so that the packs are the fewest."""
+
+        def packs(share: float) -> int:
+            return _packs_needed(self._clusters_of(self.tree, share, 0).tokens(self.row_tokens), self.tokens_per_batch)
+
+        return min(_HALVED_SHARES, key=packs)
+
+    @cached_property
+    def _first_clusters(self) -> Clusters:
+        return self._clusters_of(self.tree, self._halved_share, 0)
+
+    def _clusters_of(self, tree: SharedTree, halved_share: float, seed: int) -> Clusters:
+        budget = self.tokens_per_batch
+        clusters = cut_clusters(tree, self.row_tokens, self.rows_per_cluster, budget)
+        return clusters.halved(halved_share, self.row_tokens, budget // 2, np.random.default_rng([self.seed, seed]))
 
     def _padded(self, rows: NDArray[np.int64], rng: np.random.Generator) -> EpochPlan:
         bounds = np.append(np.arange(0, len(rows), self.rows_per_batch), len(rows))
         if self.batching == "grouped":
             window = _WINDOW_BATCHES * self.rows_per_batch
             starts = range(window, len(rows), window)
-            rows = np.concatenate([self._longest_first(part, _BLUR, rng) for part in np.split(rows, starts)])
+            rows = np.concatenate(
+                [self._longest_first(part, self.row_tokens, _BLUR, rng) for part in np.split(rows, starts)]
+            )
         return EpochPlan(rows, bounds)
 
-    def _packed(self, rows: NDArray[np.int64], rng: np.random.Generator) -> EpochPlan:
-        budget, tokens = self.tokens_per_batch, int(self.row_tokens.sum())
+    def _packed(self, items: NDArray[np.int64], item_tokens: NDArray[np.int64], rng: np.random.Generator) -> EpochPlan:
+        """Pack rows or clusters, within windows of their order."""
+        budget, tokens = self.tokens_per_batch, int(item_tokens.sum())
         for window_packs, blur in _WINDOW_PACKS_AND_BLUR:
             windows = max(1, tokens // (window_packs * budget)) if window_packs else 1
-            parts = [self._longest_first(part, blur, rng) for part in np.array_split(rows, windows)]
-            plans = [_pack(part, self.row_tokens, budget) for part in parts]
+            parts = [self._longest_first(part, item_tokens, blur, rng) for part in np.array_split(items, windows)]
+            plans = [_pack(part, item_tokens, budget) for part in parts]
             plan = EpochPlan(
                 np.concatenate([part.rows for part in plans]),
                 _bounds(np.concatenate([np.diff(part.bounds) for part in plans])),
@@ -160,9 +240,11 @@ class BatchPlanner:
                 break
         return plan
 
-    def _longest_first(self, rows: NDArray[np.int64], blur: float, rng: np.random.Generator) -> NDArray[np.int64]:
-        blurred = self.row_tokens[rows] * (1 - blur * rng.random(len(rows)) if self.shuffle else 1.0)
-        return rows[np.argsort(-blurred, kind="stable")]
+    def _longest_first(
+        self, items: NDArray[np.int64], item_tokens: NDArray[np.int64], blur: float, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        blurred = item_tokens[items] * (1 - blur * rng.random(len(items)) if self.shuffle else 1.0)
+        return items[np.argsort(-blurred, kind="stable")]
 
 
 def _best_fit(lengths: list[int], capacity: int) -> list[int]:
@@ -192,14 +274,20 @@ def _best_fit(lengths: list[int], capacity: int) -> list[int]:
     return chosen
 
 
-def _pack(rows: NDArray[np.int64], row_tokens: NDArray[np.int64], budget: int) -> EpochPlan:
-    packs = np.array(_best_fit(row_tokens[rows].tolist(), budget), dtype=np.int64)
-    return EpochPlan(rows[np.argsort(packs, kind="stable")], _bounds(np.bincount(packs)))
+def _packs_needed(tokens: NDArray[np.int64], budget: int) -> int:
+    """Return the number of packs of best-fit decreasing."""
+    return max(_best_fit(np.sort(tokens)[::-1].tolist(), budget), default=-1) + 1
+
+
+def _pack(items: NDArray[np.int64], tokens: NDArray[np.int64], budget: int) -> EpochPlan:
+    packs = np.array(_best_fit(tokens[items].tolist(), budget), dtype=np.int64)
+    return EpochPlan(items[np.argsort(packs, kind="stable")], _bounds(np.bincount(packs)))
 
 
 def _bounds(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
-def _by_lowest_row(plan: EpochPlan) -> NDArray[np.int64]:
-    return np.argsort(np.minimum.reduceat(plan.rows, plan.bounds[:-1]))
+def _by_lowest(plan: EpochPlan, row_of_item: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the order of the micro-batches by the lowest row in each."""
+    return np.argsort(np.minimum.reduceat(row_of_item[plan.rows], plan.bounds[:-1]))

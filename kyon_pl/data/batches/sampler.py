@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from kyon_pl.data.batches.plan import Batching, BatchPlanner, EpochPlan
+from kyon_pl.data.batches.plan import PACKED, Batching, BatchPlanner, EpochPlan
 from kyon_pl.errors import CheckpointError
 
 
@@ -22,10 +22,12 @@ class MicroBatch:
     Attributes:
         row_numbers: indices of the rows in the data set; empty in a dummy, which only equalizes the ranks' counts.
         step_trained_tokens: trained tokens of the whole optimizer step, over all ranks and accumulated micro-batches.
+        shared: tokens that each row shares with the row before it; empty if nothing is shared.
     """
 
     row_numbers: tuple[int, ...]
     step_trained_tokens: int
+    shared: tuple[int, ...] = ()
 
 
 class PlannedBatchSampler(Sampler[MicroBatch]):
@@ -86,8 +88,9 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
         plan = self.planner.plan_epoch(epoch)
         step_trained_tokens = self._step_trained_tokens(plan)
         for index in range(steps_done * self.accumulate_grad_batches, self.batches_used):
-            row_numbers = plan.row_numbers(index * self.world_size + self.rank)
-            yield MicroBatch(row_numbers, step_trained_tokens[index // self.accumulate_grad_batches])
+            number = index * self.world_size + self.rank
+            trained_tokens = step_trained_tokens[index // self.accumulate_grad_batches]
+            yield MicroBatch(plan.row_numbers(number), trained_tokens, plan.shared_tokens(number))
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless the position is already in it; for loops without a trainer."""
@@ -124,6 +127,7 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
 
     def _plan_state(self) -> dict[str, Any]:
         planner = self.planner
+        sharing = {"rows_per_cluster": planner.rows_per_cluster, "tree_crc32": planner.tree.crc32}
         return {
             "rows": len(planner.row_tokens),
             "row_tokens_crc32": zlib.crc32(planner.row_tokens.astype("<i8").tobytes()),
@@ -133,6 +137,7 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
             "seed": planner.seed,
             "micro_batches_per_step": self.world_size * self.accumulate_grad_batches,
             "steps_per_epoch": self.steps_per_epoch,
+            **(sharing if planner.batching == "shared" else {}),
         }
 
 
@@ -140,6 +145,7 @@ class _BatchSize(NamedTuple):
     slots: int  # tokens with padding; the layers keep activations of each
     trained_tokens: int  # the head computes logits over the vocabulary for each
     row_numbers: tuple[int, ...]
+    shared: tuple[int, ...]
 
 
 def largest_batches(planner: BatchPlanner, batches: int, epochs: int) -> list[MicroBatch]:
@@ -152,20 +158,24 @@ def largest_batches(planner: BatchPlanner, batches: int, epochs: int) -> list[Mi
         batches: number of micro-batches of an epoch that are used, over all ranks.
         epochs: number of epochs to search. Packed batches have equal sizes, so only the first epoch is searched.
     """
-    searched = range(1 if planner.batching == "packed" else epochs)
+    searched = range(1 if planner.packs else epochs)
     sizes = [size for epoch in searched for size in _largest_in(planner, planner.plan_epoch(epoch), batches)]
     most_trained = max(sizes, key=lambda size: (size.trained_tokens, size.slots))
-    return [MicroBatch(size.row_numbers, size.trained_tokens) for size in dict.fromkeys((max(sizes), most_trained))]
+    largest = dict.fromkeys((max(sizes), most_trained))
+    return [MicroBatch(size.row_numbers, size.trained_tokens, size.shared) for size in largest]
 
 
 def _largest_in(planner: BatchPlanner, plan: EpochPlan, batches: int) -> list[_BatchSize]:
     longest = np.maximum.reduceat(planner.row_tokens[plan.rows], plan.bounds[:-1])
     slots = longest * np.diff(plan.bounds)
-    if planner.batching == "packed":
+    if planner.packs:
         slots[:] = planner.tokens_per_batch
     slots, trained = slots[:batches], plan.sums(planner.row_trained_tokens)[:batches]
     indices = np.lexsort((trained, slots))[-1], np.lexsort((slots, trained))[-1]
-    return [_BatchSize(int(slots[index]), int(trained[index]), plan.row_numbers(int(index))) for index in indices]
+    return [
+        _BatchSize(int(slots[i]), int(trained[i]), plan.row_numbers(int(i)), plan.shared_tokens(int(i)))
+        for i in indices
+    ]
 
 
 def smaller_batch_settings(batching: Batching, rows: int, tokens: int, longest_row: int, accumulate: int) -> str:
@@ -178,7 +188,7 @@ def smaller_batch_settings(batching: Batching, rows: int, tokens: int, longest_r
         longest_row: `data.max_tokens`, or the longest row if there is no limit.
         accumulate: `trainer.accumulate_grad_batches`.
     """
-    if batching == "packed":
+    if batching in PACKED:
         smaller = f"data.tokens_per_batch from {tokens} to {tokens // 2}"
         smaller += f" and data.max_tokens from {longest_row} to {tokens // 2}" if longest_row > tokens // 2 else ""
     elif rows > 1:

@@ -20,6 +20,7 @@ from kyon_pl.data import prompt, split
 from kyon_pl.data.cache import cached
 from kyon_pl.data.encoding import encode
 from kyon_pl.data.encoding.encode import EncodeSettings, Tokenizer, encode_columns
+from kyon_pl.data.encoding.tree import SharedTree, contiguous_ids, find_shared, read_tree, write_tree
 from kyon_pl.data.reading import quality
 from kyon_pl.data.reading.sources import Rows, code_digest, digest
 from kyon_pl.errors import DataError, SettingError
@@ -107,6 +108,21 @@ class EncodedTable:
     def groups(self) -> NDArray[np.int64]:
         """(rows,) group of each row, see `group_rows`."""
         return split.group_rows(self.questions, self.dialogues, self._lists("other_questions"))
+
+    @cached_property
+    def tree(self) -> SharedTree:
+        """What the contexts of the rows have in common; found once and kept beside the encoded rows."""
+        files = self.encoded.cache_files
+        file = Path(files[0]["filename"]).with_suffix(".tree.npz") if files else None
+        saved = read_tree(file, len(self)) if file else None
+        if saved is not None:
+            return saved
+        with contiguous_ids(self.encoded.data.column("input_ids").chunks, file.parent if file else None) as ids:
+            starts = np.cumsum(self.tokens) - self.tokens
+            tree = find_shared(ids, starts, np.minimum(self.seq_len, self.tokens))
+        if file:
+            write_tree(tree, file)
+        return tree
 
     @cached_property
     def crc32(self) -> int:

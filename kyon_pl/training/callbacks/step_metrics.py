@@ -24,8 +24,10 @@ class StepMetrics(Callback):
 
     `train/loss` is the mean over the window's steps and all ranks of the loss that the optimizer saw.
     `train/learning_rate` and `train/grad_norm`, before clipping, are those of the last step. Token counts exclude
-    padding, which `train/padding_share` measures. Time spent in validation and in checkpoints is excluded. The device
-    is synchronized with once per entry, and the ranks reduce one small tensor.
+    padding, which `train/padding_share` measures, and count a shared beginning once for each of its rows;
+    `train/shared_share`, if rows share any, is the share of the rows' tokens that is not computed again. Time spent in
+    validation and in checkpoints is excluded. The device is synchronized with once per entry, and the ranks reduce one
+    small tensor.
 
     Attributes:
         shown: values of the last entry for the progress bar.
@@ -45,42 +47,45 @@ class StepMetrics(Callback):
         if self.saved:
             loss, *counts = self.saved
             self.loss_sum += loss
-            self.tokens, self.trained_tokens, self.rows, self.slots, self.steps = map(int, counts)
+            self.tokens, self.trained_tokens, self.rows, self.slots, self.computed_tokens, self.steps = map(int, counts)
             self.before = self._counts()
 
     def _restart(self, pl_module: LightningModule) -> None:
         self.loss_sum = torch.zeros((), device=pl_module.device)
-        self.tokens = self.trained_tokens = self.rows = self.slots = self.steps = 0
+        self.tokens = self.trained_tokens = self.rows = self.slots = self.computed_tokens = self.steps = 0
         self.before = self._counts()
         self.started_s = time.perf_counter()
 
     def _counts(self) -> torch.Tensor:
-        return torch.tensor([self.tokens, self.trained_tokens, self.rows, self.slots], dtype=torch.float64)
+        counts = [self.tokens, self.trained_tokens, self.rows, self.slots, self.computed_tokens]
+        return torch.tensor(counts, dtype=torch.float64)
 
     def _window(self) -> torch.Tensor:
-        """The open window: (6,) float64. Before the first step, it is that of the loaded checkpoint."""
+        """The open window: (7,) float64. Before the first step, it is that of the loaded checkpoint."""
         if not self.started:
-            return torch.tensor(self.saved or [0.0] * 6, dtype=torch.float64)
+            return torch.tensor(self.saved or [0.0] * 7, dtype=torch.float64)
         loss = self.loss_sum.detach().double().view(1)
         return torch.cat([loss, self._counts().to(loss), loss.new_tensor([self.steps])])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the open window of every rank: (ranks, 6) float64, the loss first and the number of steps last."""
-        windows = torch.zeros(trainer.world_size, 6, dtype=torch.float64, device=pl_module.device)
+        """Save the open window of every rank: (ranks, 7) float64, the loss first and the number of steps last."""
+        windows = torch.zeros(trainer.world_size, 7, dtype=torch.float64, device=pl_module.device)
         windows[trainer.global_rank] = self._window().to(windows)
         windows = trainer.strategy.reduce(windows, reduce_op="sum")
         checkpoint["callbacks"][self.state_key] = {"open_windows": windows.cpu()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore this rank's open window; after a change of the number of devices, rank 0 takes the sum."""
-        windows = checkpoint["callbacks"].get(self.state_key, {}).get("open_windows", torch.zeros(0, 6))
+        windows = checkpoint["callbacks"].get(self.state_key, {}).get("open_windows", torch.zeros(0, 7))
+        if windows.shape[1] == 6:  # of runs before rows could share tokens: all tokens were computed
+            windows = torch.cat([windows[:, :5], windows[:, 1:2], windows[:, 5:]], dim=1)
         if 0 < len(windows) != trainer.world_size:
-            steps = windows[0, 5]
+            steps = windows[0, -1]
             whole = windows.sum(dim=0)
             whole[0] *= trainer.world_size / len(windows)  # the sum over ranks is divided by their number
-            windows = torch.zeros(trainer.world_size, 6, dtype=windows.dtype)
+            windows = torch.zeros(trainer.world_size, 7, dtype=windows.dtype)
             windows[0] = whole
-            windows[:, 5] = steps
+            windows[:, -1] = steps
         self.saved = windows[trainer.global_rank].tolist() if len(windows) else []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,6 +115,7 @@ class StepMetrics(Callback):
         self.trained_tokens += batch.trained_tokens
         self.rows += len(batch.row_numbers)
         self.slots += batch.input_ids.numel()
+        self.computed_tokens += batch.computed_tokens
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if not whole_step:
             return
@@ -123,7 +129,7 @@ class StepMetrics(Callback):
         counts = torch.cat([self._counts(), self._counts() - self.before])
         summed = torch.cat([self.loss_sum.double().view(1), counts.to(self.loss_sum.device)])
         summed = trainer.strategy.reduce(summed, reduce_op="sum")
-        loss, tokens, _, _, slots, timed_tokens, timed_trained_tokens, timed_rows, _ = summed.tolist()
+        loss, tokens, _, _, slots, computed, timed_tokens, timed_trained_tokens, timed_rows, *_ = summed.tolist()
         elapsed_s = time.perf_counter() - self.started_s
         values = {
             "train/loss": loss / (self.steps * trainer.world_size),
@@ -131,9 +137,11 @@ class StepMetrics(Callback):
             "train/tokens_per_s": timed_tokens / elapsed_s,
             "train/trained_tokens_per_s": timed_trained_tokens / elapsed_s,
             "train/rows_per_s": timed_rows / elapsed_s,
-            "train/padding_share": 1 - tokens / slots,
+            "train/padding_share": 1 - computed / slots,
             "train/epoch": trainer.current_epoch + (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches,
         }
+        if computed < tokens:
+            values["train/shared_share"] = 1 - computed / tokens
         if self.grad_norm is not None:
             values["train/grad_norm"] = self.grad_norm.item()
         if pl_module.device.type == "cuda":

@@ -20,20 +20,25 @@ from torch.utils.data import DataLoader, Dataset
 from kyon_pl.data.batches import plan as plan_module
 from kyon_pl.data.batches.plan import Batching, BatchPlanner, EpochPlan
 from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler
+from kyon_pl.data.encoding.tree import SharedTree, find_shared
 from kyon_pl.errors import CheckpointError, SettingError
 
 LENGTHS = Path(__file__).parents[3] / "benchmarks" / "token_lengths.json"
-BATCHINGS = ("packed", "grouped", "padded")
+BATCHINGS = ("packed", "shared", "grouped", "padded")
 
 
 @st.composite
 def planners(draw: st.DrawFn, min_rows: int = 0, max_rows: int = 80) -> BatchPlanner:
     rows = draw(st.integers(min_rows, max_rows))
-    context, trained = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).integers(1, 41, (2, rows))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    context, trained = rng.integers(1, 41, (2, rows))
+    tokens = context + trained
     return BatchPlanner(
-        row_tokens=context + trained,
+        row_tokens=tokens,
         row_trained_tokens=trained,
         batching=draw(st.sampled_from(BATCHINGS)),
+        tree=find_shared(rng.integers(0, 2, tokens.sum()).astype(np.int32), tokens.cumsum() - tokens, context),
+        rows_per_cluster=draw(st.sampled_from([1, 2, 4, None])),
         rows_per_batch=draw(st.integers(1, 9)),
         tokens_per_batch=draw(st.integers(80, 300)),
         shuffle=draw(st.booleans()),
@@ -43,6 +48,8 @@ def planners(draw: st.DrawFn, min_rows: int = 0, max_rows: int = 80) -> BatchPla
 
 def planner_of(tokens: list[int] | np.ndarray, **settings: Any) -> BatchPlanner:
     tokens = np.asarray(tokens, dtype=np.int64)
+    if settings.get("batching") == "shared":  # every second row begins as the one before it
+        settings["tree"] = SharedTree(np.arange(len(tokens)), np.where(np.arange(len(tokens)) % 2, 1, 0))
     return BatchPlanner(row_tokens=tokens, row_trained_tokens=(tokens + 2) // 3, **settings)
 
 
@@ -79,8 +86,10 @@ def test_every_row_comes_once_and_ranks_have_equal_counts(planner: BatchPlanner,
 @given(planners(), st.integers(0, 3))
 def test_no_batch_is_above_its_size(planner: BatchPlanner, epoch: int) -> None:
     plan = planner.plan_epoch(epoch)
-    if planner.batching == "packed":
-        assert plan.sums(planner.row_tokens).max(initial=0) <= planner.tokens_per_batch
+    if planner.packs:
+        computed = np.zeros_like(planner.row_tokens)
+        computed[plan.rows] = planner.row_tokens[plan.rows] - (0 if plan.shared is None else plan.shared)
+        assert plan.sums(computed).max(initial=0) <= planner.tokens_per_batch
     else:
         assert np.diff(plan.bounds).max(initial=0) <= planner.rows_per_batch
 
@@ -235,7 +244,7 @@ def test_a_position_counted_in_other_batches_is_refused(
     [
         ({"tokens_per_batch": 6}, "6, but row 2 has 7 tokens. Raise tokens_per_batch to 7 or more"),
         ({"batching": "padded", "rows_per_batch": 0}, "rows_per_batch: 0"),
-        ({"batching": "stacked"}, "Use one of packed, grouped, padded"),
+        ({"batching": "stacked"}, "Use one of packed, shared, grouped, padded"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -255,7 +264,7 @@ def real_lengths() -> tuple[np.ndarray, np.ndarray]:
 def wasted_share(planner: BatchPlanner, plan: EpochPlan) -> float:
     """Of the places that the micro-batches have, those that hold no token; a pack counts as wide as its budget."""
     widths = np.full(len(plan), planner.tokens_per_batch)
-    if planner.batching != "packed":
+    if not planner.packs:
         widths = np.maximum.reduceat(planner.row_tokens[plan.rows], plan.bounds[:-1]) * np.diff(plan.bounds)
     return 1 - float(planner.row_tokens.sum() / widths.sum())
 
