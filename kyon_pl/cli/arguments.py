@@ -106,10 +106,8 @@ def drop_demo_validation(settings: Namespace, words: list[str]) -> None:
     if settings.data.validation_source != "demo" or "demo" in sources or named or not replaced:
         return
     settings.data.validation_source = None
-    text = (
-        "data: data.validation_source is demo, which belongs to the demo's rows: a share of data.source is validated, "
-    )
-    log.info("%sor the rows of --data.validation_source FILE", text)
+    text = "data: the validation_source of the config, demo, belongs to the demo's rows: a share of %s is validated "
+    log.info(text + "instead; to keep it, add --data.validation_source demo", ", ".join(sources))
 
 
 def _class_setting(name: str) -> str | None:

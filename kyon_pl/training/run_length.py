@@ -28,12 +28,12 @@ def warn_if_too_short(trainer: Trainer, workload: Workload, steps: int, rates: R
         rates: its learning rates.
     """
     if steps < MIN_STEPS:
-        text = (
-            "only %d optimizer steps, and fewer than %d teach little: add --config character for a character of your "
-        )
-        text += "own, or --trainer.max_epochs %d"
-        epochs = math.ceil(MIN_STEPS / workload.steps_per_epoch)
-        log.warning(text, steps, MIN_STEPS, max(epochs, 1 + (trainer.max_epochs or 0)))
+        epochs = max(math.ceil(MIN_STEPS / workload.steps_per_epoch), 1 + (trainer.max_epochs or 0))
+        option = f"--trainer.max_epochs {epochs}"
+        if 0 < trainer.max_steps < MIN_STEPS:
+            option = f"--trainer.max_steps {MIN_STEPS}"
+        text = "only %d optimizer steps, and fewer than %d teach little: for a character of your own, use "
+        log.warning(text + "--config character in place of the config; or add %s", steps, MIN_STEPS, option)
     if rates.highest < _MIN_RATE_SHARE * rates.chosen:
         share = f"{rates.highest / rates.chosen:.0%}"
         text = "the learning rate never rises above %.3g, %s of %.3g, because all steps are warm-up: %s"
