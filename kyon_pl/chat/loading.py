@@ -168,7 +168,10 @@ def _read_glm_tokenizer(folder: Path, config: GlmConfig) -> Any:
     with explained("transformers", f"tokenizer of {folder}"):
         # with the checked config: AutoTokenizer would read config.json with all keys, such as a num_labels of 10**30
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
-        tokenizer.decode(tokenizer("a", truncation=True)["input_ids"])  # some settings are wrong only now
+        ids = tokenizer("a", truncation=True)["input_ids"]  # some settings are wrong only now
+        tokenizer.decode(ids)
+    if not ids:
+        raise CheckpointError(str(file), "it encodes a text as no tokens", COPY_AGAIN)
     return tokenizer
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
@@ -100,10 +99,9 @@ def read_glm_config(folder: Path) -> GlmConfig:
             raise CheckpointError(f"{file}: {key}", f"{own[key]} is impossible", COPY_AGAIN)
     with explained("transformers", file):
         config: GlmConfig = GlmConfig.from_dict(own)
-        parameters: dict[str, Any] = dict(config.rope_parameters or {})
-        rotated = float(parameters["partial_rotary_factor"])
-    if not 0 < rotated <= 1:
-        raise CheckpointError(f"{file}: partial_rotary_factor", f"{rotated} is impossible", COPY_AGAIN)
+    rotated = dict(config.rope_parameters or {}).get("partial_rotary_factor")
+    if not isinstance(rotated, float) or not 0 < rotated <= 1:
+        raise CheckpointError(f"{file}: partial_rotary_factor", f"{rotated!r} is impossible", COPY_AGAIN)
     return config
 
 

@@ -42,7 +42,7 @@ _OTHER_SHARDING = {
     **dict.fromkeys(("FSDPStrategy", "fsdp", "fsdp_cpu_offload"), _FSDP1),
 }
 _MAX_INT = 2**31 - 1
-_MOST_DEVICES = 1024
+_MOST_DEVICES = 1024  # Lightning starts a process for each
 _MINIMUM = {"accumulate_grad_batches": 1, "log_every_n_steps": 1, "num_nodes": 1, "max_epochs": -1, "max_steps": -1}
 
 
@@ -288,10 +288,7 @@ def _check_devices(devices: Any, accelerator: Any) -> None:
     count = int(devices) if isinstance(devices, str) and devices.isdecimal() else devices
     if (devices in all_devices and accelerator != "cpu") or devices == "auto":
         return
-    if text or count == [] or (isinstance(count, int) and not 1 <= count <= _MAX_INT):
-        fix = "Set 1 or more" + ("." if accelerator == "cpu" else ", -1 for all, or a list of numbers of GPUs.")
+    if text or count == [] or (isinstance(count, int) and not 1 <= count <= _MOST_DEVICES):
+        gpus = "" if accelerator == "cpu" else ", -1 for all, or a list of numbers of GPUs"
+        fix = f"Set 1 or more, up to {_MOST_DEVICES}{gpus}."
         raise SettingError("trainer.devices", f"{devices!r} is no number of devices", fix)
-    if isinstance(count, int) and count > _MOST_DEVICES:  # Lightning starts a process for each
-        raise SettingError(
-            "trainer.devices", f"{devices} are too many", f"Set {_MOST_DEVICES} or less, of one machine."
-        )

@@ -117,7 +117,7 @@ def main(args: list[str] | None = None) -> None:
             sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         end(interrupt, "interrupted", 130, words)
-    except (KyonError, OSError, UnicodeError, MemoryError, RuntimeError) as error:
+    except (KyonError, OSError, UnicodeError, MemoryError, ImportError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError) and error.filename == STDOUT:  # `| head`: nobody reads on
             end(error, None, 141, words)
         explained = explain_system_error(error)

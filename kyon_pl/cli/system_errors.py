@@ -19,6 +19,7 @@ _LONGEST_SHOWN = 300  # characters of a path
 _DEBUG = "kyon-pl COMMAND --debug shows where it happened"
 _OPEN_FILES = "Raise the limit, for example with `ulimit -n 4096`, or lower data.workers"
 _SHARED_MEMORY = "Enlarge it (Docker: --shm-size 1g), or set data.workers 0"
+_NOT_MAPPED = "failed to map segment"  # an ImportError of the dynamic loader
 _MEMORY = "Close other programs, or use smaller batches, fewer data.workers or a smaller base"
 
 # number -> (what is wrong, what to do)
@@ -64,7 +65,7 @@ def explain_system_error(error: Exception) -> KyonError | None:
     if isinstance(error, UnicodeError):
         fix = f"Save the file as UTF-8, and use names in UTF-8; {_DEBUG}"
         return MachineError("text", _last_line(error), fix)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _NOT_MAPPED in str(error):
         return MachineError("memory", "there is not enough memory", _MEMORY)
     if isinstance(error, RecursionError):
         return MachineError("input", "it is nested too deeply", f"Use fewer levels of nesting; {_DEBUG}")

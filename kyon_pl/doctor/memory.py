@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from peft import LoraConfig
 
 from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.errors import SettingError
 from kyon_pl.lora import Checkpointing, Quantization, checkpointed_layers, frozen_dtype
 
 FLOAT32_BYTES = 4
@@ -180,14 +181,23 @@ def frozen_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
 
 
 def lora_targets(config: ChatGLM2Config, lora: LoraConfig) -> list[tuple[int, int]]:
-    """Input and output channels of the linear layers per layer that LoRA wraps; names match as in PEFT."""
+    """Input and output channels of the linear layers per layer that LoRA wraps; names match as in PEFT.
+
+    Raises:
+        SettingError: `target_modules` is a text, and no regular expression.
+    """
     linear = _linear_layers(config)
     targets = lora.target_modules or ["query_key_value"]  # PEFT's default for this model type
     if targets == "all-linear":
         return list(linear.values())
     if isinstance(targets, str):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            found = f"{targets!r} is no regular expression: {error}"
+            raise SettingError("model.lora.target_modules", found, "Give a list of names of layers instead") from None
         prefix = "transformer.encoder.layers.0"
-        return [size for name, size in linear.items() if re.fullmatch(targets, f"{prefix}.{name}")]
+        return [size for name, size in linear.items() if pattern.fullmatch(f"{prefix}.{name}")]
     return [size for name, size in linear.items() if any(f".{name}".endswith(f".{target}") for target in targets)]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from kyon_pl.chatglm2.files import DTYPES, UNREADABLE, why_unreadable
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
-from kyon_pl.files import entry, explained, read_json_object, shorten
+from kyon_pl.files import entry, explained, read_json_object
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in PEFT's order
@@ -230,7 +230,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for name, tensor in content.items():
         if not (isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.dtype in DTYPES):
-            raise CheckpointError(f"{file}: {shorten(name)}", "it is not a floating-point tensor", _OTHER_ADAPTER)
+            raise CheckpointError(f"{file}: {name}", "it is not a floating-point tensor", _OTHER_ADAPTER)
         if tensor.layout != torch.strided or tensor.device.type != "cpu":  # sparse, or on meta, from a pickle
             raise CheckpointError(f"{file}: {name}", "it is not a tensor with values in order", _OTHER_ADAPTER)
         if not tensor.isfinite().all():

@@ -161,9 +161,8 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
         raise CheckpointError(f"checkpoint {path}", found, _OF_FIT)
     if fault := fault_of_values(checkpoint):
         raise CheckpointError(f"checkpoint {path}", fault, _OF_FIT)
-    for key, kind in _KINDS.items():
-        if key in (*_REQUIRED, *checkpoint):
-            entry(checkpoint, key, kind, f"checkpoint {path}", _OF_FIT)
+    for key in (*(_KINDS.keys() & checkpoint.keys()), *_REQUIRED):
+        entry(checkpoint, key, _KINDS[key], f"checkpoint {path}", _OF_FIT)
     for name, value in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             found = f"it is {shorten(value)}, and not a tensor"

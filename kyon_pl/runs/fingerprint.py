@@ -20,12 +20,12 @@ SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 
 _WARMUP = "model.schedule.init_args.warmup"
 # settings of where a run takes place and what it logs. Instead of the number of devices, the micro-batches per
-# optimizer step are compared; instead of the tokenizer, the encoded rows
+# optimizer step are compared; instead of the tokenizer and the form of the rows, the encoded rows
 _WITHOUT_EFFECT = re.compile(
     r"config|ckpt_path|weights_only|auto_resume|allow_changed_settings|replies\..*|held_out(\..*)?"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|logger|log_every_n_steps|enable_.*|default_root_dir|profiler|plugins"
     r"|num_sanity_val_steps|limit_test_batches|limit_predict_batches|inference_mode|use_distributed_sampler)(\..*)?"
-    r"|data\.(workers|processes|cache_dir|bad_rows_file|test_source|test_split|predict_source|seed|tokenizer(_revision)?)"
+    r"|data\.(workers|processes|cache_dir|bad_rows_file|test_source|test_split|predict_source|seed|form|tokenizer(_revision)?)"
     r"|model\.(max_new_tokens|shard_base|checkpointing)"
 )
 

@@ -32,7 +32,7 @@ _CLONE_NEWNS = 0x00020000
 _CAPABILITIES_3 = 0x20080522
 _KEPT_BYTES = 200_000  # of what a command says
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[2])]  # the package beside this file
 
 
 def import_everything() -> None:
@@ -68,7 +68,7 @@ def warm_up(command_lines: list[list[str]], folder: Path) -> None:
     """
     kept = [os.dup(number) for number in range(3)]
     here, environment, words = Path.cwd(), dict(os.environ), sys.argv
-    streams = sys.stdin, sys.stdout, sys.stderr
+    streams = [(name, getattr(sys, name)) for name in ("stdin", "stdout", "stderr")]
     become(folder, Surroundings())
     for line in command_lines:
         run_command(line)
@@ -79,7 +79,9 @@ def warm_up(command_lines: list[list[str]], folder: Path) -> None:
     for number, descriptor in enumerate(kept):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    sys.stdin, sys.stdout, sys.stderr = streams
+    for name, stream in streams:
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     tempfile.tempdir = None
     shutil.rmtree(folder / "home/hf", ignore_errors=True)
     gc.collect()
@@ -158,7 +160,7 @@ def run_command(words: list[str]) -> int:
 
     from kyon_pl.cli import main
 
-    sys.argv = ["kyon-pl", *words]
+    sys.argv = [str(Path(sys.executable).with_name("kyon-pl")), *words]  # what ranks are started with
     status = 0
     try:
         main()
@@ -264,6 +266,7 @@ def redirect(folder: Path, ours: Surroundings) -> None:
         if ours.streams.get(name) == "closed":
             os.close(number)
             setattr(sys, name, None)
+        setattr(sys, f"__{name}__", getattr(sys, name))
 
 
 def resident_address_space() -> int:

@@ -88,7 +88,7 @@ def _of_run(file: str, *commands: str, text: bool = True) -> Format:
         (*CONFIG, "runs"),
         commands,
         text,
-        places=("runs", "version_0"),
+        places=("runs", "version_0", "checkpoint state"),
     )
 
 
@@ -99,7 +99,7 @@ def _of_resumed(file: str, text: bool = True) -> Format:
         (*CONFIG, "runs"),
         (RESUME, f"{RESUME} --trainer.max_steps 2"),
         text,
-        ("runs", "version_0"),
+        ("runs", "version_0", "checkpoint state"),
         GOES_ON,
     )
 

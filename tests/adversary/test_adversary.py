@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,12 @@ HERE = Path(__file__).parent
 
 
 def attack(*words: str) -> None:
-    """Try attacks in a process of its own; the seed is printed, so that a failure can be repeated."""
-    seed = os.environ.get("KYON_ADVERSARY_SEED", str(int(time.time())))
+    """Try attacks in a process of its own, the same ones unless a seed is given: a change is not blamed for others.
+
+    The seed is printed, so that a failure can be repeated. `KYON_ADVERSARY_SEED=$RANDOM pytest tests/adversary` looks
+    for what nobody has seen yet.
+    """
+    seed = os.environ.get("KYON_ADVERSARY_SEED", "2026")
     command = [sys.executable, str(HERE / "run.py"), "--seed", seed, *words]
     print(" ".join(command))
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=HANG_S)

@@ -106,7 +106,7 @@ def _has_a_row_per_line(path: Path) -> bool:
     with open_text(path, newline="\n", errors="replace") as file:
         first, second = _next_line(file), _next_line(file)
     if not second:  # a single line of several values, or a broken one
-        return not first.startswith("[") and not _is_value(first)
+        return not first.startswith("[") and ("\ufffd" in first or not _is_value(first))
     if first.startswith("["):
         return _is_value(first)
     return not first.startswith("{") or _is_value(first) or _is_value(second)

@@ -169,7 +169,7 @@ def _load_files(
     workers, root = min(processes, len(files)), cache_root(cache_dir)
     folder = root / "generator"  # `datasets` names it after its builder
 
-    def read() -> Dataset:
+    def read(workers: int = workers) -> Dataset:
         try:
             return Dataset.from_generator(
                 _generate_rows,
@@ -180,6 +180,8 @@ def _load_files(
                 fingerprint=fingerprint,
             )
         except DatasetGenerationError as error:
+            if workers > 1:  # the error of another process comes without its cause: read again for it
+                return read(1)
             raise _unwrapped(error, ", ".join(names), folder) from None
 
     dataset = cached(folder, fingerprint, read)

@@ -36,6 +36,7 @@ class StepMetrics(Callback):
     def __init__(self) -> None:
         self.shown: dict[str, str] = {}
         self.saved: list[float] = []
+        self.started = False
         self.grad_norm: torch.Tensor | None = None
         self.learning_rate = 0.0
         self.last_step = 0
@@ -45,6 +46,7 @@ class StepMetrics(Callback):
         workload = isinstance(trainer.datamodule, Workload)  # type: ignore[attr-defined]
         self.last_step = total_steps(trainer) if workload else trainer.max_steps
         self._restart(pl_module)
+        self.started = True
         if self.saved:
             loss, *counts = self.saved
             self.loss_sum += loss
@@ -60,12 +62,17 @@ class StepMetrics(Callback):
     def _counts(self) -> torch.Tensor:
         return torch.tensor([self.tokens, self.trained_tokens, self.rows, self.slots], dtype=torch.float64)
 
+    def _window(self) -> torch.Tensor:
+        """The open window: (6,) float64. Before the first step, it is that of the loaded checkpoint."""
+        if not self.started:
+            return torch.tensor(self.saved or [0.0] * 6, dtype=torch.float64)
+        loss = self.loss_sum.detach().double().view(1)
+        return torch.cat([loss, self._counts().to(loss), loss.new_tensor([self.steps])])
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the open window of every rank: (ranks, 6) float64, the loss first and the number of steps last."""
-        loss = self.loss_sum.detach().double().view(1)
-        counts = torch.cat([self._counts(), torch.tensor([self.steps])])
-        windows = loss.new_zeros(trainer.world_size, 6)
-        windows[trainer.global_rank] = torch.cat([loss, counts.to(loss)])
+        windows = torch.zeros(trainer.world_size, 6, dtype=torch.float64, device=pl_module.device)
+        windows[trainer.global_rank] = self._window().to(windows)
         windows = trainer.strategy.reduce(windows, reduce_op="sum")
         checkpoint["callbacks"][self.state_key] = {"open_windows": windows.cpu()}
 

@@ -111,6 +111,7 @@ EXPLAINED = {
         "data.workers: too many open files. Raise the limit",
     ),
     "memory": (MemoryError(), "memory: there is not enough memory. "),
+    "memory for a library": (ImportError("x.so: failed to map segment"), "memory: there is not enough memory. "),
     "memory of torch": (
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
         "memory: [enforce fail",

@@ -233,6 +233,13 @@ def test_what_cannot_be_read_at_all_is_refused_in_one_paragraph(
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_of_several_processes_is_the_error_of_one(tmp_path: Path) -> None:
+    write(tmp_path, "x/a.jsonl", line())
+    write(tmp_path, "x/b.json", '[{"context": 1},\n {"con')
+    with pytest.raises(DataError, match=r"b\.json, line 2: broken JSON: Unterminated string"):
+        load_rows(SourceSettings(str(tmp_path / "x")), str(tmp_path / "cache"), processes=2)
+
+
 def test_one_row_without_the_column_is_a_bad_row_and_not_a_wrong_column(tmp_path: Path) -> None:
     write(tmp_path, "rows.jsonl", '{"context": "c"}\n' + line())
     assert load(tmp_path, tmp_path / "rows.jsonl").dataset["problem"][:] == ["no 'target'", ""]
