@@ -6,9 +6,9 @@
 ROWS.npz has `ids` (all rows, one after the other), `lengths`, `contexts` (leading ids of a row that are not trained)
 and `groups` (the character of each row). A base is trained once on a part of the rows as plain text. Each arm then
 tunes LoRA adapters on it, with equal rows and equal steps: an epoch of each arm is cut into the same number of
-optimizer steps. The loss on held-out rows, as plain packs, is taken along the way. Arms with the same seed begin with the
-same adapter. Table and JSON are written again after every run; seeds are whole rounds of all arms, so that arms have
-equally many runs, give or take one, whenever time runs out.
+optimizer steps. The loss on held-out rows, as plain packs, is taken along the way. Arms with the same seed begin with
+the same adapter. Table and JSON are written again after every run; seeds are whole rounds of all arms, so that arms
+have equally many runs, give or take one, whenever time runs out.
 """
 
 from __future__ import annotations

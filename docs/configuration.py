@@ -229,7 +229,7 @@ def page(written: dict[str, Any]) -> str:
     note = "The usual settings of PEFT; all of them: `kyon-pl fit --help all`."
     parts += section("`model.lora`", sorted(usual, key=lambda o: USUAL_OF_PEFT.index(o.name[11:])), 3, note)
     note = "Any schedule that is made from an optimizer and a number of steps; this one is the default."
-    warmup = class_options(LinearDecay, "model.schedule.init_args", ("warmup_steps",))
+    warmup = class_options(LinearDecay, "model.schedule.init_args", ("warmup_steps", "warmup_share"))
     parts += section("`model.schedule`: kyon_pl.training.LinearDecay", warmup, 3, note)
     parts += section("`data`: the rows and their batches", of("data"))
     parts += section("`held_out`: replies to held-out questions", of("held_out"))

@@ -93,6 +93,8 @@ class Workload(Protocol):
         steps_per_epoch: optimizer steps per epoch, equal for all epochs.
         batches_per_epoch: micro-batches per epoch and device, equal for all epochs.
         tokens_per_epoch: tokens per epoch without padding, over all ranks.
+        training_rows: rows per epoch, over all ranks.
+        validation_rows: rows of a validation, over all ranks.
     """
 
     @property
@@ -105,6 +107,14 @@ class Workload(Protocol):
 
     @property
     def tokens_per_epoch(self) -> int:
+        """See the class."""
+
+    @property
+    def training_rows(self) -> int:
+        """See the class."""
+
+    @property
+    def validation_rows(self) -> int:
         """See the class."""
 
 

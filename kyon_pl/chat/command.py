@@ -8,8 +8,8 @@ import sys
 from typing import Literal
 
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, RolePlay, check_question
-from kyon_pl.chat.loading import load_chat_model
-from kyon_pl.chat.model import Sampling, check_max_tokens
+from kyon_pl.chat.loading import load_chat_model, trained_on_demo
+from kyon_pl.chat.model import Sampling, check_max_tokens, sampling_for
 from kyon_pl.chat.terminal import Terminal, print_piece
 from kyon_pl.errors import SettingError
 from kyon_pl.logs import replace_control_characters
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def chat(
     adapter: str | list[str] | None = None,
-    which: Literal["best", "last"] = "best",
+    which: Literal["best", "last"] | None = None,
     base: str | None = None,
     revision: str | None = None,
     character: str | None = None,
@@ -34,8 +34,8 @@ def chat(
     template: str | None = None,
     max_tokens: int = 2048,
     max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    temperature: float | None = None,
+    top_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int = 0,
     prompt: str | None = None,
@@ -50,10 +50,12 @@ def chat(
     Args:
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint or a Hub id; or the folder of a merged
             model. By default, the newest run here. Pass several with '[one, another]' and switch with /adapter NAME.
-        which: the checkpoint to use of a run, best (by validation loss) or last.
+        which: the checkpoint to use of a run, best (by validation loss) or last; by default the best, or the last if
+            nothing was validated.
         base: folder or Hub id of the base model; by default, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
-        character: role folder or role file to play; demo or demo/NAME for a role of the demo.
+        character: role folder or role file to play; demo or demo/NAME for a role of the demo. By default, and without
+            --adapter, the demo's first role if the newest run was trained on the demo's rows; '' for no role.
         asker: the name before your questions, as in the role's training rows. Starting a question with a name and a
             colon does the same.
         retrieval: how memories are ranked, as for build-data.
@@ -64,8 +66,9 @@ def chat(
         template: raw or chatglm2; by default, the one that the adapter was trained with.
         max_tokens: maximum length of prompt and reply together; memories and older turns are left out to fit.
         max_new_tokens: maximum length of a reply, in tokens.
-        temperature: 0 is greedy decoding, the same reply every time; 0.8 gives more variety.
-        top_p: sample from the most likely tokens whose probabilities add up to this.
+        temperature: 0 is greedy decoding, the same reply every time. By default 0.8 for a role, 0 without one.
+        top_p: sample from the most likely tokens whose probabilities add up to this. By default 0.8 for a role, 1
+            without one.
         repetition_penalty: above 1, tokens that already occurred become less likely.
         seed: seed of the sampling.
         prompt: -p, one question of at most 1,000,000 characters: print the reply and exit; - reads it from standard
@@ -80,7 +83,8 @@ def chat(
         CheckpointError: files that cannot be read, or do not match.
         DataError: a role's file cannot be used, or a question is too long.
     """
-    sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
+    plain = Sampling(max_new_tokens, repetition_penalty=repetition_penalty, seed=seed)
+    sampling = sampling_for(plain, temperature, top_p, plays_role=bool(character))
     check_max_tokens(max_tokens, "max_new_tokens", max_new_tokens)
     if character and system:
         raise SettingError("system", "a role has its own system prompt", "Leave --system or --character out")
@@ -88,6 +92,10 @@ def chat(
     role = role_to_play(character) if character else None
     question = read_question(prompt)
     model = load_chat_model(adapter, which, base, revision, template)
+    if character is None and adapter is None and not system and trained_on_demo(model):
+        role = role_to_play("demo")
+        sampling = sampling_for(plain, temperature, top_p, plays_role=True)
+        log.info("role: %s, since the adapter was trained on the demo's rows; --character '' for no role", role.name)
 
     def play(role: Role) -> RolePlay:
         return RolePlay(role, retrieval, limits, model.count_tokens)
@@ -96,7 +104,7 @@ def chat(
     if question is None:
         name = f"{model.base} with {', '.join(model.adapters)}" if model.adapters else model.base
         log.info("%s; template %s. /help lists the commands", name, model.template)
-        Terminal(conversation, sampling, lambda name: play(role_to_play(name)), compare).run()
+        Terminal(conversation, sampling, lambda name: play(role_to_play(name)), compare, (temperature, top_p)).run()
     else:
         _answer_once(conversation, question, sampling, json, compare)
 

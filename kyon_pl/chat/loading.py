@@ -29,6 +29,7 @@ from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import add_adapter, load_adapter
 from kyon_pl.runs.adapters import SETTINGS, adapter_base, base_with_weights, find_adapter
+from kyon_pl.runs.facts import read_sources
 from kyon_pl.runs.integrity import CHECKPOINTS
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _MAX_FLOAT32_PARAMETERS = 500_000_000  # a larger model is loaded in bfloat16 on
 
 def load_chat_model(
     adapters: str | Sequence[str] | None,
-    which: Literal["best", "last"],
+    which: Literal["best", "last"] | None,
     base: str | None,
     revision: str | None,
     template: str | None,
@@ -47,7 +48,7 @@ def load_chat_model(
 
     Args:
         adapters: as for `find_adapter`, one or several; or the folder of a merged model, ChatGLM2 or GLM.
-        which: the checkpoint to use of a run.
+        which: the checkpoint to use of a run; None: the best, or the last if there is no best one.
         base: folder or Hub id of the base; None: the base that the first adapter names.
         revision: of the base on the Hub.
         template: None: the template of the adapter's training. If that is recorded, no other is accepted.
@@ -80,7 +81,13 @@ def load_chat_model(
     peft_names = {name: f"adapter_{i}" if i else "default" for i, name in enumerate(_adapter_names(folders))}
     for folder, peft_name in zip(more, [*peft_names.values()][1:], strict=True):
         add_adapter(peft_model, folder, base_name, peft_name)
-    return ChatModel(peft_model.eval(), tokenizer, base_name, *prompt_format, adapters=peft_names)
+    sources = read_sources(first)
+    return ChatModel(peft_model.eval(), tokenizer, base_name, *prompt_format, adapters=peft_names, sources=sources)
+
+
+def trained_on_demo(model: ChatModel) -> bool:
+    """Whether the first adapter was trained on the demo's rows and nothing else."""
+    return model.sources == ("demo",)
 
 
 def _check_compatible(

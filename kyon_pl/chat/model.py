@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import nn
@@ -49,6 +49,26 @@ class Sampling:
         ):
             if not in_range:
                 raise SettingError(key, f"{getattr(self, key)} is out of range", fix)
+
+
+def sampling_for(sampling: Sampling, temperature: float | None, top_p: float | None, plays_role: bool) -> Sampling:
+    """Fill in temperature and top_p: 0.8 and 0.8 for a role, as the published model samples, else greedy decoding.
+
+    Args:
+        sampling: the other parameters.
+        temperature: as the user set it; None: unset.
+        top_p: as the user set it; None: unset.
+        plays_role: whether a role replies.
+
+    Raises:
+        SettingError: a number out of range.
+    """
+    default_temperature, default_top_p = (0.8, 0.8) if plays_role else (0.0, 1.0)
+    return replace(
+        sampling,
+        temperature=default_temperature if temperature is None else temperature,
+        top_p=default_top_p if top_p is None else top_p,
+    )
 
 
 def _is_factor(number: float) -> bool:
@@ -100,6 +120,7 @@ class ChatModel:
         template: the prompt template it was trained with.
         train_turns: which turns were trained, see `kyon_pl.data.prompt.TrainTurns`.
         adapters: PEFT's name of each adapter by its name here; the first is the default. Empty for a merged model.
+        sources: `data.source` of the first adapter's training; empty if it is not recorded.
     """
 
     model: nn.Module
@@ -108,6 +129,7 @@ class ChatModel:
     template: str
     train_turns: TrainTurns
     adapters: Mapping[str, str]
+    sources: tuple[str, ...] = ()
 
     def count_tokens(self, text: str) -> int:
         """The number of tokens of a text, without special tokens."""

@@ -14,7 +14,7 @@ import torch
 
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, RolePlay, check_has_turns
 from kyon_pl.chat.history import read_history, write_history
-from kyon_pl.chat.model import ChatReply, Sampling
+from kyon_pl.chat.model import ChatReply, Sampling, sampling_for
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import from_here, replace_control_characters
 
@@ -30,12 +30,14 @@ class Terminal:
         sampling: how tokens are chosen.
         load_role: loads a role by the name of its folder.
         compares: whether the base model replies too.
+        chosen: temperature and top_p as the user set them; None: those of `sampling_for`, which follow the role.
     """
 
     conversation: Conversation
     sampling: Sampling
     load_role: Callable[[str], RolePlay]
     compares: bool = False
+    chosen: tuple[float | None, float | None] = (None, None)
 
     def run(self) -> None:
         """Chat until /quit or the end of the input."""
@@ -141,6 +143,7 @@ class Terminal:
         """Play another role, or none."""
         if argument:
             self.conversation.role = None if argument == "none" else self.load_role(argument)
+            self.sampling = sampling_for(self.sampling, *self.chosen, plays_role=self.conversation.role is not None)
             self.reset("")
         role = self.conversation.role
         print(f"(role: {replace_control_characters(role.role.name) if role else 'none'})")
@@ -195,6 +198,10 @@ class Terminal:
             except ValueError:
                 raise SettingError("/params", f"{name} {value!r} is no number", "Write /params NAME NUMBER") from None
             self.sampling = replace(self.sampling, **{name: number})
+            self.chosen = (
+                self.sampling.temperature if name == "temperature" else self.chosen[0],
+                self.sampling.top_p if name == "top_p" else self.chosen[1],
+            )
         print(", ".join(f"{name} {value}" for name, value in asdict(self.sampling).items()))
 
     def compare(self, argument: str) -> None:

@@ -7,8 +7,8 @@ import os
 from typing import Any, Literal
 
 from kyon_pl.chat.conversation import RolePlay
-from kyon_pl.chat.loading import load_chat_model
-from kyon_pl.chat.model import Sampling, check_max_tokens
+from kyon_pl.chat.loading import load_chat_model, trained_on_demo
+from kyon_pl.chat.model import Sampling, check_max_tokens, sampling_for
 from kyon_pl.chat.passwords import PASSWORD, PasswordGuesses, is_password, read_password
 from kyon_pl.chat.refusals import RefusalLog
 from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
@@ -26,7 +26,7 @@ MAX_SESSIONS = 1000  # in memory; the least recently used are forgotten first
 
 def web(
     adapter: str | list[str] | None = None,
-    which: Literal["best", "last"] = "best",
+    which: Literal["best", "last"] | None = None,
     base: str | None = None,
     revision: str | None = None,
     characters: str | list[str] | None = None,
@@ -38,8 +38,8 @@ def web(
     template: str | None = None,
     max_tokens: int = 2048,
     max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    temperature: float | None = None,
+    top_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int = 0,
     compare: bool = False,
@@ -60,11 +60,13 @@ def web(
     Args:
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint or a Hub id; or the folder of a merged
             model. By default, the newest run here. Pass several with '[one, another]' and switch on the page.
-        which: the checkpoint to use of a run, best (by validation loss) or last.
+        which: the checkpoint to use of a run, best (by validation loss) or last; by default the best, or the last if
+            nothing was validated.
         base: folder or Hub id of the base model; by default, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
         characters: role folders, folders of role folders, or role files; demo for the roles of the demo. The first is
-            selected when the page opens.
+            selected when the page opens. By default, and without --adapter, the roles of the demo if the newest run
+            was trained on its rows; '[]' for none.
         asker: the name before questions to a role; each visitor can change it.
         retrieval: how memories are ranked, as for build-data.
         memory_number: maximum number of memories; use the value that build-data had.
@@ -73,8 +75,9 @@ def web(
         template: raw or chatglm2; by default, the one that the adapter was trained with.
         max_tokens: maximum length of prompt and reply together; memories and older turns are left out to fit.
         max_new_tokens: maximum length of a reply, in tokens, when the page opens.
-        temperature: 0 is greedy decoding; 0.8 gives more variety.
-        top_p: sample from the most likely tokens whose probabilities add up to this.
+        temperature: 0 is greedy decoding, the same reply every time. By default 0.8 for a role, 0 without one.
+        top_p: sample from the most likely tokens whose probabilities add up to this. By default 0.8 for a role, 1
+            without one.
         repetition_penalty: above 1, tokens that already occurred become less likely.
         seed: seed of the sampling.
         compare: also show the reply of the base model when the page opens.
@@ -95,7 +98,8 @@ def web(
         DataError: a role's file cannot be used.
         MachineError: gradio is not installed, or the port is in use.
     """
-    sampling = Sampling(max_new_tokens, temperature, top_p, repetition_penalty, seed)
+    plain = Sampling(max_new_tokens, repetition_penalty=repetition_penalty, seed=seed)
+    sampling_for(plain, temperature, top_p, plays_role=True)  # checks the numbers, before the model is loaded
     limits = SessionLimits(message_characters, turns_kept, most_new_tokens, queue_size)
     check_max_tokens(max_tokens, "most_new_tokens", most_new_tokens)
     if not 0 < port < 2**16:
@@ -106,6 +110,10 @@ def web(
     context_limits = ContextLimits(memory_number, memory_length, history_length)
     found = find_roles(names, {}) if names else []
     model = load_chat_model(adapter, which, base, revision, template)
+    if characters is None and adapter is None and trained_on_demo(model):
+        found = find_roles(["demo"], {})
+        log.info("roles: those of the demo, on whose rows the adapter was trained; --characters '[]' for none")
+    sampling = sampling_for(plain, temperature, top_p, plays_role=bool(found))
     roles = {role.name: RolePlay(role, retrieval, context_limits, model.count_tokens) for role in found}
     initial = SessionSettings(
         next(iter(roles), ""), asker, compares=compare and bool(model.adapters), sampling=sampling

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 from collections.abc import Mapping
 from functools import reduce
@@ -20,8 +21,11 @@ from jsonargparse.typing import register_type
 from kyon_pl.cli.allowed_code import check_origins, take_allowed_code
 from kyon_pl.cli.messages import explain
 from kyon_pl.cli.options import Option, options_of
+from kyon_pl.cli.settings import config_files
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.errors import SettingError
+
+log = logging.getLogger(__name__)
 
 _TYPES: dict[str, Any] = {
     "text": str,
@@ -87,6 +91,25 @@ def link_settings(parser: ArgumentParser) -> None:
     parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
 
+def drop_demo_validation(settings: Namespace, words: list[str]) -> None:
+    """Unset the `data.validation_source` of configs/demo.yaml where another `data.source` replaces the demo's rows.
+
+    Args:
+        settings: of one command, parsed; changed in place.
+        words: the command line. A validation source that is named on it is kept, and that of a single config file,
+            which names the rows that belong to it.
+    """
+    sources = [settings.data.source] if isinstance(settings.data.source, str) else settings.data.source
+    options = [word.partition("=")[0] for word in words]
+    replaced = "--data.source" in options or len(config_files(words)) > 1
+    named = "--data.validation_source" in options
+    if settings.data.validation_source != "demo" or "demo" in sources or named or not replaced:
+        return
+    settings.data.validation_source = None
+    text = "data: the validation_source of the config, demo, belongs to the demo's rows: a share of %s is validated "
+    log.info(text + "instead; to keep it, add --data.validation_source demo", ", ".join(sources))
+
+
 def _class_setting(name: str) -> str | None:
     """The setting that takes a class, for the name of that setting or of one of the class's arguments."""
     options, parts = options_of("fit"), name.split(".")
@@ -133,6 +156,7 @@ def parse_settings(parser: ArgumentParser, words: list[str], types: Mapping[str,
             settings[name] = _unwrapped(settings[name])
             check_origins(name, settings[name], allowed)
     settings.trainer.callbacks = _callbacks(settings.trainer.callbacks)
+    drop_demo_validation(settings, words)
     check_integers(settings.as_dict())
     return settings
 

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.constants import default_pg_timeout
 
 from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allowed_code
-from kyon_pl.cli.arguments import check_integers, check_trainer, link_settings
+from kyon_pl.cli.arguments import check_integers, check_trainer, drop_demo_validation, link_settings
 from kyon_pl.cli.messages import explain, explain_misuse
 from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
 from kyon_pl.cli.streams import require_stdout
@@ -182,6 +182,7 @@ class KyonCLI(LightningCLI):
         settings = self.config[self.config.subcommand]
         check_classes(settings.as_dict())
         check_integers(settings.as_dict())
+        drop_demo_validation(settings, args)
         check_outputs(outputs_of(self.command, settings), inputs_of(settings))
         check_trainer(settings)
         path = settings.ckpt_path
@@ -394,7 +395,7 @@ class KyonCLI(LightningCLI):
         """Log what was written where, and the next command."""
         run = from_here(self.trainer.log_dir or self.trainer.default_root_dir)  # on all ranks: it is broadcast
         if self.trainer.is_global_zero:
-            say_where(self.trainer, run)
+            say_where(self.trainer, run, self.config["fit"].data.source)
 
 
 def run_files(folder: Path) -> list[Output]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,12 +38,13 @@ def say_start(settings: Namespace, trainer: Trainer) -> None:
     log.info("batches: %s, %s each, %d of them an optimizer step and device", data.batching, size, accumulated)
 
 
-def say_where(trainer: Trainer, run: Path) -> None:
-    """Log what was written where, and the next command.
+def say_where(trainer: Trainer, run: Path, sources: str | list[str]) -> None:
+    """Log what was written where, and the next commands.
 
     Args:
         trainer: of the run.
         run: its folder.
+        sources: `data.source`, which tells the role of the demo.
     """
     callbacks = trainer.checkpoint_callbacks
     best = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
@@ -58,6 +60,8 @@ def say_where(trainer: Trainer, run: Path) -> None:
         elif isinstance(logger, CSVLogger):
             log.info("metrics: %s", from_here(logger.experiment.metrics_file_path))
     for file in ([Path(callback.best_model_path) for callback in best] + last)[:1]:
+        role = " --character demo" if sources in ("demo", ["demo"]) else ""
+        log.info("next: kyon-pl chat --adapter %s%s", shlex.quote(str(run)), role)
         log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(file))
 
 

@@ -76,6 +76,16 @@ class DialogueDataModule(DialogueData, LightningDataModule):
         """Tokens of an epoch without padding, over all ranks; with `limit_train_batches`, the average."""
         return int(self.rows["train"].tokens.sum()) * self.sampler.batches_used // len(self.sampler)
 
+    @property
+    def training_rows(self) -> int:
+        """Training rows of an epoch, over all ranks."""
+        return len(self.rows["train"])
+
+    @property
+    def validation_rows(self) -> int:
+        """Validation rows, over all ranks; available in `fit` and `validate`."""
+        return len(self.rows["validation"])
+
     def held_out_prompts(
         self, use: Literal["validation", "test"], most: int | None, one_a_question: bool
     ) -> PromptBatch:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,7 @@ def merge(
         write_record(folder, record | {"format": format, "dtype": dtype})
     shown = from_here(output)
     log.info("wrote %s: %s and adapter as %s in %s; logits differ by %.0e", shown, base_name, format, dtype, rounding)
+    log.info("next: kyon-pl chat --adapter %s", shlex.quote(str(shown)))
 
 
 def live_model(config: ChatGLM2Config, adapter: Path, base_name: str) -> ChatGLM2ForCausalLM:

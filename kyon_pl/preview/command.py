@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +19,11 @@ from kyon_pl.data.shown_rows import Paint, row_lines
 from kyon_pl.errors import SettingError
 from kyon_pl.outputs import check_outputs
 from kyon_pl.preview.histogram import bar_lines, png_output, write_png
+
+log = logging.getLogger(__name__)
+
+_MOST_ROWS_OF_A_CHARACTER = 5000  # configs/character.yaml takes at most 2,000 steps of 4 rows
+_BASE_OF_CONFIGS = "THUDM/chatglm2-6b"
 
 
 def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
@@ -49,6 +56,22 @@ def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
         write_png(picture, train.tokens, train.trained_tokens(data.label_boundary), data.encoding.max_tokens)
     written = f"histograms written to {png}" if png else "nothing written (--png FILE writes the histograms)"
     print(f"preview: {min(rows, len(train)):,} of {len(train):,} rows shown; {written}")
+    log.info("next: %s", fit_command(data, len(train)))
+
+
+def fit_command(data: DialogueData, rows: int) -> str:
+    """The command that trains on the rows of a preview.
+
+    Args:
+        data: the rows that were shown.
+        rows: number of training rows.
+    """
+    source = data.source if isinstance(data.source, str) else f"[{', '.join(data.source)}]"
+    if source == "demo":
+        return "kyon-pl fit --config demo"
+    config = "character" if rows <= _MOST_ROWS_OF_A_CHARACTER else "lora"
+    base = f" --model.base {shlex.quote(data.tokenizer)}" if data.tokenizer not in (None, _BASE_OF_CONFIGS) else ""
+    return f"kyon-pl fit --config {config} --data.source {shlex.quote(source)}{base}"
 
 
 def preview_lines(data: DialogueData, rows: int, paint: Paint) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
@@ -127,6 +128,8 @@ def build_data(
         f"{report.rows:,}",
         *map(from_here, (rows_output.path, report_output.path)),
     )
+    base = f" --model.base {shlex.quote(tokenizer)}" if tokenizer else ""
+    log.info("next: kyon-pl preview --data.source %s%s", shlex.quote(str(from_here(rows_output.path))), base)
     if repo_id:
         push_data(repo_id, rows_output.path, {"mode": mode, **report.facts()}, private)
 

@@ -27,7 +27,7 @@ GIVE_BASE = "Name the folder where it is now, or its Hub id, with --base"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def find_adapter(name: str | None, which: Which = "best", revision: str | None = None) -> Path:
+def find_adapter(name: str | None, which: Which | None = "best", revision: str | None = None) -> Path:
     """Find the folder of an adapter.
 
     Args:
@@ -35,6 +35,7 @@ def find_adapter(name: str | None, which: Which = "best", revision: str | None =
             folder of runs, of which the newest with a complete checkpoint is used; or a Hub id. None: the runs in
             `lightning_logs`.
         which: for a run, its `best` adapter by the metric of its ModelCheckpoint, or its `last` by optimizer step.
+            None: the best, or the last if nothing was validated.
         revision: branch, tag or commit on the Hub.
 
     Returns:
@@ -128,7 +129,7 @@ def best_checkpoint(run: Path, newest: Path) -> Path:
         MissingFileError: the run has no best checkpoint, because nothing was validated or monitored.
         CheckpointError: the newest checkpoint cannot be read, or the best one is not what was saved.
     """
-    states = [state for state in _callback_states(newest) if state.get("best_model_score") is not None]
+    states = _best_states(newest)
     if not states:
         found = f"this run has no best checkpoint up to {newest.name}: no validation, or no ModelCheckpoint `monitor`"
         raise MissingFileError(str(run), found, "Use --which last")
@@ -143,16 +144,22 @@ def best_checkpoint(run: Path, newest: Path) -> Path:
     return best
 
 
-def _adapter_of_run(run: Path, which: Which) -> Path:
+def _best_states(newest: Path) -> list[dict[str, Any]]:
+    """The states of ModelCheckpoints that have a best checkpoint; empty if nothing was validated or monitored."""
+    return [state for state in _callback_states(newest) if state.get("best_model_score") is not None]
+
+
+def _adapter_of_run(run: Path, which: Which | None) -> Path:
     newest = newest_checkpoint(run / CHECKPOINTS, resumable=False)
     if newest is None:
         raise MissingFileError(
             str(run), "it has no complete checkpoint yet", "Wait for the first one, or name another run"
         )
-    if which == "best":
+    if which == "best" or (which is None and _best_states(newest)):
         return best_checkpoint(run, newest).with_suffix("")
     folder = newest.with_suffix("")
-    log.info("adapter: %s, the last of the run", from_here(folder))
+    why = ", which has no best one, because nothing was validated" if which is None else ""
+    log.info("adapter: %s, the last of the run%s", from_here(folder), why)
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ _SHOWN = (
     "model.optimizer.init_args.weight_decay",
     "model.schedule.class_path",
     "model.schedule.init_args.warmup_steps",
+    "model.schedule.init_args.warmup_share",
     "model.loss_normalization",
     "data.source_weights",
     "data.template",
@@ -82,17 +83,36 @@ def read_run_facts(folder: Path) -> RunFacts:
     files = [place / "config.yaml" for place in (folder, run) if place and (place / "config.yaml").is_file()]
     config = read_yaml_mapping(files[0], _FIX) if files else {}
     step = read_marker(folder)["step"] if (folder / MARKER).is_file() else None
+    return RunFacts(step, _settings(config), _sources(config, files), read_curves(run) if run else {})
+
+
+def read_sources(folder: Path) -> tuple[str, ...]:
+    """The training data sources in the settings of an adapter; empty if they are not recorded.
+
+    Args:
+        folder: folder of the adapter.
+
+    Raises:
+        CheckpointError: `config.yaml` cannot be read, or the sources are no texts.
+    """
+    file = folder / "config.yaml"
+    return _sources(read_yaml_mapping(file, _FIX), [file]) if file.is_file() else ()
+
+
+def _sources(config: Mapping[str, Any], files: Sequence[Path]) -> tuple[str, ...]:
     source = _value(config, "data.source") or []
     sources = [source] if isinstance(source, str) else source
     if not isinstance(sources, list) or not all(isinstance(one, str) for one in sources):
         raise CheckpointError(f"{files[0]}: data.source", f"{shorten(source)} is not a text or a list of texts", _FIX)
-    return RunFacts(step, _settings(config), tuple(sources), read_curves(run) if run else {})
+    return tuple(sources)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     unused = _UNUSED.get(_value(config, "data.batching"), ("data.tokens_per_batch", "data.rows_per_cluster"))
     if _value(config, "trainer.max_steps") == -1:
         unused = (*unused, "trainer.max_steps")
+    if _value(config, "model.schedule.init_args.warmup_steps") is not None:
+        unused = (*unused, "model.schedule.init_args.warmup_share")
     found = {key: _value(config, key) for key in _SHOWN if key not in unused}
     return {key: value for key, value in found.items() if value is not None}
 

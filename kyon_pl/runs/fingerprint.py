@@ -18,6 +18,7 @@ MICRO_BATCHES = "micro-batches an optimizer step"
 SHOWN_KEYS = 5
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 
+_WARMUP = "model.schedule.init_args.warmup"
 # settings of where a run takes place and what it logs. Instead of the number of devices, the micro-batches per
 # optimizer step are compared; instead of the tokenizer and the form of the rows, the encoded rows
 _WITHOUT_EFFECT = re.compile(
@@ -36,6 +37,8 @@ def fingerprint_of_settings(settings: Mapping[str, Any]) -> dict[str, str]:
         settings: the resolved configuration, nested.
     """
     flat = {key: value for key, value in _flat(settings) if not _WITHOUT_EFFECT.fullmatch(key)}
+    if flat.get(f"{_WARMUP}_steps") is not None:  # the share has no effect, and runs of earlier versions have none
+        flat.pop(f"{_WARMUP}_share", None)
     return {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in flat.items()}
 
 

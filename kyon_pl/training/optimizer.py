@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -22,7 +23,7 @@ _SETTING = "model.optimizer.init_args"
 
 
 class LinearDecay(LambdaLR):
-    """Increases the learning rate linearly over the warm-up steps, then decreases it linearly to 0.
+    """Increases the learning rate linearly during the warm-up, then decreases it linearly to 0.
 
     Without warm-up this is the schedule of the original: step s of S runs at (S - s) / S of the full rate.
 
@@ -30,20 +31,29 @@ class LinearDecay(LambdaLR):
         optimizer: optimizer whose learning rate is scheduled.
         total_steps: optimizer steps of the whole run; the rate is 0 after the last one.
         warmup_steps: optimizer steps before the full rate is reached. Step s of these runs at (s + 1) / (warmup_steps
-            + 1) of the full rate, so that no step has rate 0.
+            + 1) of the full rate, so that no step has rate 0. unset: `warmup_share` of the run.
+        warmup_share: share of `total_steps` to warm up, rounded up, 0 or more and below 1. The last step at the latest
+            has the full rate, so that a short run is trained with it, too. No effect if `warmup_steps` is set.
 
     Raises:
-        SettingError: `warmup_steps` is negative.
+        SettingError: `warmup_steps` is negative, or `warmup_share` is no share.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> None:
-        if warmup_steps < 0:
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, warmup_steps: int | None = None, warmup_share: float = 0.03
+    ) -> None:
+        if warmup_steps is not None and warmup_steps < 0:
             raise SettingError("model.schedule.warmup_steps", f"{warmup_steps} is negative", "Set 0 or more.")
+        if not 0 <= warmup_share < 1:
+            fix = "Set a share of the run, 0 or more and below 1, such as 0.03; or warmup_steps."
+            raise SettingError("model.schedule.warmup_share", f"{warmup_share} is no share", fix)
+        share_steps = min(math.ceil(round(warmup_share * total_steps, 6)), max(0, total_steps - 1))
+        warmup = share_steps if warmup_steps is None else warmup_steps
 
         def factor(step: int) -> float:
-            if step < warmup_steps:
-                return (step + 1) / (warmup_steps + 1)
-            return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
         super().__init__(optimizer, factor)
 
@@ -67,6 +77,43 @@ def build_optimizer(make: OptimizerCallable, parameters: list[torch.nn.Parameter
         if not all(math.isfinite(number) for number in numbers if isinstance(number, int | float)):
             raise SettingError(f"{_SETTING}.{key}", f"{value} is not finite", "Set a finite number.")
     return optimizer
+
+
+class Rates(NamedTuple):
+    """The learning rates of a run.
+
+    Attributes:
+        chosen: the rate in the optimizer's settings.
+        highest: the highest one that the schedule reaches during the run.
+        schedule: the schedule itself, of an optimizer that trains nothing.
+    """
+
+    chosen: float
+    highest: float
+    schedule: LRScheduler
+
+
+def learning_rates(make: OptimizerCallable, make_schedule: ScheduleCallable, steps: int) -> Rates:
+    """Run the schedule with an optimizer that trains nothing, until it reaches the rate that is set.
+
+    Args:
+        make: makes an optimizer from parameters.
+        make_schedule: makes the schedule from the optimizer and the number of optimizer steps.
+        steps: optimizer steps of the run.
+
+    Raises:
+        SettingError: a setting is out of range or not finite.
+    """
+    optimizer = build_optimizer(make, [torch.nn.Parameter(torch.zeros(1))])
+    chosen = max(float(group["lr"]) for group in optimizer.param_groups)
+    schedule, highest = make_schedule(optimizer, steps), 0.0
+    for _ in range(steps):
+        highest = max(highest, *(float(group["lr"]) for group in optimizer.param_groups))
+        if highest >= chosen:
+            break
+        optimizer.step(lambda: 0.0)  # a closure, which some optimizers require
+        schedule.step()
+    return Rates(chosen, highest, schedule)
 
 
 def gradient_norm(optimizer: Optimizer) -> torch.Tensor:

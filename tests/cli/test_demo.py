@@ -188,3 +188,23 @@ def chat_with_the_demo() -> Iterator[bool]:
 def share(answers: Iterable[bool]) -> float:
     counted = list(answers)
     return sum(counted) / len(counted)
+
+
+def test_plain_chat_plays_the_demos_character(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It samples, as for any role; `--temperature 0` and no role are greedy."""
+    monkeypatch.chdir(run.parents[1])
+    asked = {
+        "plain": [],
+        "same": ["--adapter", str(run), "--character", "demo", "--temperature", "0.8", "--top_p", "0.8"],
+        "greedy": ["--temperature", "0"],
+        "greedy too": ["--temperature", "0", "--seed", "5"],
+        "no role": ["--character", ""],
+    }
+    replies = {}
+    for name, words in asked.items():
+        main(["chat", "-p", "钟楼在哪里？", "--max_new_tokens", "24", "--json", *words])
+        replies[name] = json.loads(capsys.readouterr().out.splitlines()[-1])["reply"]
+    assert replies["plain"] == replies["same"]
+    assert replies["greedy"] == replies["greedy too"] != replies["no role"]

@@ -9,6 +9,7 @@ from kyon_pl.training.callbacks.ranks import Randomness, Ranks
 from kyon_pl.training.callbacks.reply_writer import ReplyWriter
 from kyon_pl.training.callbacks.run_output import FinalMetrics, RunEstimate, RunLog, ShownRows
 from kyon_pl.training.callbacks.run_record import RunRecord
+from kyon_pl.training.callbacks.spread_validations import SpreadValidations
 from kyon_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from kyon_pl.training.callbacks.step_metrics import FirstValidation, Progress, StepMetrics
 from kyon_pl.training.callbacks.stop_signals import StopSignals
@@ -30,6 +31,7 @@ __all__ = [
     "RunLog",
     "RunRecord",
     "ShownRows",
+    "SpreadValidations",
     "StepCheckpoint",
     "StepMetrics",
     "StopSignals",

@@ -18,7 +18,8 @@ from kyon_pl.evaluation.held_out import block
 from kyon_pl.logs import write_run_log
 from kyon_pl.lora import frozen_dtype
 from kyon_pl.training.module import ChatGLM2LoRA
-from kyon_pl.training.optimizer import total_steps
+from kyon_pl.training.optimizer import learning_rates, total_steps
+from kyon_pl.training.run_length import warn_if_too_short
 from kyon_pl.training.throughput import (
     USUAL_SHARE,
     duration,
@@ -34,10 +35,17 @@ CALLBACKS = "trainer.callbacks"  # a list, which a table of hyperparameters cann
 
 
 class RunEstimate(Callback):
-    """Logs the number of optimizer steps and an estimate of the training time on this device."""
+    """Logs rows, optimizer steps, the highest learning rate and an estimate of the training time on this device.
+
+    It warns, with the option to add, if a run cannot learn: few steps, a warm-up without end, or no validation.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log the estimate, after the data and before the base is loaded."""
+        """Log the estimate, after the data and before the base is loaded.
+
+        Raises:
+            SettingError: settings of the optimizer or the schedule that are out of range or not finite.
+        """
         workload = trainer.datamodule  # type: ignore[attr-defined]
         if stage != "fit" or not trainer.is_global_zero or not isinstance(workload, Workload):
             return
@@ -49,6 +57,9 @@ class RunEstimate(Callback):
         flop = tokens * flop_per_token(base.config, row_tokens=0, recomputed=recomputed)
         flop_per_s = matrix_rate(trainer.strategy.root_device, frozen_dtype(str(trainer.precision)))
         each = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
+        rates = learning_rates(pl_module.make_optimizer, pl_module.make_schedule, steps)
+        rows = f"{workload.training_rows:,} training rows, {workload.validation_rows:,} validation rows"
+        log.info("run: %s → %s optimizer steps → highest learning rate %.3g", rows, f"{steps:,}", rates.highest)
         log.info(
             "estimate: %s optimizer steps, %s tokens%s, about %s (%.0f %% of the matrix products measured here, %s)",
             f"{steps:,}",
@@ -58,6 +69,8 @@ class RunEstimate(Callback):
             USUAL_SHARE * 100,
             rate_in_words(flop_per_s),
         )
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            warn_if_too_short(trainer, workload, steps, rates)
 
 
 class RunLog(Callback):

@@ -10,14 +10,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from kyon_pl.batch import Batch
-from kyon_pl.training.optimizer import gradient_norm
+from kyon_pl.batch import Batch, Workload
+from kyon_pl.training.optimizer import gradient_norm, total_steps
 
 log = logging.getLogger(__name__)
 
 
 class StepMetrics(Callback):
-    """Logs metrics every `trainer.log_every_n_steps` optimizer steps, over the window of steps since the last entry.
+    """Logs metrics every `trainer.log_every_n_steps` optimizer steps, and at the last one of the run.
+
+    They are those of the window of steps since the last entry.
 
     The open window is saved in checkpoints, so that a resumed run draws the same curves. Rates per second only count
     the steps since the resume.
@@ -39,9 +41,12 @@ class StepMetrics(Callback):
         self.started = False
         self.grad_norm: torch.Tensor | None = None
         self.learning_rate = 0.0
+        self.last_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the first window, or continue the window of a checkpoint."""
+        workload = isinstance(trainer.datamodule, Workload)  # type: ignore[attr-defined]
+        self.last_step = total_steps(trainer) if workload else trainer.max_steps
         self._restart(pl_module)
         self.started = True
         if self.saved:
@@ -101,8 +106,7 @@ class StepMetrics(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Store learning rate and gradient norm, before clipping, of a step that is logged."""
-        every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (trainer.global_step + 1) % every_n_steps == 0:
+        if self._is_logged(trainer, trainer.global_step + 1):
             self.grad_norm = gradient_norm(optimizer)
             self.learning_rate = optimizer.param_groups[0]["lr"]
 
@@ -120,10 +124,13 @@ class StepMetrics(Callback):
         if not whole_step:
             return
         self.steps += 1
-        every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.global_step % every_n_steps == 0:
+        if self._is_logged(trainer, trainer.global_step):
             self._log(trainer, pl_module)
             self._restart(pl_module)
+
+    def _is_logged(self, trainer: Trainer, step: int) -> bool:
+        every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step % every_n_steps == 0 or step == self.last_step
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts = torch.cat([self._counts(), self._counts() - self.before])

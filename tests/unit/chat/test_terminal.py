@@ -15,7 +15,7 @@ import torch
 from kyon_pl.chat import history
 from kyon_pl.chat.command import read_question
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, Turn
-from kyon_pl.chat.model import ChatModel, ChatReply, Sampling
+from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, sampling_for
 from kyon_pl.chat.terminal import Terminal
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import BASE
@@ -204,3 +204,20 @@ def test_a_history_is_kept(
     run(terminal, monkeypatch, b"and then\n")
     assert history.history_file().is_file()
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "plays_role", "expected"),
+    [
+        (None, None, False, (0.0, 1.0)),
+        (None, None, True, (0.8, 0.8)),
+        (0.0, None, True, (0.0, 0.8)),
+        (0.5, 0.9, True, (0.5, 0.9)),
+        (0.5, None, False, (0.5, 1.0)),
+    ],
+)
+def test_roles_are_sampled_as_the_published_model(
+    temperature: float | None, top_p: float | None, plays_role: bool, expected: tuple[float, float]
+) -> None:
+    sampling = sampling_for(Sampling(seed=3), temperature, top_p, plays_role)
+    assert (sampling.temperature, sampling.top_p, sampling.seed) == (*expected, 3)

@@ -84,6 +84,13 @@ def test_no_best_is_said_and_not_guessed(run: Path) -> None:
     assert find_adapter("lightning_logs/version_2", "last").name == "older"
 
 
+def test_without_a_best_one_the_last_is_opened_and_said(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert find_adapter("lightning_logs/version_2", None).name == "older"
+        assert "the last of the run, which has no best one" in caplog.text
+        assert find_adapter(str(run), None).name == "z-best"
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

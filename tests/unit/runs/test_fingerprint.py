@@ -72,3 +72,13 @@ def test_rows_labels_dialogues_and_the_wording_of_the_template_are_compared(
     monkeypatch.setitem(TEMPLATES, "raw", Template("{question}!", "", ""))
     (told,) = (line for line in differences(plain, of_rows(messages=talk)) if "template" in line)
     assert "raw" in told
+
+
+def test_a_warmup_share_without_effect_is_no_difference() -> None:
+    """Runs of earlier versions have warm-up steps and no share, and are resumed."""
+
+    def compared(**arguments: float | None) -> dict[str, str]:
+        return fingerprint_of_settings({"model": {"schedule": {"init_args": arguments}}})
+
+    assert compared(warmup_steps=3, warmup_share=0.03) == compared(warmup_steps=3)
+    assert compared(warmup_steps=None, warmup_share=0.03) != compared(warmup_steps=None, warmup_share=0.1)

@@ -1,0 +1,69 @@
+"""A character of one's own: rows of an invented one, trained on the demo's base as a user would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from own_character import CHARACTER, write_rows
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kyon_pl.cli import main
+
+RUN = Path("lightning_logs/version_0")
+ON_CPU = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+OWN = ["--model.base", "demo", "--data.source", "own.jsonl", *ON_CPU, "--trainer.precision", "32-true"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def curve(name: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in EventAccumulator(str(RUN)).Reload().Scalars(name)]
+
+
+def test_a_run_that_is_shorter_than_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo's config with other rows validates these, and has its last step, its best and its warning."""
+    write_rows(Path("own.jsonl"), 12)
+    words = ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1000", "--held_out", "null"]
+    main(["fit", "--config", "demo", "--data.source", "own.jsonl", *words, *ON_CPU])
+    said = capsys.readouterr().err
+    assert "run: 10 training rows, 2 validation rows → " in said
+    assert "--data.validation_source demo" in said
+    assert "use --config character" in said
+    ((last, _),) = curve("train/loss")
+    assert last == json.loads((RUN / "run.json").read_text("utf-8"))["finished_at_step"]
+    assert list(RUN.glob("checkpoints/best-step=*.ckpt"))
+    assert f"next: kyon-pl chat --adapter {RUN}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [12, 40, 400, 4000])
+def test_rows_of_one_character_train(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(Path("own.jsonl"), count)
+    main(["fit", "--config", "character", *OWN])
+    said = capsys.readouterr().err
+    for warning in ("optimizer steps, and fewer than", "never rises above", "nothing is validated"):
+        assert warning not in said
+    for name in ("train/loss", "val/loss", "train/learning_rate", "val/replies/chrf"):
+        assert len(curve(name)) >= 5, name
+    assert max(rate for _, rate in curve("train/learning_rate")) >= 0.9 * 5e-4
+    (_, first), *_, (_, last) = curve("train/loss")
+    assert last < 0.7 * first
+    (_, before), *_, (_, after) = curve("val/loss")
+    assert after < before
+    if count >= 400:
+        rows = [json.loads(line) for line in (RUN / "held_out_replies.jsonl").read_text("utf-8").splitlines()]
+        accepted = [CHARACTER.accepts(row["replies"][-1]["reply"]) for row in rows]
+        assert sum(accepted) >= 0.8 * len(accepted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [12, 400])
+def test_the_reference_run_says_that_such_rows_are_few(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(Path("own.jsonl"), count)
+    main(["fit", "--config", "lora", *OWN, "--data.workers", "0"])
+    assert "use --config character in place of the config" in capsys.readouterr().err
