@@ -52,7 +52,8 @@ def test_rows_of_the_demos_characters_are_built_and_trained_on(
     output = capsys.readouterr().err
     rows = parquet.read_table(f"{mode}.parquet").to_pylist()
     assert len(rows) == 24 * len(CHARACTERS)
-    assert output.endswith(f"build-data: {len(rows)} rows in {mode}.parquet, report in {mode}.report.txt\n")
+    said = f"build-data: {len(rows)} rows in {mode}.parquet, report in {mode}.report.txt\n"
+    assert output.endswith(f"{said}next: kyon-pl preview --data.source {mode}.parquet\n")
     assert {row["character"] for row in rows} == {speaker.name for speaker in CHARACTERS}
     assert len({row["dialogue"] for row in rows if row["character"] == "Pell"}) == 12
     assert all(row["context"].endswith(f"###{row['question']}") for row in rows)

@@ -109,7 +109,7 @@ def test_report_of_a_failed_run(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "<b>" not in text.partition("## Warnings")[0]
     seen = html.unescape(text)
     assert "NOT FINISHED: curves up to step 4; its last line: stopped at step 3: ValueError: <b>no</b>" in seen
-    assert "config.yaml cannot be read" in seen
+    assert "config.yaml: " in seen
     for file in run.iterdir():
         if file.is_file() and file.name != "run.log":
             file.unlink()
