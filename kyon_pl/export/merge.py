@@ -91,7 +91,9 @@ def merge(
         write_record(folder, record | {"format": format, "dtype": dtype})
     shown = from_here(output)
     log.info("wrote %s: %s and adapter as %s in %s; logits differ by %.0e", shown, base_name, format, dtype, rounding)
-    log.info("next: kyon-pl chat --adapter %s", shlex.quote(str(shown)))
+    folder_word = shlex.quote(str(shown))
+    served = f", or transformers serve {folder_word}" if format == "glm" else ""
+    log.info("next: kyon-pl chat --adapter %s%s", folder_word, served)
 
 
 def live_model(config: ChatGLM2Config, adapter: Path, base_name: str) -> ChatGLM2ForCausalLM:

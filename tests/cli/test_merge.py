@@ -111,7 +111,9 @@ def test_the_last_line_says_where_and_a_second_merge_overwrites_nothing(
     monkeypatch.chdir(tmp_path)
     words = ["merge", "--adapter", str(adapter), "--output", "merged"]
     main(words)
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("wrote merged: demo and adapter as chatglm")
+    *_, wrote, following = capsys.readouterr().err.strip().splitlines()
+    assert wrote.startswith("wrote merged: demo and adapter as chatglm")
+    assert following == "next: kyon-pl chat --adapter merged"
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2
