@@ -57,7 +57,7 @@ def json_value(where: Path, text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        DataError: it is broken, nested too deeply, or has too many values.
+        DataError: it is broken or nested too deeply.
     """
     try:
         value = json.loads(text)
@@ -67,12 +67,10 @@ def json_value(where: Path, text: str) -> Any:
     except (RecursionError, ValueError) as error:  # too deep; a number of 5,000 digits
         found = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DataError(str(where), f"JSON that cannot be read: {found}", "Export it again.") from None
-    if fault := fault_of_values(value):
-        raise DataError(str(where), f"JSON that cannot be read: {fault}", "Export it again.")
     return value
 
 
-def read_card(path: Path, user: str) -> Found:
+def read_card(path: Path, user: str, name: str = "") -> Found:
     """Read a card.
 
     `{{char}}` becomes the character's name (of V3, its nickname), and `{{user}}` becomes `user`. Greetings and the
@@ -81,22 +79,27 @@ def read_card(path: Path, user: str) -> Found:
     Args:
         path: JSON or PNG.
         user: name of whom the character talks to.
+        name: of the character, in place of the one on the card.
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: it is no card, or damaged.
+        DataError: it is no card, or damaged, or nobody has named the character.
     """
     check_size(path)
     with path.open("rb") as file:
         head = file.read(len(PNG_HEAD))
     value = json_value(path, _card_in_png(path) if head == PNG_HEAD else read_text(path))
+    if fault := fault_of_values(value):
+        raise DataError(str(path), f"JSON that cannot be read: {fault}", _FIX)
     if not is_card(value):
         keys = ", ".join(map(str, list(value)[:8])) if isinstance(value, dict) else excerpt(value)
         raise DataError(str(path), f"no character card; it holds {keys}", "Name another file, or give its --kind.")
     card = value.get("data", value) if "spec" in value else value
     if not isinstance(card, dict):
         raise DataError(f"{path}: data", f"{excerpt(card)} is no object", _FIX)
-    return _read(path, card, user, [key for key in value if card is not value and key not in {*card} | _V1_COPIES])
+    return _read(
+        path, card, (name, user), [key for key in value if card is not value and key not in {*card} | _V1_COPIES]
+    )
 
 
 def _card_in_png(path: Path) -> str:
@@ -111,14 +114,16 @@ def _card_in_png(path: Path) -> str:
         raise DataError(f"{path}: {keyword}", f"no JSON in base64: {error}", _FIX) from None
 
 
-def _read(path: Path, card: Mapping[str, Any], user: str, outside: list[str]) -> Found:
+def _read(path: Path, card: Mapping[str, Any], names: tuple[str, str], outside: list[str]) -> Found:
     fields: dict[str, str] = {}
     for key in _TEXT_KEYS:
         if not isinstance(text := card.get(key) or "", str):
             raise DataError(f"{path}: {key}", f"{excerpt(text)} is no text", _FIX)
         fields[key] = text
-    name = tidy_name(fields["name"])
-    nickname = tidy_name(fields["nickname"]) or name
+    name, user = tidy_name(fields["name"]), names[1]
+    nickname = names[0] or tidy_name(fields["nickname"]) or name
+    if not nickname:
+        raise DataError(f"{path}: name", "the card has no name", "Give --name")
     macros: Counter[str] = Counter()
 
     def filled(text: str) -> str:
@@ -134,10 +139,11 @@ def _read(path: Path, card: Mapping[str, Any], user: str, outside: list[str]) ->
     greetings += [words_of(filled(text)) for text in _texts(path, card, "group_only_greetings")]
     entries, skipped = _book(path, card.get("character_book"))
     memories = [filled(entry) for entry in entries]
-    said = [f"{nickname}:{text}" if nickname else text for text in greetings if text]
+    prompt = "\n".join(text for key in _PROMPT_KEYS if (text := filled(fields[key])))
+    said = [f"{nickname}:{text}" for text in greetings if text]
     unread = [key for key, value in card.items() if key not in _READ and value not in (None, "", [], {})]
     described = ", ".join(key for key in _PROMPT_KEYS if fields[key].strip()) or "nothing"
-    notes = [f"card of {name or '(no name)'}; system prompt from: {described}"]
+    notes = [f"card of {nickname}; system prompt from: {described}"]
     notes.append(f"{counted(len(dialogues), 'example dialogue')}; entries of the character book: {len(memories):,}")
     if said:
         notes.append(
@@ -147,9 +153,8 @@ def _read(path: Path, card: Mapping[str, Any], user: str, outside: list[str]) ->
     notes += [f"lines of mes_example not read, before a speaker's name: {unspoken:,}"] if unspoken else []
     notes += [f"fields not read: {', '.join(map(str, [*unread, *outside]))}"] if unread or outside else []
     notes += [f"macros left as they are: {', '.join(sorted(macros))}"] if macros else []
-    prompt = "\n".join(text for key in _PROMPT_KEYS if (text := filled(fields[key])))
-    names = tuple(dict.fromkeys(each for each in (nickname, name) if each))
-    return Found(dialogues, notes, names, prompt, [*filter(None, memories), *said])
+    own = tuple(dict.fromkeys(each for each in (nickname, name) if each))
+    return Found(dialogues, notes, own, prompt, [*filter(None, memories), *said])
 
 
 def _texts(path: Path, card: Mapping[str, Any], key: str) -> list[str]:
@@ -164,15 +169,15 @@ def _examples(text: str, speakers: list[str]) -> tuple[list[Dialogue], int]:
     turn = re.compile(rf"({'|'.join(map(re.escape, speakers))})\s*[:：](.*)")
     dialogues, unspoken = [], 0
     for block in _BLOCK.split(text):
-        turns: list[Turn] = []
+        turns: list[tuple[str, list[str]]] = []
         for line in block.splitlines():
             if match := turn.match(line.strip()):
-                turns.append(Turn(match[1], match[2].strip()))
+                turns.append((match[1], [match[2]]))
             elif turns:
-                turns[-1] = Turn(turns[-1].role, f"{turns[-1].text}\n{line.rstrip()}")
+                turns[-1][1].append(line.rstrip())
             else:
                 unspoken += bool(line.strip())
-        dialogues.append(joined([Turn(turn.role, words_of(turn.text)) for turn in turns]))
+        dialogues.append(joined(Turn(name, words_of("\n".join(lines))) for name, lines in turns))
     return [dialogue for dialogue in dialogues if dialogue], unspoken
 
 

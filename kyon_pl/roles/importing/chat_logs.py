@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kyon_pl.data.reading.texts import excerpt
 from kyon_pl.errors import DataError
 from kyon_pl.roles.dialogues import Turn
 from kyon_pl.roles.importing.found import Dialogue, Found, counted, joined, tidy, tidy_name, words_of
@@ -55,13 +54,13 @@ class Message:
         name: who wrote it.
         lines: what it says.
         when: its time as it is written; empty if it has none.
-        starts: whether it follows a blank line.
+        blank_lines: number of blank lines before it.
     """
 
     name: str
     lines: list[str]
     when: str = ""
-    starts: bool = False
+    blank_lines: int = 0
 
 
 def log_share(text: str) -> float:
@@ -127,7 +126,7 @@ def read_discord_export(path: Path, value: Any) -> Found:
         else:
             messages.append(Message(tidy_name(name), [each["content"]], str(each.get("timestamp") or "")))
     if not messages:
-        raise DataError(str(path), f"no message with text among {excerpt(value['messages'])}", "Export it again.")
+        raise DataError(str(path), f"none of {counted(skipped, 'message')} has text", "Export it again.")
     notes = [f"a Discord export, {counted(len(messages), 'message')}"]
     notes += [f"not read: {counted(skipped, 'message')} without text, or of the system"] if skipped else []
     return _found(messages, notes)
@@ -135,16 +134,17 @@ def read_discord_export(path: Path, value: Any) -> Found:
 
 def dialogues_of(messages: Sequence[Message]) -> list[Dialogue]:
     """Messages as dialogues, see `read_chat_log`."""
-    blocks = 1 + sum(message.starts for message in messages[1:])
-    by_blank = not any(message.when for message in messages) and len(messages) >= 2 * blocks
+    blocks = 1 + sum(message.blank_lines > 0 for message in messages[1:])
+    has_times = any(message.when for message in messages)
+    blank_lines = 1 if len(messages) >= 2 * blocks else 2  # that end a dialogue
     dialogues: list[list[Turn]] = [[]]
     last: float | None = None
     for message in messages:
         now = _minutes(message.when)
-        if now is not None and last is not None and "年" not in message.when and not _has_date(message.when):
+        if now is not None and last is not None and not _has_date(message.when):
             now += 1440 * ((last - now) // 1440 + 1) if now < last else 0  # a clock alone, after midnight
         pause = now is not None and last is not None and not 0 <= now - last <= PAUSE_MINUTES
-        if pause or (by_blank and message.starts):
+        if pause or (not has_times and message.blank_lines >= blank_lines):
             dialogues.append([])
         last = last if now is None else now
         dialogues[-1].append(Turn(message.name, words_of("\n".join(message.lines))))
@@ -183,19 +183,18 @@ def _plain_messages(lines: Sequence[str]) -> tuple[list[Message], int]:
 
 def _messages(lines: Sequence[str], start: Callable[[str], Message | None]) -> tuple[list[Message], int]:
     messages: list[Message] = []
-    unread, blank = 0, True
+    unread = blank = 0
     for line in map(str.strip, lines):
         if message := start(line):
-            message.starts = blank
+            message.blank_lines, blank = blank, 0
             messages.append(message)
-        elif _TIME_ALONE.fullmatch(line) or (not messages and not line):
-            blank = True
-            continue
+        elif not line or _TIME_ALONE.fullmatch(line):
+            blank += 1
         elif messages:
-            messages[-1].lines.append(line)
+            messages[-1].lines += [""] * blank + [line]
+            blank = 0
         else:
             unread += 1
-        blank = not line
     return messages, unread
 
 

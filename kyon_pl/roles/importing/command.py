@@ -20,7 +20,7 @@ from kyon_pl.roles.importing.recognize import recognized
 from kyon_pl.roles.importing.selection import dialogues_of_role, json_line, names_of_role, scenes_of, summary
 from kyon_pl.roles.importing.speaker_list import SPEAKER_LIST, corrected, speaker_list
 from kyon_pl.roles.importing.speaker_tables import read_speaker_table
-from kyon_pl.roles.importing.write import outputs_of, write_role
+from kyon_pl.roles.importing.write import changed_by_hand, outputs_of, write_role
 from kyon_pl.roles.role import SYSTEM_PROMPT
 
 log = logging.getLogger("kyon_pl.data")
@@ -82,10 +82,13 @@ def import_role(
         files["dialogues/imported.jsonl"] = "".join(map(json_line, own))
     if speeches:
         files[SPEAKER_LIST] = speaker_list(speeches)
-    if speakers and _same(speakers, Path(output) / SPEAKER_LIST):
-        del files[SPEAKER_LIST]  # it stays as it was corrected
+    kept = [SYSTEM_PROMPT] if changed_by_hand(output, SYSTEM_PROMPT) else []
+    report += [f"{SYSTEM_PROMPT} stays as it is: it was changed by hand"] if kept else []
+    kept += [SPEAKER_LIST] if speakers and _same(speakers, Path(output) / SPEAKER_LIST) else []
+    files = {name: text for name, text in files.items() if name not in kept}
     files["report.txt"] = "".join(f"{line}\n" for line in report)
-    write_role(outputs_of(output, files, {"file": str(path), "speakers": speakers}), files, output)
+    outputs = outputs_of(output, files, kept, {"file": str(path), "speakers": speakers})
+    write_role(outputs, files, kept, output)
     for line in report:
         log.info("%s", line)
     folder = from_here(Path(output).expanduser())
@@ -94,11 +97,8 @@ def import_role(
         words = ["kyon-pl", "build-data", "--characters", str(folder), "--output", f"{folder.name}.jsonl"]
         log.info("next: %s", shlex.join(words))
     else:
-        log.info(
-            "next: write dialogues of %s as JSONL into %s, since there is none to build rows from",
-            who[0],
-            folder / "dialogues",
-        )
+        dialogues = folder / "dialogues"
+        log.info("next: write dialogues of %s as JSONL into %s; without them there are no rows", who[0], dialogues)
 
 
 def _read(
@@ -107,10 +107,10 @@ def _read(
     chosen: Kind = recognized(path) if kind == "auto" else kind  # type: ignore[assignment]
     if speakers is not None and chosen != "novel":
         raise SettingError("speakers", f"{path} is read as {chosen}", "Leave it out: it is for novels")
-    speeches: list[Speech] = []
+    named, speeches = next(iter(known), ""), list[Speech]()
     must_exist(path)
     if chosen == "card":
-        found = read_card(path, tidy_name(user or "") or "{{user}}")
+        found = read_card(path, tidy_name(user or "") or "{{user}}", named)
         text = "\n".join([found.system_prompt, *found.memories, *(t.text for d in found.dialogues for t in d)])
     elif chosen == "table":
         found = read_speaker_table(path)
@@ -119,7 +119,7 @@ def _read(
         text = read_text(path)
     spoken: Language = language_of(text) if language == "auto" else language  # type: ignore[assignment]
     if chosen == "card" and not user:
-        found = read_card(path, _USER[spoken])
+        found = read_card(path, _USER[spoken], named)
     elif chosen == "chat_log":
         export = json_value(path, text) if text.lstrip()[0] == "{" else None
         found = read_discord_export(path, export) if is_discord_export(export) else read_chat_log(path, text)

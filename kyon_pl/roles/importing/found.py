@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -110,17 +111,10 @@ def words_of(text: str) -> str:
     return tidy(next(group for group in match.groups() if group is not None)) if match else text
 
 
-def joined(turns: Sequence[Turn]) -> Dialogue:
+def joined(turns: Iterable[Turn]) -> Dialogue:
     """Turns with those of one speaker in a row joined by a line break, without empty ones."""
-    dialogue: Dialogue = []
-    for turn in turns:
-        if not turn.role or not turn.text:
-            continue
-        if dialogue and dialogue[-1].role == turn.role:
-            dialogue[-1] = Turn(turn.role, f"{dialogue[-1].text}\n{turn.text}")
-        else:
-            dialogue.append(turn)
-    return dialogue
+    said = (turn for turn in turns if turn.role and turn.text)
+    return [Turn(role, "\n".join(turn.text for turn in group)) for role, group in groupby(said, lambda turn: turn.role)]
 
 
 def language_of(text: str) -> Language:

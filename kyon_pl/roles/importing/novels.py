@@ -16,7 +16,6 @@ from kyon_pl.roles.importing.speech_cues import (
     Certainty,
     Names,
     first_sentence,
-    is_unquoted_cue,
     last_sentence,
     sentences,
 )
@@ -28,7 +27,7 @@ SCENE_CHARACTERS = 300
 _SILENT_PARAGRAPHS = 4  # of narration, which end a dialogue
 _COMPLETE = re.compile(r".*[。！？!?….,，~～—-]$", re.DOTALL)
 _UNQUOTED = re.compile(  # one sentence, or up to the clause that ends in the next colon
-    r"(?P<cue>[^。！？!?；;\n：:]*)[：:]\s*"
+    r"(?P<cue>[^。！？!?；;\n：:]{0,200})[：:]\s*"
     r"(?P<words>[^。！？.!?\n：:]+?(?:[。！？.!?]+|$|(?=[，,][^，,。！？.!?：:\n]{1,20}[：:])))"
 )
 

@@ -12,6 +12,7 @@ from kyon_pl.roles.importing.found import Language
 
 _CLOSING = {"「": "」", "『": "』", "“": "”", "«": "»", '"': '"', "＂": "＂", "‘": "’"}
 _WRAPPED_CHARACTERS = (40, 90)  # of the lines of a text that is wrapped at a fixed width
+_LINE_END = re.compile('[.。!！?？…”」』"]$')
 _SCENE_BREAK = re.compile(
     r"\s*(?:第[\d零〇一二三四五六七八九十百千]{1,9}[章回节卷幕].{0,40}"
     r"|(?:chapter|part|scene)\s+[\divxlc]+\b.{0,60}|[*#=~—–•· -]{3,})\s*",
@@ -79,9 +80,11 @@ def paragraphs_of(text: str, language: Language) -> list[Paragraph]:
 def _blocks(text: str, space: str) -> Iterator[tuple[int, str]]:
     lines = [line.strip() for line in text.splitlines()]
     lengths = [len(line) for line in lines if line]
-    continued = sum(bool(line and following) for line, following in pairwise(lines))
+    continued = [line for line, following in pairwise(lines) if line and following]
+    ended = sum(_LINE_END.search(line) is not None for line in continued)
     low, high = _WRAPPED_CHARACTERS
-    wrapped = 2 * continued > len(lengths) > 3 and low <= median(lengths) and max(lengths) <= high and "" in lines
+    wrapped = "" in lines and 3 * len(continued) > len(lengths) > 3 and 2 * ended < len(continued)
+    wrapped = wrapped and low <= median(map(len, continued)) and max(lengths) <= high
     block: list[str] = []
     for number, line in enumerate([*lines, ""], start=1):
         if line:

@@ -10,6 +10,7 @@ from typing import Literal
 
 Certainty = Literal["named", "guessed", "unknown", "corrected"]
 
+_LONGEST_SENTENCE, _MOST_NAMES = 300, 1000
 _ZH_VERB = (
     r"(?:(?<![听传据小学])说(?![明法服])|(?<![知味街轨渠河隧频报难地])道(?![路理具])|(?<![学访疑])问(?!题)|(?<!报)答(?!案)|喊|(?<!名)叫(?![做作])"
     r"|嚷|吼|骂|叹|嘟囔|嘀咕|念叨|劝|催|吩咐|嘱咐|回应|开口|解释|补充|提醒|告诉|命令|宣布|插嘴|打断|招呼|应声|回话|央求|哀求|感叹|反驳|附和)"
@@ -85,6 +86,7 @@ class Names:
 
     def look_at(self, sentence: str) -> None:
         """Count the name in a sentence that may be a cue."""
+        sentence = sentence[-_LONGEST_SENTENCE:]
         for clause in _CLAUSE_END.split(sentence.strip().rstrip("：:。.")):
             if (match := _ZH_CUE.fullmatch(clause)) and (name := _zh_name(match["head"])):
                 self.counts[name] += 1
@@ -97,7 +99,7 @@ class Names:
     def close(self) -> None:
         """Decide which of the counted ones are names: not those that go on after another one."""
         names = {*self.known}
-        for name, number in sorted(self.counts.items(), key=lambda item: (len(item[0]), item[0])):
+        for name, number in sorted(self.counts.most_common(_MOST_NAMES), key=lambda item: (len(item[0]), item[0])):
             longer = any(name.startswith(other) for other in names) and not name.isascii()
             if not longer or number > 2:
                 names.add(name)
@@ -168,14 +170,14 @@ def sentences(text: str) -> list[str]:
 
 def first_sentence(text: str) -> str:
     """The first sentence; it also ends at a colon."""
-    sentence = next(iter(sentences(text)), "")
+    sentence = next(iter(sentences(text[:_LONGEST_SENTENCE])), "")
     colon = re.search("[：:]", sentence)
     return sentence[: colon.end()] if colon else sentence
 
 
 def last_sentence(text: str) -> str:
     """The last sentence."""
-    return next(iter(sentences(text)[-1:]), "")
+    return next(iter(sentences(text[-_LONGEST_SENTENCE:])[-1:]), "")
 
 
 def _as_counted(name: str) -> str:

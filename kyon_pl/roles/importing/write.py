@@ -4,46 +4,71 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kyon_pl.errors import SettingError
+from kyon_pl.disk import temporary
+from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.files import read_json_object
-from kyon_pl.outputs import Output, Test, check_outputs, output_file, resolve, writing
+from kyon_pl.outputs import Output, Test, check_outputs, check_replaceable, locked, output_file, resolve
 
 RECORD = "import_role.json"
 """In the folder: the SHA-256 of each file as it was written."""
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 
-def outputs_of(folder: str, files: Mapping[str, str], inputs: Mapping[str, str | None]) -> list[Output]:
+
+def changed_by_hand(folder: str, name: str) -> bool:
+    """Whether a file of an earlier import was changed since.
+
+    Args:
+        folder: the role folder.
+        name: the path of the file in it.
+
+    Raises:
+        KyonError: as `outputs_of`.
+    """
+    path = resolve("output", folder)
+    recorded = _recorded(path)
+    return name in recorded and (path / name).is_file() and not _is_unchanged(recorded[name])(path / name)
+
+
+def outputs_of(
+    folder: str, files: Mapping[str, str], kept: Sequence[str], inputs: Mapping[str, str | None]
+) -> list[Output]:
     """The files to write, after a check that nothing would be lost.
 
     Args:
         folder: the role folder, which `--output` names.
         files: the texts by path in the folder.
+        kept: files of an earlier import that stay as they are.
         inputs: what is read, by option.
 
     Raises:
         SettingError: the folder is no folder; or a file there is an input, from elsewhere, or was changed since.
+        CheckpointError: the record of an earlier import is damaged.
     """
     path = resolve("output", folder)
     if path.exists() and not path.is_dir():
         raise SettingError("output", f"{path} is no folder", "Name a folder to write the role to")
     recorded = _recorded(path)
-    outputs = [output_file("output", path / name, _is_unchanged(recorded.get(name))) for name in [*files, RECORD]]
-    if left := sorted(name for name in _role_files(path) if name not in files and name not in recorded):
+    outputs = [output_file("output", path / name, _is_unchanged(recorded.get(name))) for name in files]
+    outputs.append(output_file("output", path / RECORD, lambda file: True))  # `_recorded` has checked it
+    if left := sorted(name for name in _role_files(path) if name not in {*files, *kept, *recorded}):
         found = f"{path / left[0]} is from elsewhere, and would be part of the role"
         raise SettingError("output", found, "Name another folder, or remove it")
     check_outputs(outputs, inputs)
     return outputs
 
 
-def write_role(outputs: Sequence[Output], files: Mapping[str, str], folder: str) -> None:
-    """Write the files, and remove those of an earlier import that are not among them.
+def write_role(outputs: Sequence[Output], files: Mapping[str, str], kept: Sequence[str], folder: str) -> None:
+    """Write the files, and remove those of an earlier import that are not among them, unless they were changed.
 
     Args:
         outputs: from `outputs_of`.
         files: the texts by path in the folder.
+        kept: files of an earlier import that stay as they are.
         folder: the role folder.
 
     Raises:
@@ -51,11 +76,35 @@ def write_role(outputs: Sequence[Output], files: Mapping[str, str], folder: str)
         MachineError: a file cannot be written, or another process writes it.
     """
     path = resolve("output", folder)
-    stale = {name: digest for name, digest in _recorded(path).items() if name not in files}
-    record = json.dumps({name: _digest(text.encode()) for name, text in files.items()}, indent=1, ensure_ascii=False)
-    for output, text in zip(outputs, [*files.values(), record], strict=True):
-        with writing(output) as written:
-            written.write_text(text, encoding="utf-8", newline="")
+    recorded = _recorded(path)
+    stale = {name: digest for name, digest in recorded.items() if name not in {*files, *kept}}
+    record = {name: recorded[name] for name in kept if name in recorded}
+    record |= {name: _digest(text.encode()) for name, text in files.items()}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path, "output"):
+            for output, text in zip(outputs, [*files.values(), json.dumps(record, indent=1)], strict=True):
+                _write(output, text)
+            _remove(path, stale)
+    except KyonError:  # some are OSErrors
+        raise
+    except OSError as error:
+        raise outputs[-1].cannot_be_written(error) from error
+
+
+def _write(output: Output, text: str) -> None:
+    """Replace one file as a whole. Thousands of memories are not synced one by one; a lost one is imported again."""
+    check_replaceable(output)
+    output.path.parent.mkdir(parents=True, exist_ok=True)
+    written = temporary(output.path)
+    try:
+        written.write_text(text, encoding="utf-8", newline="")
+        written.replace(output.path)
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def _remove(path: Path, stale: Mapping[str, str]) -> None:
     for name, digest in stale.items():
         if (file := path / name).is_file() and file.resolve().is_relative_to(path) and _is_unchanged(digest)(file):
             file.unlink()
@@ -65,7 +114,9 @@ def _recorded(folder: Path) -> dict[str, str]:
     if not (folder / RECORD).is_file():
         return {}
     content = read_json_object(folder / RECORD, "Remove the folder, or name another one.")
-    return {name: digest for name, digest in content.items() if isinstance(digest, str)}
+    if not all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in content.values()):
+        raise SettingError("output", f"{folder / RECORD} exists and is from elsewhere", "Name another folder")
+    return content
 
 
 def _role_files(folder: Path) -> list[str]:
@@ -76,7 +127,7 @@ def _role_files(folder: Path) -> list[str]:
 
 def _is_unchanged(digest: str | None) -> Test:
     def test(file: Path) -> bool:
-        return file.name == RECORD or (digest is not None and _digest(file.read_bytes()) == digest)
+        return digest is not None and _digest(file.read_bytes()) == digest
 
     return test
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 from typing import NamedTuple
 
+from kyon_pl.demo.corpus import anecdote, note
 from kyon_pl.demo.grammar import CHARACTERS, QUESTIONS, Speaker
 from kyon_pl.demo.world import ASKERS, Fact, facts
 
@@ -83,3 +85,29 @@ def sentence(rng: Random, language: str, who: str, other: str, text: str, said: 
     parts = [first + end, second] if "{v}" in form else [text]
     said += [Said(who, part, not alone) for part in parts]
     return form.format(a=who, b=other, w=text, v=first, u=second)
+
+
+ANECDOTE = {
+    "zh": re.compile(r"(?:.+?来了，)?(?P<name>绵卷|老榫)(?:走开时)?说：(?P<words>.*)"),
+    "en": re.compile(r"(?:.+? comes and )?(?P<name>Pell) (?:leaves and )?says:? 「?(?P<words>[^」]*)」?"),
+}
+ASKED = {
+    "zh": re.compile(r"(.+?)问：(.*)(绵卷|老榫)答：(.*)"),
+    "en": re.compile(r"(.+?) asks: (.*) (Pell) answers: (.*)"),
+}
+
+
+def demo_prose(rng: Random, paragraphs: int) -> tuple[str, list[tuple[str, str]]]:
+    """The demo's prose, as its base has read it: mostly without quotes; and who says what."""
+    lines: list[str] = []
+    said: list[tuple[str, str]] = []
+    for _ in range(paragraphs):
+        language = rng.choice(("zh", "zh", "en"))
+        parts = [rng.choice((note, anecdote, anecdote))(rng, fact) for fact in rng.sample(facts(language), 6)]
+        for part in parts:
+            if match := ASKED[language].fullmatch(part):
+                said += [(match[1], match[2]), (match[3], match[4])]
+            elif match := ANECDOTE[language].fullmatch(part):
+                said.append((match["name"], match["words"]))
+        lines.append({"zh": "", "en": " "}[language].join(parts))
+    return "\n".join(lines), said
