@@ -16,7 +16,6 @@ from kyon_pl.roles.importing.speech_cues import (
     Certainty,
     Names,
     first_sentence,
-    last_sentence,
     sentences,
 )
 
@@ -154,8 +153,10 @@ def _speeches_in(paragraph: Paragraph, names: Names) -> Iterator[Speech | None]:
             yield None
             continue
         if speaker is None:
-            beat = None if cue else names.subject(last_sentence(before)) or names.subject(first_sentence(after))
-            speaker, certainty = named or beat, "guessed"
+            earlier = (names.subject(sentence) for sentence in reversed(sentences(before)))
+            beat = next((name for name in earlier if name), None)
+            beat = beat or (None if cue else names.subject(first_sentence(after)))
+            speaker, certainty = (named or beat) if cue else (beat or named), "guessed"
         named = speaker or named
         yield Speech(paragraph.line, speaker or "", certainty if speaker else "unknown", quote.words, 0, 0)
     yield from _unquoted(paragraph.line, narration[-1], names)

@@ -18,7 +18,10 @@ _ZH_VERB = (
 _EN_VERB = (
     r"(?:said|says|asked|asks|replied|replies|answered|answers|cried|cries|shouted|shouts|whispered|whispers|called|calls"
     r"|muttered|mutters|murmured|exclaimed|added|adds|continued|continues|yelled|sighed|laughed|snapped|declared|remarked"
-    r"|observed|begged|demanded|inquired|enquired|explained|agreed|insisted|repeated|returned|responded|told|tells|warned)"
+    r"|observed|begged|demanded|inquired|enquired|explained|agreed|insisted|repeated|returned|responded|told|tells|warned"
+    r"|grumbled|began|went on|growled|mumbled|sobbed|giggled|hissed|barked|announced|suggested|admitted|confessed"
+    r"|protested|objected|chimed in|croaked|groaned|gasped|roared|screamed|shrieked|pleaded|wondered|argued|commented"
+    r"|noted|stammered|stuttered|urged|concluded|finished|interrupted|put in|corrected|promised|ordered|commanded)"
 )
 _ZH_CUE = re.compile(rf"(?P<head>.*?){_ZH_VERB}(?:道|着|了|起来|一?声|一句|话)*(?P<tail>[^，,：:]{{0,8}})[，,：:]?\s*")
 _EN_CUE = re.compile(rf"(?P<head>.*?)\b{_EN_VERB}\b(?P<tail>[^,:]{{0,60}})[,:]?\s*", re.IGNORECASE)
@@ -33,19 +36,26 @@ _ZH_LEADING = re.compile(
 )
 _ZH_TRAILING = re.compile(
     r"(?:[^\s]着|[^\s]{2}地|微|连忙|急忙|赶紧|立刻|马上|又|也|就|便|才|再|忽然|突然|[轻低大高小柔朗沉]声|冷冷|笑|微笑|哈哈|一笑|摇摇?头"
-    r"|点点?头|叹气|继续|接着|开口|慢慢|悄悄|只|都|还|则|不禁|不由得|[对向跟朝给和冲][^，]{1,4}|抬起?头|转身|回头|先|这才|回|笑了|忙|大|反)$"
+    r"|点点?头|叹气|继续|接着|开口|慢慢|悄悄|只|都|还|则|不禁|不由得|[对向跟朝给和冲][^，]{1,4}|抬起?头|转身|回头|先|在[^，]{1,4}|这才|回|笑了|忙|大|反)$"
 )
 _ZH_TO = re.compile("[对向跟朝给和冲]")
 _ZH_PRONOUN = re.compile(
     r"(?:我们?|你们?|您|他们?|她们?|它们?|大家|众人|有人|对方|那人|这人|谁|自己|人们|二人|两人|一人|别人)"
 )
+_ZH_NO_NAME = re.compile(
+    "[着了过]|[地得的]$|^(?:这|那|有|没|不|今|明|昨|一|在|从|如|因|虽|就|当|正|只|还|也|都|什|怎|为|老[师是实早]|小[心声时])"
+)
+_ZH_FAMILIAR = re.compile(r"[阿老小][\u4e00-\u9fff]")
 _ZH_NAME = re.compile(r"[\u4e00-\u9fff]{2,4}|[\u4e00-\u9fff]{1,6}·[\u4e00-\u9fff]{1,8}")
 _EN_PRONOUN = re.compile(r"\b(?:I|you|he|she|it|we|they|someone|somebody|one)\b", re.IGNORECASE)
 _EN_NAME = (
     r"(?:(?:Mr|Mrs|Ms|Dr|St)\.? |(?:Old|Young|Aunt|Uncle|Captain|Lady|Lord|Sir|Miss|Mother|Father|Master) )?"
     r"[A-Z][\w’'-]*\w(?: [A-Z][\w-]+)?"
 )
-_EN_SAID_NAME = re.compile(rf"^\s*,?\s*{_EN_VERB}\s+(?P<name>{_EN_NAME}|[Tt]he [a-z]+(?: [a-z]+)?)(?=[\s,.;:]|$)")
+_EN_ADJECTIVE = "(?:(?:old|young|little|poor|good|dear) )?"
+_EN_SAID_NAME = re.compile(
+    rf"^\s*,?\s*{_EN_VERB}\s+{_EN_ADJECTIVE}(?P<name>{_EN_NAME}|[Tt]he [a-z]+(?: [a-z]+)?)(?=[\s,.;:]|$)"
+)
 _EN_NAME_SAID = re.compile(
     rf"(?P<name>{_EN_NAME}|[Tt]he [a-z]+)(?:,[^,]*,)?(?:\s+\w+ly|\s+then|\s+only)?\s+{_EN_VERB}\b"
 )
@@ -80,16 +90,24 @@ class Names:
     """
 
     def __init__(self, known: Iterable[str]) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # of names directly before or after a verb, at the start of a sentence
+        self.later: Counter[str] = Counter()  # of those after a comma: 喘着气 of 石头跑来，喘着气说
+        self.starts: Counter[str] = Counter()  # of the first two and three characters of sentences with a verb
         self.known = [name for name in known if name]
         self._pattern = re.compile("(?!)")
+        self._full: dict[str, str] = {}
 
     def look_at(self, sentence: str) -> None:
         """Count the name in a sentence that may be a cue."""
-        sentence = sentence[-_LONGEST_SENTENCE:]
-        for clause in _CLAUSE_END.split(sentence.strip().rstrip("：:。.")):
-            if (match := _ZH_CUE.fullmatch(clause)) and (name := _zh_name(match["head"])):
-                self.counts[name] += 1
+        sentence = sentence[-_LONGEST_SENTENCE:].strip("，, \n")
+        clauses = _CLAUSE_END.split(sentence.rstrip("：:。."))
+        for place, clause in enumerate(clauses):
+            if match := _ZH_CUE.fullmatch(clause):
+                if name := _zh_name(match["head"]):
+                    (self.later if place else self.counts)[name] += 1
+                elif place or match["head"]:
+                    start = _ZH_LEADING.sub("", clauses[0].strip())
+                    self.starts.update(start[:length] for length in (2, 3) if _ZH_NAME.fullmatch(start[:length]))
         for pattern in (_EN_SAID_NAME, _EN_NAME_SAID):
             for match in pattern.finditer(sentence):
                 name = _as_counted(match["name"])
@@ -97,13 +115,23 @@ class Names:
                     self.counts[name] += 1
 
     def close(self) -> None:
-        """Decide which of the counted ones are names: not those that go on after another one."""
+        """Decide which of the counted ones are names."""
+        for name, number in self.later.items():
+            if name in self.counts or self.starts[name[:2]] or self.starts[name[:3]]:
+                self.counts[name] += number
+        for start, number in self.starts.items():
+            is_familiar = _ZH_FAMILIAR.fullmatch(start) is not None
+            if (number > 1 or is_familiar) and not _ZH_NO_NAME.search(start) and not _ZH_PRONOUN.match(start):
+                self.counts[start] += number
         names = {*self.known}
         for name, number in sorted(self.counts.most_common(_MOST_NAMES), key=lambda item: (len(item[0]), item[0])):
             longer = any(name.startswith(other) for other in names) and not name.isascii()
-            if not longer or number > 2:
+            if not longer or number > max(2, max(self.counts[other] for other in names if name.startswith(other))):
                 names.add(name)
-        ordered = sorted(map(re.escape, names), key=len, reverse=True)
+        last = Counter(name.split(" ")[-1] for name in names if name[:1].isupper())
+        full = {name.split(" ")[-1]: name for name in names if " " in name and name[:1].isupper()}
+        self._full = {short: name for short, name in full.items() if last[short] == 1}  # Ferris: Captain Ferris
+        ordered = sorted(map(re.escape, names | {*self._full}), key=len, reverse=True)
         bounded = [rf"\b{re.sub('^the', '[Tt]he', name)}\b" if name.isascii() else name for name in ordered]
         self._pattern = re.compile("|".join(bounded) or "(?!)")
 
@@ -120,7 +148,7 @@ class Names:
         if not found:
             return None
         at_end = found[-1].end() == len(text.rstrip())
-        return _as_counted(found[-1 if at_end else 0][0])
+        return self._name(found[-1 if at_end else 0])
 
     def before(self, narration: str) -> Cue | None:
         """The cue at the end of the text before a quote."""
@@ -151,8 +179,8 @@ class Names:
         has_colon = sentence.rstrip().endswith((":", "："))
         if match := re.match(rf"\s*,?\s*{_EN_VERB}\b", sentence):
             rest = sentence[match.end() :]
-            named = self._pattern.match(rest.lstrip()) or (self._pattern.search(rest) if "," not in rest else None)
-            return Cue(_as_counted(named[0]) if named else None, has_colon)
+            named = self._pattern.search(rest.partition(",")[0])
+            return Cue(self._name(named) if named else None, has_colon)
         earlier = ""
         for clause in re.split(r"(?<=[，,、])", sentence.lstrip("，, "))[:2]:
             if match := _cue(clause.rstrip("。.！!？?；;")):
@@ -161,6 +189,10 @@ class Names:
                 return Cue(None if pronoun else self.subject(head), has_colon)
             earlier += clause
         return None
+
+    def _name(self, match: re.Match[str]) -> str:
+        name = _as_counted(match[0])
+        return self._full.get(name, name)
 
 
 def sentences(text: str) -> list[str]:
@@ -199,4 +231,5 @@ def _zh_name(head: str) -> str | None:
     while (shorter := _ZH_TRAILING.sub("", head)) != head and len(shorter) != 1:  # 老大 stays
         head = shorter
     is_name = _ZH_NAME.fullmatch(head) and not _ZH_PRONOUN.match(head) and not _ZH_TO.match(head)
+    is_name = is_name and not _ZH_NO_NAME.search(head)
     return head if is_name else None
