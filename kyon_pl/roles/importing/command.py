@@ -20,7 +20,7 @@ from kyon_pl.roles.importing.recognize import recognized
 from kyon_pl.roles.importing.selection import dialogues_of_role, json_line, names_of_role, scenes_of, summary
 from kyon_pl.roles.importing.speaker_list import SPEAKER_LIST, corrected, speaker_list
 from kyon_pl.roles.importing.speaker_tables import read_speaker_table
-from kyon_pl.roles.importing.write import changed_by_hand, outputs_of, write_role
+from kyon_pl.roles.importing.write import changed_by_hand, check_folder, outputs_of, write_role
 from kyon_pl.roles.role import SYSTEM_PROMPT
 
 log = logging.getLogger("kyon_pl.data")
@@ -62,6 +62,7 @@ def import_role(
         DataError: a file is damaged or of another kind, or nothing is said in it.
         SettingError: no speaker has this name, or it has to be named; the output has files from elsewhere.
     """
+    check_folder(output)
     path = Path(file).expanduser()
     known = [each for each in map(tidy_name, [name or "", *aliases]) if each]
     found, kind, speeches, language, text = _read(path, kind, language, known, user, speakers)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from kyon_pl.errors import DataError
@@ -16,6 +17,7 @@ from kyon_pl.roles.importing.speech_cues import (
     Certainty,
     Names,
     first_sentence,
+    last_sentence,
     sentences,
 )
 
@@ -23,6 +25,7 @@ NOBODY = {"zh": "某人", "en": "Someone"}
 """The speaker of words that nobody is found for, so that the turns around them are not joined."""
 
 SCENE_CHARACTERS = 300
+_NEAR = 8  # speeches among which the two who speak in turn are searched
 _SILENT_PARAGRAPHS = 4  # of narration, which end a dialogue
 _COMPLETE = re.compile(r".*[。！？!?….,，~～—-]$", re.DOTALL)
 _UNQUOTED = re.compile(  # one sentence, or up to the clause that ends in the next colon
@@ -64,6 +67,9 @@ def read_speeches(text: str, language: Language, known: Sequence[str] = ()) -> t
     paragraphs = paragraphs_of(text, language)
     names = Names(known)
     for paragraph in paragraphs:
+        for place, part in enumerate(paragraph.narration() if paragraph.quotes else []):
+            names.look_beside(first_sentence(part) if place else "")
+            names.look_beside(last_sentence(part) if place < len(paragraph.quotes) else "")
         for part in paragraph.narration():
             for sentence in sentences(part):
                 names.look_at(sentence.partition("：")[0].partition(":")[0])
@@ -180,26 +186,29 @@ def _alternating(speeches: list[Speech]) -> list[Speech]:
     found = list(speeches)
     for index, speech in enumerate(found):
         if not speech.speaker:
-            found[index] = _guessed(speech, found[max(index - 2, 0) : index][::-1])
+            found[index] = _guessed(speech, found[max(index - _NEAR, 0) : index][::-1])
     for index in reversed(range(len(found))):
         if not found[index].speaker:
-            found[index] = _guessed(found[index], found[index + 1 : index + 3])
+            found[index] = _guessed(found[index], found[index + 1 : index + 1 + _NEAR])
     return found
 
 
 def _guessed(speech: Speech, near: Sequence[Speech]) -> Speech:
-    """A speech by the second next speaker, if it is another than the next one, in the same scene.
+    """A speech by the other one of the two who speak near it, or by who speaks in the same paragraph.
 
     Args:
         speech: of nobody.
-        near: the two speeches before it, or after it, the nearer one first.
+        near: the speeches before it, or after it, the nearest one first.
     """
-    if len(near) < 2 or any(other.scene != speech.scene or not other.speaker for other in near):
+    in_scene = list(takewhile(lambda other: other.speaker and other.scene == speech.scene, near))
+    if not in_scene:
         return speech
-    nearer, other = near
-    if speech.paragraph == nearer.paragraph or nearer.speaker == other.speaker:
+    nearest = in_scene[0]
+    others = [other.speaker for other in in_scene if other.speaker != nearest.speaker]
+    if speech.paragraph != nearest.paragraph and not others:
         return speech
-    return replace(speech, speaker=other.speaker, certainty="guessed")
+    speaker = nearest.speaker if speech.paragraph == nearest.paragraph else others[0]
+    return replace(speech, speaker=speaker, certainty="guessed")
 
 
 def _dialogues(speeches: Sequence[Speech], language: Language) -> list[Dialogue]:

@@ -25,7 +25,9 @@ _EN_VERB = (
 )
 _ZH_CUE = re.compile(rf"(?P<head>.*?){_ZH_VERB}(?:道|着|了|起来|一?声|一句|话)*(?P<tail>[^，,：:]{{0,8}})[，,：:]?\s*")
 _EN_CUE = re.compile(rf"(?P<head>.*?)\b{_EN_VERB}\b(?P<tail>[^,:]{{0,60}})[,:]?\s*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<=[。！？!?；;…])|(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bMs)(?<!\bSt)(?<=\.)(?=\s|$)")
+_SENTENCE_END = re.compile(
+    r"(?<=[。！？!?；;…])|(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bMs\.)(?<!\bSt\.)(?<=\.)(?=\s|$)"
+)
 _CLAUSE_END = re.compile(r"[，,、]")
 _ZH_OBJECT = re.compile(r"(?:[对向跟朝给替和与同为冲]|告诉|问|看着|望着|盯着|拉着|看了看|喊|叫|谢)$")
 _EN_OBJECT = re.compile(
@@ -92,22 +94,23 @@ class Names:
     def __init__(self, known: Iterable[str]) -> None:
         self.counts: Counter[str] = Counter()  # of names directly before or after a verb, at the start of a sentence
         self.later: Counter[str] = Counter()  # of those after a comma: 喘着气 of 石头跑来，喘着气说
-        self.starts: Counter[str] = Counter()  # of the first two and three characters of sentences with a verb
+        self.starts: Counter[str] = Counter()  # of the first two and three characters of sentences beside a quote
         self.known = [name for name in known if name]
         self._pattern = re.compile("(?!)")
         self._full: dict[str, str] = {}
+
+    def look_beside(self, sentence: str) -> None:
+        """Count the start of a sentence beside a quote, which may be a name."""
+        start = _ZH_LEADING.sub("", sentence.strip("，, \n")[:20])
+        self.starts.update(start[:length] for length in (2, 3) if _ZH_NAME.fullmatch(start[:length]))
 
     def look_at(self, sentence: str) -> None:
         """Count the name in a sentence that may be a cue."""
         sentence = sentence[-_LONGEST_SENTENCE:].strip("，, \n")
         clauses = _CLAUSE_END.split(sentence.rstrip("：:。."))
         for place, clause in enumerate(clauses):
-            if match := _ZH_CUE.fullmatch(clause):
-                if name := _zh_name(match["head"]):
-                    (self.later if place else self.counts)[name] += 1
-                elif place or match["head"]:
-                    start = _ZH_LEADING.sub("", clauses[0].strip())
-                    self.starts.update(start[:length] for length in (2, 3) if _ZH_NAME.fullmatch(start[:length]))
+            if (match := _ZH_CUE.fullmatch(clause)) and (name := _zh_name(match["head"])):
+                (self.later if place else self.counts)[name] += 1
         for pattern in (_EN_SAID_NAME, _EN_NAME_SAID):
             for match in pattern.finditer(sentence):
                 name = _as_counted(match["name"])
@@ -119,9 +122,11 @@ class Names:
         for name, number in self.later.items():
             if name in self.counts or self.starts[name[:2]] or self.starts[name[:3]]:
                 self.counts[name] += number
+        beside_verbs = {*self.counts}
         for start, number in self.starts.items():
-            is_familiar = _ZH_FAMILIAR.fullmatch(start) is not None
-            if (number > 1 or is_familiar) and not _ZH_NO_NAME.search(start) and not _ZH_PRONOUN.match(start):
+            is_part = start not in beside_verbs and any(name.startswith(start) for name in beside_verbs)
+            enough = number > 1 or _ZH_FAMILIAR.fullmatch(start) is not None
+            if enough and not is_part and not _ZH_NO_NAME.search(start) and not _ZH_PRONOUN.match(start):
                 self.counts[start] += number
         names = {*self.known}
         for name, number in sorted(self.counts.most_common(_MOST_NAMES), key=lambda item: (len(item[0]), item[0])):

@@ -19,6 +19,18 @@ RECORD = "import_role.json"
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
+def check_folder(folder: str) -> Path:
+    """The path of the role folder, after a check that it is no file.
+
+    Raises:
+        SettingError: it is one, or no path of this machine.
+    """
+    path = resolve("output", folder)
+    if path.exists() and not path.is_dir():
+        raise SettingError("output", f"{path} is no folder", "Name a folder to write the role to")
+    return path
+
+
 def changed_by_hand(folder: str, name: str) -> bool:
     """Whether a file of an earlier import was changed since.
 
@@ -49,9 +61,7 @@ def outputs_of(
         SettingError: the folder is no folder; or a file there is an input, from elsewhere, or was changed since.
         CheckpointError: the record of an earlier import is damaged.
     """
-    path = resolve("output", folder)
-    if path.exists() and not path.is_dir():
-        raise SettingError("output", f"{path} is no folder", "Name a folder to write the role to")
+    path = check_folder(folder)
     recorded = _recorded(path)
     outputs = [output_file("output", path / name, _is_unchanged(recorded.get(name))) for name in files]
     outputs.append(output_file("output", path / RECORD, lambda file: True))  # `_recorded` has checked it
