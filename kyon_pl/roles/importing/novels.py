@@ -175,7 +175,7 @@ def _stands_alone(before: str, words: str, index: int) -> bool:
 
 def _unquoted(line: int, narration: str, names: Names) -> Iterator[Speech]:
     """Speech without quotes: a name, a speech verb, a colon, and one sentence."""
-    for match in _UNQUOTED.finditer(narration):
+    for match in _UNQUOTED.finditer(narration) if ":" in narration or "：" in narration else ():
         cue, words = names.before(f"{match['cue'].lstrip('，, ')}:"), match["words"].strip()
         if words and cue and cue.name:
             yield Speech(line, cue.name, "guessed", words, 0, 0)

@@ -29,7 +29,7 @@ _SENTENCE_END = re.compile(
     r"(?<=[。！？!?；;…])|(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bMs\.)(?<!\bSt\.)(?<=\.)(?=\s|$)"
 )
 _CLAUSE_END = re.compile(r"[，,、]")
-_ZH_OBJECT = re.compile(r"(?:[对向跟朝给替和与同为冲]|告诉|问|看着|望着|盯着|拉着|看了看|喊|叫|谢)$")
+_ZH_OBJECT = re.compile(r"(?:[对向跟朝给替和与同为冲]|告诉|问|看着|望着|盯着|拉着|看了看|喊|叫|谢|见|让|请)$")
 _EN_OBJECT = re.compile(
     r"\b(?:to|at|with|for|of|from|after|beside|behind|toward|towards|by|told|asked)\s+$", re.IGNORECASE
 )
@@ -164,6 +164,8 @@ class Names:
         has_colon = sentence.rstrip().endswith((":", "："))
         match = _cue(clauses[-1])
         if not match or (match["tail"].strip() and not sentence.rstrip().endswith((":", "：", ",", "，"))):
+            return None
+        if sentence.rstrip().endswith("叫"):  # 管这种雪叫“棉被雪”
             return None
         head = match["head"]
         inverted = re.search("[A-Za-z]", match[0]) and not head.strip(" ,")  # `said Pell,` between two quotes
