@@ -94,12 +94,12 @@ def import_role(
         log.info("%s", line)
     folder = from_here(Path(output).expanduser())
     log.info("import-role: %s in %s", who[0], folder)
-    if own:
+    if any(turn.role in who for dialogue in own for turn in dialogue[1:]):  # an answer, so a row
         words = ["kyon-pl", "build-data", "--characters", str(folder), "--output", f"{folder.name}.jsonl"]
         log.info("next: %s", shlex.join(words))
     else:
         dialogues = folder / "dialogues"
-        log.info("next: write dialogues of %s as JSONL into %s; without them there are no rows", who[0], dialogues)
+        log.info("next: write dialogues in which %s answers as JSONL into %s; they become rows", who[0], dialogues)
 
 
 def _read(

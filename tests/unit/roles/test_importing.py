@@ -218,6 +218,12 @@ def test_the_command_takes_the_file_first(capsys: pytest.CaptureFixture[str]) ->
     assert said[-1] == "next: kyon-pl build-data --characters 'roles/绵卷' --output '绵卷.jsonl'"
 
 
+def test_a_role_that_answers_nothing_is_not_sent_to_build_data(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    import_role(write("log.txt", b"Bo: Hello?\nAda: Hello.\n"), "roles/Bo")
+    assert caplog.messages[-1].startswith("next: write dialogues in which Bo answers")
+
+
 def test_two_columns_without_names_are_speaker_and_words() -> None:
     import_role(write("lines.csv", table("", ";", slice(1, None)).encode()), "out", name="绵卷")
     assert dialogues("out")[0][0] == ("小满", "钟楼在哪里？")
