@@ -39,6 +39,10 @@ COMMANDS = {
         "chat on a page in the browser, needs kyon-pl[web]:  kyon-pl web --characters roles",
         "kyon_pl.cli.tools:run_web",
     ),
+    "import-role": (
+        "make a role from a card, chat log, table or novel:  kyon-pl import-role card.png --output roles/bo",
+        "kyon_pl.cli.tools:run_import_role",
+    ),
     "build-data": (
         "make rows from dialogues and role folders:  kyon-pl build-data --characters roles/bo --output rows.parquet",
         "kyon_pl.cli.tools:run_build_data",

@@ -97,6 +97,14 @@ def add_doctor_options(parser: ArgumentParser) -> None:
     )
 
 
+def run_import_role(words: list[str]) -> None:
+    """Run `import-role` with its options; the file comes before them."""
+    from kyon_pl.roles.importing.command import import_role
+
+    is_first = len(words) > 1 and not words[1].startswith("-")
+    run_function(import_role, [words[0], "--file", *words[1:]] if is_first else words)
+
+
 def run_build_data(words: list[str]) -> None:
     """Run `build-data` with its options."""
     from kyon_pl.roles.build import build_data

@@ -41,13 +41,15 @@ INPUTS = {
     "adapter": ("adapter/adapter_config.json", "adapter"),
     "base": ("base/config.json", "base"),
     "password_file": ("settings.yaml", None),
+    "file": ("log.txt", None),
+    "speakers": ("speakers.csv", None),
     "config": ("settings.yaml", None),
 }
 READ_ONLY_COMMANDS = ("chat", "web", "push", "doctor")  # a conversation, the Hub and the terminal get what they write
 NO_PATHS = {
     *("data.context_column", "data.name", "data.revision", "data.split", "data.target_column", "data.template"),
     *("data.test_split", "data.validation_split", "model.revision", "revision", "template", "tokenizer_revision"),
-    *("asker", "character", "commit_message", "host", "prompt", "push", "repo_id", "system"),
+    *("aliases", "asker", "character", "commit_message", "host", "name", "prompt", "push", "repo_id", "system", "user"),
     *("allow_patterns", "delete_patterns", "ignore_patterns"),
     *("trainer.accelerator", "trainer.devices", "trainer.gradient_clip_algorithm", "trainer.max_time"),
     *("trainer.model_registry", "trainer.profiler", "trainer.strategy", "trainer.val_check_interval"),
@@ -97,6 +99,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("roles/Bo/system_prompt.txt").write_text("You are Bo.")
     turns = [{"role": "Al", "text": "Hello?"}, {"role": "Bo", "text": "Hello, Al."}]
     Path("dialogues.jsonl").write_text(json.dumps({"dialogue": turns}) + "\n")
+    Path("log.txt").write_text("Al: Hello?\nBo: Hello, Al.\n")
+    Path("speakers.csv").write_text("line,speaker,certainty,words\n")
     torch.save({"state_dict": {}}, "step=1.ckpt")
     Path("settings.yaml").write_text("{}\n")
     return tmp_path
