@@ -235,6 +235,8 @@ class ChatGLM2Attention(nn.Module):""",
         "(which is None and _best_states(newest))",
         "which is None",
         "tests/unit/runs/test_adapters.py::test_without_a_best_one_the_last_is_opened_and_said",
+    ),
+    Guard(
         "a checksum of a PNG is checked",
         "roles/importing/png.py",
         "if zlib.crc32(kind + content) !=",
