@@ -27,7 +27,7 @@ def attack(*words: str) -> None:
 
 
 def test_some_attacks_by_chance() -> None:
-    attack("--draw", "20", "--processes", "1")
+    attack("--draw", "12", "--processes", "1")
 
 
 @pytest.mark.slow
