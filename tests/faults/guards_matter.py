@@ -594,14 +594,14 @@ OUTPUTS = [
         "cli/lightning_cli.py",
         "        check_outputs(outputs_of(self.command, settings), inputs_of(settings))\n",
         "",
-        "tests/cli/test_outputs.py::test_an_output_is_no_input[fit-data.bad_rows_file]",
+        "tests/cli/test_output_options.py::test_an_output_is_no_input[fit-data.bad_rows_file]",
     ),
     Guard(
         "a run in a folder that exists replaces no config from elsewhere",
         "cli/lightning_cli.py",
         "            check_outputs(run_files(folder), inputs_of(self.config[str(self.subcommand)]))\n",
         "",
-        "tests/cli/test_outputs.py::test_a_run_without_a_folder_of_its_own_keeps_the_config_it_was_given",
+        "tests/cli/test_output_options.py::test_a_run_without_a_folder_of_its_own_keeps_the_config_it_was_given",
     ),
     Guard(
         "a checkpoint replaces no folder from elsewhere",
