@@ -167,7 +167,7 @@ def test_tree_names_what_is_there() -> None:
 def test_named_tests_and_pictures_exist() -> None:
     named = re.findall(r"`(tests/[\w/.]+\.py)`", README)
     assert len(named) > 10
-    named += re.findall(r"\]\((docs/[^)]+)\)", README)
+    named += re.findall(r"\]\((docs/[^)#]+)", README)
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
