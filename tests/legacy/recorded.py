@@ -23,7 +23,17 @@ FORMATS = ("chatglm", "glm")
 
 def chat_words(adapter: str, question: str) -> list[str]:
     """The command that asks one of `QUESTIONS`."""
-    return ["chat", "--adapter", adapter, *QUESTIONS[question], "--max_new_tokens", "32", "--json"]
+    return [
+        "chat",
+        "--adapter",
+        adapter,
+        *QUESTIONS[question],
+        "--max_new_tokens",
+        "32",
+        "--temperature",
+        "0",
+        "--json",
+    ]
 
 
 def merge_words(format: str, output: str) -> list[str]:
