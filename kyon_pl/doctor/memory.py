@@ -145,14 +145,21 @@ def memory_estimate(config: ChatGLM2Config, settings: MemorySettings) -> MemoryE
     saved_per_layer = layer_saved_bytes(config, settings)
     checkpointed = checkpointed_layers(settings.checkpointing, layers)
     inputs = checkpointed * batch.total * config.hidden_size * settings.compute_bytes
+    if checkpointed == layers:
+        not_computed, freed, in_last_layer = 0, inputs // layers, 0
+    else:
+        not_computed = unsaved_in_last_layer_bytes(config, settings)
+        freed = saved_per_layer - not_computed
+        in_last_layer = score_gradient_bytes(config, settings)
     return MemoryEstimate(
         frozen_weights=frozen_bytes(config, settings),
         adapter=adapter_bytes(config, settings),
         workspace=WORKSPACE_BYTES if settings.device_type == "cuda" else 0,
         mask=mask_bytes(settings),
-        saved=inputs + (layers - checkpointed) * saved_per_layer,
+        saved=inputs + (layers - checkpointed) * saved_per_layer - not_computed,
         recomputed=saved_per_layer if checkpointed else 0,
-        layer_gradients=layer_gradient_bytes(config, settings),
+        # the last layer has little to compute, and what is kept for it is freed before the others have their peak
+        layer_gradients=max(in_last_layer, layer_gradient_bytes(config, settings) - freed),
         head=head_bytes(config, settings),
         validation=validation_bytes(config, settings),
     )
@@ -236,14 +243,36 @@ def layer_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
     Compiled, a norm saves its input in the compute precision, and the activated gate is recomputed. The frozen linear
     layers save nothing. The first layer saves slightly less, because its input needs no gradient.
     """
-    ffn, h = config.ffn_hidden_size, settings.compute_bytes
-    norms = 2 * ((h if settings.compiled else FLOAT32_BYTES) * config.hidden_size + FLOAT32_BYTES)
-    mask = 0 if not settings.lora.lora_dropout else 1 if settings.device_type == "cuda" else FLOAT32_BYTES
     wrapped = lora_targets(config, settings.lora)
-    lora = sum(h * (inputs + settings.lora.r) + mask * inputs for inputs, _ in wrapped)
-    rotation = settings.training.slots * h * config.kv_channels
-    swiglu = (2 if settings.compiled else 3) * h * ffn
-    return settings.training.total * (norms + lora + swiglu) + rotation + attention_saved_bytes(config, settings)
+    fused = (config.hidden_size, _attention_channels(config)[1])
+    first = _norm_bytes(config, settings) + _lora_bytes([one for one in wrapped if one == fused], settings)
+    rotation = settings.training.slots * settings.compute_bytes * config.kv_channels
+    per_token = first + _after_attention_bytes(config, settings)
+    return settings.training.total * per_token + rotation + attention_saved_bytes(config, settings)
+
+
+def unsaved_in_last_layer_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """What the last layer does not save, since it computes what follows its attention at the N labels only."""
+    batch = settings.training
+    return (batch.total - batch.trained_tokens) * _after_attention_bytes(config, settings)
+
+
+def _after_attention_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """What a layer saves per token of the output projection, the second norm and the feed-forward."""
+    fused = (config.hidden_size, _attention_channels(config)[1])
+    wrapped = [one for one in lora_targets(config, settings.lora) if one != fused]
+    swiglu = (2 if settings.compiled else 3) * settings.compute_bytes * config.ffn_hidden_size
+    return _norm_bytes(config, settings) + _lora_bytes(wrapped, settings) + swiglu
+
+
+def _norm_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    width = settings.compute_bytes if settings.compiled else FLOAT32_BYTES
+    return width * config.hidden_size + FLOAT32_BYTES
+
+
+def _lora_bytes(wrapped: list[tuple[int, int]], settings: MemorySettings) -> int:
+    mask = 0 if not settings.lora.lora_dropout else 1 if settings.device_type == "cuda" else FLOAT32_BYTES
+    return sum(settings.compute_bytes * (inputs + settings.lora.r) + mask * inputs for inputs, _ in wrapped)
 
 
 def attention_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
@@ -290,11 +319,20 @@ def layer_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> in
     return batch.total * (h * config.hidden_size + most + in_fp8)
 
 
+def score_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """With `eager`, what the attention of the last layer needs in its backward pass: as in `layer_gradient_bytes`."""
+    if settings.attention != "eager":
+        return 0
+    h, batch = settings.compute_bytes, settings.training
+    scores = config.num_attention_heads * batch.slots * (3 * FLOAT32_BYTES - _probability_bytes(h))
+    return batch.total * (h * config.hidden_size + scores)
+
+
 def head_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
-    """Log-softmax and the gradients of it and of the logits in float32, 12 * N * V; the last norm's, R * T * 4 * C."""
+    """Log-softmax and the gradients of it and of the logits in float32, 12 * N * V; the last norm's, N * 4 * C."""
     batch = settings.training
     logits = 3 * FLOAT32_BYTES * batch.trained_tokens * config.padded_vocab_size
-    return logits + batch.total * FLOAT32_BYTES * (config.hidden_size + 1)
+    return logits + batch.trained_tokens * FLOAT32_BYTES * (config.hidden_size + 1)
 
 
 def validation_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:

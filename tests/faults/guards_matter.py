@@ -639,13 +639,6 @@ OUTPUTS = [
         "tests/unit/test_locks.py::test_another_process_is_named_until_it_is_killed",
     ),
     Guard(
-        "a lock file that was removed is not taken",
-        "locks.py",
-        " and _is_at(file, handle)",
-        "",
-        "tests/unit/test_locks.py::test_never_two_holders_although_the_file_is_removed_each_time",
-    ),
-    Guard(
         "one writer for a merged model",
         "export/staging.py",
         '        with locked(output, "--output"):\n',
@@ -886,13 +879,6 @@ STREAMS = [
         "if not error.filename and _is_of_workers(error):",
         "if False:",
         f"{OUTPUT_TEST}test_what_a_machine_does_is_one_paragraph",
-    ),
-    Guard(
-        "what is buffered is written before a command ends",
-        "cli/commands.py",
-        "            sys.stdout.flush()\n",
-        "            pass\n",
-        "tests/cli/test_streams.py::test_the_other_end_of_the_output",
     ),
     Guard(
         "curves may end",

@@ -95,8 +95,9 @@ def test_the_report_counts_everything(zhao: Path, caplog: pytest.LogCaptureFixtu
     assert "speakers of the targets: 小棹 × 5" in report(zhao)
     assert "5 × by shared characters" in report(zhao)
     assert "characters per row, context and target: median " in report(zhao)
-    assert [record.getMessage() for record in caplog.records][:-1] == lines
-    assert re.fullmatch(r"build-data: 5 rows in .*rows\.jsonl, report in .*rows\.report\.txt", caplog.messages[-1])
+    assert caplog.messages[:-2] == lines
+    assert re.fullmatch(r"build-data: 5 rows in .*rows\.jsonl, report in .*rows\.report\.txt", caplog.messages[-2])
+    assert re.fullmatch(r"next: kyon-pl preview --data\.source .*rows\.jsonl", caplog.messages[-1])
 
 
 def test_odd_rows_are_counted_and_listed_and_dropped_on_request(zhao: Path) -> None:

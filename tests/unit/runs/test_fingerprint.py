@@ -25,6 +25,8 @@ WITHOUT_EFFECT = {
     "seed",  # seed_everything is compared
     "tokenizer",  # the rows that it makes are compared
     "tokenizer_revision",
+    "form",  # the encoded rows are compared
+    "rows_per_cluster",  # where no rows share
 }
 CHANGES = {
     "drop": ["leak"],

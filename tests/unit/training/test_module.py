@@ -107,7 +107,7 @@ def test_the_validation_loss_is_that_of_all_trained_tokens(folder: Path, rows_pe
         row = json.loads(line)
         ids = torch.tensor([row["input_ids"]])
         labels = ids.masked_fill(torch.arange(ids.shape[1]) < row["seq_len"], -100)
-        batch = Batch(ids, labels, None, (0,), 0, 0, 0)
+        batch = Batch(ids, labels, None, (0,), 0, 0, 0, 0)
         total += float(module.loss(batch, 1).detach())
         count += len(row["input_ids"]) - row["seq_len"]
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(total / count, rel=1e-5)

@@ -21,7 +21,7 @@ class SavesEarly(Callback):
 def test_a_checkpoint_before_training_has_the_window_that_was_loaded(tmp_path: Path) -> None:
     write_inputs(tmp_path)
     metrics = StepMetrics()
-    metrics.saved = [2.0, 3.0, 1.0, 1.0, 4.0, 1.0]
+    metrics.saved = [2.0, 3.0, 1.0, 1.0, 4.0, 3.0, 1.0]
     fit(tmp_path, rigged_module(tmp_path), [metrics, SavesEarly()], epochs=1)
     saved = torch.load(tmp_path / "run/early.ckpt", weights_only=False)["callbacks"][metrics.state_key]
-    assert saved["open_windows"].tolist() == [[2.0, 3.0, 1.0, 1.0, 4.0, 1.0]]
+    assert saved["open_windows"].tolist() == [[2.0, 3.0, 1.0, 1.0, 4.0, 3.0, 1.0]]
