@@ -909,13 +909,6 @@ STREAMS = [
         f"{DISTURBED_TEST}test_a_signal_that_is_ignored_stays_so",
     ),
     Guard(
-        "loader workers end with a killed parent",
-        "data/batches/loader.py",
-        "os.getppid() != parent or",
-        "False or",
-        "tests/unit/data/test_workers.py::test_workers_end_when_their_parent_is_killed",
-    ),
-    Guard(
         "a line of the log has no control characters",
         "logs.py",
         'return replace_control_characters(super().format(record)).replace("\\n", "↵")',
