@@ -895,13 +895,6 @@ STREAMS = [
         f"{DISTURBED_TEST}test_a_run_without_curves_and_log_says_so_once_and_goes_on",
     ),
     Guard(
-        "a closed terminal sends SIGHUP twice",
-        "training/callbacks/stop_signals.py",
-        "if self.received and number in REPEATED:",
-        "if False:",
-        f"{DISTURBED_TEST}test_a_hangup_saves_and_the_same_command_goes_on",
-    ),
-    Guard(
         "nohup is respected",
         "training/callbacks/stop_signals.py",
         "ignored = (signal.SIG_IGN, None)",
