@@ -32,4 +32,4 @@ def test_some_attacks_by_chance() -> None:
 
 @pytest.mark.slow
 def test_many_attacks_by_chance() -> None:
-    attack("--draw", "800", "--processes", "2")
+    attack("--draw", "400", "--processes", "2")

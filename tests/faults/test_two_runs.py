@@ -13,7 +13,7 @@ from limits import HANG_S
 from runs import ForkServers, Run, Undisturbed, Way, only_run, write_inputs
 
 FIT = ["fit", "--config", "run.yaml"]
-PAIRS, SECONDS = 5, (0.0, 0.5, 2.0, 4.0)
+PAIRS, SECONDS = 2, (0.0, 0.5, 2.0, 4.0)
 
 
 def check_refused(run: Run, statuses: list[int], other: Run) -> None:
