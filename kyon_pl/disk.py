@@ -1,4 +1,4 @@
-"""Durable, atomic writes, the modes of written files, and errors that name the file."""
+"""Paths with `~`, durable and atomic writes, the modes of written files, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def expand_home(name: str | Path) -> Path:
+    """A path with `~` or `~user` at its start replaced; unchanged if there is no such user.
+
+    Args:
+        name: as the user wrote it. Path.expanduser raises a RuntimeError for an unknown user.
+    """
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (as above)
 
 
 @contextmanager

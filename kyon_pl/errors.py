@@ -6,6 +6,8 @@ from the built-in exception that callers of the Python API expect.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class KyonError(Exception):
     """Base class; an error has three parts.
@@ -33,6 +35,17 @@ class KyonError(Exception):
 
 class SettingError(KyonError, ValueError):
     """A setting that does not exist, is out of range, or contradicts another."""
+
+
+def no_such_choice(setting: str, value: object, choices: Iterable[str]) -> SettingError:
+    """The error for a value that is none of a setting's choices.
+
+    Args:
+        setting: its name.
+        value: what was given.
+        choices: all values that it takes.
+    """
+    return SettingError(setting, f"there is no {value!r}", f"Choose one of: {', '.join(choices)}.")
 
 
 class DataError(KyonError, ValueError):

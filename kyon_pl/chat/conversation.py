@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, check_max_tokens
 from kyon_pl.data.encoding.encode import EncodeSettings, encode_pairs
 from kyon_pl.data.prompt import Message
+from kyon_pl.data.reading.texts import MAX_CHARACTERS, SURROGATE
 from kyon_pl.errors import DataError, SettingError
 from kyon_pl.roles.contexts import BuiltContext, ContextLimits, build_context, context_settings
 from kyon_pl.roles.retrieval import Retriever
 from kyon_pl.roles.role import Role
 
-MAX_QUESTION_CHARACTERS = 1_000_000  # as of a row: several times the model's longest input
-_SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_QUESTION_CHARACTERS = MAX_CHARACTERS  # as of a row
 _TURN = re.compile(r"([^\s:：]{1,20})[:：]\s*(.*)", re.DOTALL)
 _TURN_START = re.compile(r"^[^\s:：]{1,20}[:：]\s*(「)?", re.MULTILINE)
 
@@ -107,7 +107,7 @@ def check_question(text: str) -> None:
     """
     if len(text) > MAX_QUESTION_CHARACTERS:
         raise DataError("question", f"it has more than {MAX_QUESTION_CHARACTERS:,} characters", "Shorten it")
-    if _SURROGATE.search(text):
+    if SURROGATE.search(text):
         raise DataError("question", "it has bytes that are not text", "Write it in the encoding of the terminal")
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -23,7 +22,8 @@ from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.tokenization import check_tokenizer_files, read_tokenizer
 from kyon_pl.data.prompt import TEMPLATES, TrainTurns
 from kyon_pl.demo import fetch_base
-from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
+from kyon_pl.disk import expand_home
+from kyon_pl.errors import CheckpointError, MissingFileError, SettingError, no_such_choice
 from kyon_pl.files import COPY_AGAIN, entry, explained, read_json_object, read_yaml_mapping
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
@@ -63,7 +63,7 @@ def load_chat_model(
     names: list[str | None] = [adapters] if adapters is None or isinstance(adapters, str) else [*adapters]
     if not names:
         raise SettingError("adapter", "an empty list", "Name an adapter, or leave it out for the newest run")
-    if merged := [folder for name in names if name and is_merged_model(folder := _expand(name))]:
+    if merged := [folder for name in names if name and is_merged_model(folder := expand_home(name))]:
         if len(names) > 1:
             fix = "Load it alone, or name adapters of one base"
             raise SettingError("adapter", f"{merged[0]} is a merged model, which takes no adapter", fix)
@@ -104,12 +104,8 @@ def _check_compatible(
         raise SettingError("adapter", found, fix)
 
 
-def _expand(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
-
-
 def _is_same_base(one: str, other: str) -> bool:
-    folders = [_expand(name) for name in (one, other)]
+    folders = [expand_home(name) for name in (one, other)]
     return one == other or (folders[0].exists() and folders[0].resolve() == folders[1].resolve())
 
 
@@ -190,7 +186,7 @@ def _prompt_format(folder: Path, template: str | None) -> tuple[str, TrainTurns]
         recorded = entry(read_yaml_mapping(file, fix), "data", dict, file, fix)
         trained_with = entry({"template": "raw"} | recorded, "template", str, f"{file}: data", fix)
     if template and template not in TEMPLATES:
-        raise SettingError("template", f"there is no {template!r}", f"Choose one of: {', '.join(TEMPLATES)}.")
+        raise no_such_choice("template", template, TEMPLATES)
     if template and trained_with and template != trained_with:
         found = f"{template!r}, but the adapter was trained with {trained_with!r}"
         raise SettingError("template", found, "Leave --template out, so that prompts match the training")

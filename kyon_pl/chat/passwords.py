@@ -9,8 +9,8 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import MissingFileError, SettingError
 
 PASSWORD = "KYON_PL_WEB_PASSWORD"
@@ -71,7 +71,7 @@ def read_password(file: str | None, ask: bool) -> str | None:
         except (EOFError, UnicodeDecodeError):
             raise SettingError("password", "none was typed", "Type it, or pass --password_file FILE") from None
     elif file:
-        path = Path(os.path.expanduser(file))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+        path = expand_home(file)
         fix = "Write the password to it, in one line of UTF-8"
         if not path.is_file():
             raise MissingFileError(str(path), "there is no such file", fix)

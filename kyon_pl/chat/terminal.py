@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 import torch
 
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, RolePlay, check_has_turns
 from kyon_pl.chat.history import read_history, write_history
 from kyon_pl.chat.model import ChatReply, Sampling, sampling_for
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import from_here, replace_control_characters
 
@@ -173,7 +172,7 @@ class Terminal:
         check_has_turns("/save", self.conversation.turns)
         if not argument:
             raise SettingError("/save", "no file is named", "Write /save FILE.jsonl")
-        file = Path(os.path.expanduser(argument))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+        file = expand_home(argument)
         row = json.dumps({"messages": self.conversation.messages()}, ensure_ascii=False)
         try:
             with file.open("a", encoding="utf-8") as stream:

@@ -180,8 +180,9 @@ class KyonCLI(LightningCLI):
         super().parse_arguments(parser, args)
         require_stdout(False)  # from here on it shows progress and tables; --print_config has exited
         settings = self.config[self.config.subcommand]
-        check_classes(settings.as_dict())
-        check_integers(settings.as_dict())
+        given = settings.as_dict()
+        check_classes(given)
+        check_integers(given)
         drop_demo_validation(settings, args)
         check_outputs(outputs_of(self.command, settings), inputs_of(settings))
         check_trainer(settings)

@@ -15,7 +15,7 @@ import datasets.config
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-from kyon_pl.errors import KyonError, MachineError
+from kyon_pl.errors import KyonError, MachineError, SettingError
 
 log = logging.getLogger("kyon_pl.data")
 
@@ -25,8 +25,16 @@ _LOCK, _RECORD = ".lock", ".json"
 
 
 def cache_root(cache_dir: str | None) -> Path:
-    """The cache folder: `cache_dir`, or by default that of `datasets` (HF_DATASETS_CACHE)."""
-    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
+    """The cache folder: `cache_dir`, or by default that of `datasets` (HF_DATASETS_CACHE).
+
+    Raises:
+        SettingError: it starts with `~` and a user that does not exist.
+    """
+    folder = str(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:
+        raise SettingError("data.cache_dir", f"{folder}: there is no such user", "Name another folder") from None
 
 
 def cache_error(folder: Path, error: OSError) -> MachineError:

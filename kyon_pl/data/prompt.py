@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal, TypedDict
 
-from kyon_pl.errors import SettingError
+from kyon_pl.errors import no_such_choice
 
 SEPARATOR = "###"
 """Separates the segments of a context: system prompt, memories, earlier turns, question."""
@@ -112,7 +112,7 @@ def render(
         SettingError: the template does not exist.
     """
     if template not in TEMPLATES:
-        raise SettingError("data.template", f"there is no {template!r}", f"Choose one of: {', '.join(TEMPLATES)}.")
+        raise no_such_choice("data.template", template, TEMPLATES)
     wording = TEMPLATES[template]
     if isinstance(context, str):
         prompt = [Segment(wording.format_question(1, context), trained=False)]

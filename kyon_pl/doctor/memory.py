@@ -243,9 +243,7 @@ def layer_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
     Compiled, a norm saves its input in the compute precision, and the activated gate is recomputed. The frozen linear
     layers save nothing. The first layer saves slightly less, because its input needs no gradient.
     """
-    wrapped = lora_targets(config, settings.lora)
-    fused = (config.hidden_size, _attention_channels(config)[1])
-    first = _norm_bytes(config, settings) + _lora_bytes([one for one in wrapped if one == fused], settings)
+    first = _norm_bytes(config, settings) + _lora_bytes(_wrapped(config, settings, before_attention=True), settings)
     rotation = settings.training.slots * settings.compute_bytes * config.kv_channels
     per_token = first + _after_attention_bytes(config, settings)
     return settings.training.total * per_token + rotation + attention_saved_bytes(config, settings)
@@ -259,10 +257,14 @@ def unsaved_in_last_layer_bytes(config: ChatGLM2Config, settings: MemorySettings
 
 def _after_attention_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
     """What a layer saves per token of the output projection, the second norm and the feed-forward."""
-    fused = (config.hidden_size, _attention_channels(config)[1])
-    wrapped = [one for one in lora_targets(config, settings.lora) if one != fused]
+    wrapped = _wrapped(config, settings, before_attention=False)
     swiglu = (2 if settings.compiled else 3) * settings.compute_bytes * config.ffn_hidden_size
     return _norm_bytes(config, settings) + _lora_bytes(wrapped, settings) + swiglu
+
+
+def _wrapped(config: ChatGLM2Config, settings: MemorySettings, *, before_attention: bool) -> list[tuple[int, int]]:
+    fused = (config.hidden_size, _attention_channels(config)[1])
+    return [one for one in lora_targets(config, settings.lora) if (one == fused) == before_attention]
 
 
 def _norm_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
@@ -313,8 +315,7 @@ def layer_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> in
     if h < FLOAT32_BYTES and (ffn, config.hidden_size) in lora_targets(config, settings.lora):
         most = (2 * h + 2 * FLOAT32_BYTES) * ffn
     if settings.attention == "eager":
-        scores = config.num_attention_heads * batch.slots * (3 * FLOAT32_BYTES - _probability_bytes(h))
-        most = max(most, scores - 3 * h * ffn)
+        most = max(most, _score_gradient_bytes_per_token(config, settings) - 3 * h * ffn)
     in_fp8 = 2 * ffn if settings.quantization == "fp8" else 0
     return batch.total * (h * config.hidden_size + most + in_fp8)
 
@@ -323,9 +324,14 @@ def score_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> in
     """With `eager`, what the attention of the last layer needs in its backward pass: as in `layer_gradient_bytes`."""
     if settings.attention != "eager":
         return 0
-    h, batch = settings.compute_bytes, settings.training
-    scores = config.num_attention_heads * batch.slots * (3 * FLOAT32_BYTES - _probability_bytes(h))
-    return batch.total * (h * config.hidden_size + scores)
+    per_token = settings.compute_bytes * config.hidden_size + _score_gradient_bytes_per_token(config, settings)
+    return settings.training.total * per_token
+
+
+def _score_gradient_bytes_per_token(config: ChatGLM2Config, settings: MemorySettings) -> int:
+    """Probabilities, their gradient and that of the scores in float32, beyond the probabilities that are saved."""
+    each = 3 * FLOAT32_BYTES - _probability_bytes(settings.compute_bytes)
+    return config.num_attention_heads * settings.training.slots * each
 
 
 def head_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:

@@ -18,6 +18,7 @@ from kyon_pl.chatglm2.attention import choose_attention
 from kyon_pl.chatglm2.files import weight_files
 from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.demo import BASE
+from kyon_pl.disk import expand_home
 from kyon_pl.doctor.device import Target, choose_target
 from kyon_pl.doctor.machine import Machine
 from kyon_pl.doctor.memory import (
@@ -78,7 +79,7 @@ def find_base(name: str, revision: str | None, random_config: str | None) -> Bas
     if name == "random":
         config = ChatGLM2Config.from_pretrained(random_config) if random_config else ChatGLM2Config()
         return Base(name, None, config, 0)
-    folder = BASE if name == "demo" else Path(name).expanduser()
+    folder = BASE if name == "demo" else expand_home(name)
     if not folder.is_dir():
         return _find_in_cache(name, revision)
     if not (folder / "config.json").is_file():

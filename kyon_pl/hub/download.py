@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants, get_session, get_token, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, MissingFileError, SettingError
 from kyon_pl.hub.errors import (
     ANSWER_ERRORS,
@@ -66,7 +66,7 @@ def fetch_model(repo_or_folder: str, revision: str | None, *, patterns: Sequence
         SettingError: the Hub denies access, or its address or the token is invalid.
         MachineError: the cache cannot be read or written.
     """
-    folder, where = Path(os.path.expanduser(repo_or_folder)), repo_or_folder  # noqa: PTH111 (Path's raises at `~nobody`)
+    folder, where = expand_home(repo_or_folder), repo_or_folder
     if folder.is_dir():
         if revision:
             log.warning("%s is a folder: revision %s is ignored", repo_or_folder, revision)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kyon_pl.data.batches.plan import PACKED
+from kyon_pl.data.batches.plan import PACKED, EpochPlan
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.data.encoding.table import EncodedTable
 from kyon_pl.data.reading.quality import ODDITIES
@@ -113,7 +113,9 @@ def _table_counts(table: EncodedTable) -> Iterator[str]:
 def _token_counts(data: DialogueData) -> Iterator[str]:
     train = data.rows["train"]
     tokens, trained = int(train.tokens.sum()), int(train.trained_tokens(data.label_boundary).sum())
-    padding, shared = _padding_tokens(data), _shared_tokens(data)
+    plan = data.sampler.planner.plan_epoch(0)
+    shared = 0 if plan.shared is None else int(plan.shared.sum())
+    padding = _padding_tokens(data, plan, shared)
     size = f"{data.tokens_per_batch:,} tokens" if data.batching in PACKED else f"{data.rows_per_batch:,} rows"
     slots = tokens - shared + padding
     yield _count_line("tokens per epoch", slots, f"{len(data.sampler):,} × {size}, {data.batching}")
@@ -127,17 +129,9 @@ def _count_line(name: str, count: int, remark: str = "") -> str:
     return f"  {name:<23}{count:>12,}   {remark}".rstrip()
 
 
-def _shared_tokens(data: DialogueData) -> int:
-    """Count the tokens that rows of the first epoch share with the row before them in their batch."""
-    shared = data.sampler.planner.plan_epoch(0).shared
-    return 0 if shared is None else int(shared.sum())
-
-
-def _padding_tokens(data: DialogueData) -> int:
-    """Count the padding tokens of the first epoch."""
+def _padding_tokens(data: DialogueData, plan: EpochPlan, shared_tokens: int) -> int:
     tokens = data.rows["train"].tokens
-    plan = data.sampler.planner.plan_epoch(0)
     if data.batching in PACKED:
-        return len(plan) * data.tokens_per_batch - int(tokens.sum()) + _shared_tokens(data)
+        return len(plan) * data.tokens_per_batch - int(tokens.sum()) + shared_tokens
     longest = np.maximum.reduceat(tokens[plan.rows], plan.bounds[:-1])
     return int((longest * np.diff(plan.bounds)).sum() - tokens.sum())

@@ -20,6 +20,7 @@ from kyon_pl.data.encoding.encode import load_tokenizer
 from kyon_pl.data.reading.files import READERS, has_reader
 from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.report import jsonl_writer
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import Output, check_outputs, output_file, rows_with, writing
@@ -160,7 +161,7 @@ def files_of_roles(roles: Sequence[Role], dialogues: Sequence[str] | None) -> li
 
 
 def _find_files(name: str) -> list[Path]:
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if has_reader(file))
     else:

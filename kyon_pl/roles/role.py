@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from kyon_pl.data.reading.json_files import json_lines
 from kyon_pl.data.reading.text_files import Unreadable
 from kyon_pl.demo.corpus import ROW_MEMORIES, role_memories
 from kyon_pl.demo.grammar import CHARACTERS
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 
 SYSTEM_PROMPT = "system_prompt.txt"
@@ -83,7 +83,7 @@ def role_to_play(name: str) -> Role:
     Raises:
         KyonError: as `read_role`; a SettingError if the demo has no role of that name.
     """
-    return next(iter(_demo_roles(name)), None) or read_role(_expand(name))
+    return next(iter(_demo_roles(name)), None) or read_role(expand_home(name))
 
 
 def read_role(path: Path, aliases: Sequence[str] | None = None) -> Role:
@@ -161,12 +161,8 @@ def _roles(name: str, aliases: Mapping[str, list[str]]) -> Iterator[Role]:
     if demo := _demo_roles(name):
         yield from demo
         return
-    for path in _role_paths(_expand(name)):
+    for path in _role_paths(expand_home(name)):
         yield read_role(path, aliases.get(path.stem if path.is_file() else path.resolve().name))
-
-
-def _expand(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
 
 
 def _demo_roles(path: str) -> list[Role]:

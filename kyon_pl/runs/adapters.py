@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import torch
 
 from kyon_pl.chatglm2.files import UNREADABLE, why_unreadable
 from kyon_pl.demo import EMBEDDED, is_folder
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
 from kyon_pl.files import entry, is_of_kind, read_json_object, shorten
 from kyon_pl.hub.download import ADAPTER_FILES, fetch_model
@@ -47,7 +47,7 @@ def find_adapter(name: str | None, which: Which | None = "best", revision: str |
         SettingError: as `hub.fetch_model` raises it.
         MachineError: as `hub.fetch_model` raises it.
     """
-    path = Path(os.path.expanduser(name or LOGS))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+    path = expand_home(name or LOGS)
     local = path.exists() or name is None or path.suffix == ".ckpt" or not _HUB_ID.fullmatch(name)
     if not local:
         return _adapter_on_hub(str(name), revision)

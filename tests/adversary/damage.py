@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from values import with_value, write_json
+from ways import laughs
+
 Damage = Callable[[Path], object]
 
 BYTES: dict[str, Damage] = {
@@ -26,7 +29,7 @@ BYTES: dict[str, Damage] = {
     "digits": lambda file: file.write_text('{"data": ' + "9" * 5000 + "}"),
     "NUL": lambda file: file.write_text('{"data": "a\\u0000"}'),
     "half a character": lambda file: file.write_text('{"data": "\\ud800"}'),
-    "aliases": lambda file: file.write_text(aliases()),
+    "aliases": lambda file: file.write_bytes(laughs()),
     "tags": lambda file: file.write_text("data: [!!int '', !!bool x, !!timestamp x, !!float x]"),
     "folder": lambda file: [file.unlink(), file.mkdir()],
     "link to nowhere": lambda file: [file.unlink(), file.symlink_to("nowhere")],
@@ -37,13 +40,6 @@ VALUES: tuple[Any, ...] = (None, True, -1, 0, 5, 10**30, 1.5, float("inf"), floa
 VALUES += ({"x": "y"}, [[]], "../x", "((")
 
 
-def aliases() -> str:
-    """A short YAML of 9 ** 9 values."""
-    lines = ["data: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
-    return "\n".join(lines)
-
-
 def keys_of(content: dict[str, Any]) -> list[tuple[str, ...]]:
     """The keys of an object, and those of the objects in it."""
     nested = [(key, inner) for key, value in content.items() if isinstance(value, dict) for inner in value]
@@ -52,12 +48,7 @@ def keys_of(content: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def set_value(file: Path, key: tuple[str, ...], value: Any) -> None:
     """Give a key of a JSON file another value."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    place = content
-    for part in key[:-1]:
-        place = place[part]
-    place[key[-1]] = value
-    file.write_text(json.dumps(content), encoding="utf-8")
+    write_json(file, with_value(json.loads(file.read_text(encoding="utf-8")), key, value))
 
 
 def remove(path: Path) -> None:

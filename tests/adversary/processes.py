@@ -24,6 +24,7 @@ ODD_NAMES = {
     "300 letters": "n" * 300,
     "5,000 letters": "n" * 5000,
     "another user's home": "~nobody/x",
+    "the home of nobody": "~nobody-here/x",
     "a tilde": "~/x",
     "a variable": "$HOME/x",
     "in a file": "../in/config.yaml/x",

@@ -5,7 +5,6 @@ root may read everything: for root, the commands run in a child that has given u
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from adapters_made import written_adapter
+from forks import drop_capabilities
 
 from kyon_pl.cli import main
 from kyon_pl.demo import BASE
@@ -23,7 +23,6 @@ from kyon_pl.export.merge import merge
 from kyon_pl.runs.checkpoint_io import read_checkpoint
 
 LEGACY = Path(__file__).parents[1] / "legacy/37c419d"
-CAPABILITY_VERSION = 0x20080522  # of capset(2)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="capset is Linux's")
 RUN = "lightning_logs/version_0"
 STEP = f"{RUN}/checkpoints/step=45"
@@ -100,7 +99,7 @@ def unprivileged(folder: Path, work: Callable[[], object]) -> tuple[int, str]:
                 os.dup2(stream.fileno(), 2)
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             os.chdir(folder)
-            give_up_capabilities()
+            drop_capabilities()
             work()
             status = 0
         except SystemExit as stopped:
@@ -114,12 +113,6 @@ def unprivileged(folder: Path, work: Callable[[], object]) -> tuple[int, str]:
     text = said.read_text(encoding="utf-8", errors="replace")
     said.unlink()
     return status, text
-
-
-def give_up_capabilities() -> None:
-    header, none = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
-    if ctypes.CDLL(None).capset(header, none) != 0:
-        raise OSError("capset")
 
 
 @pytest.mark.parametrize("forbidden", CASES)

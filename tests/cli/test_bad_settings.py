@@ -57,6 +57,33 @@ def paragraph_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["import-role", "HOME/x.txt", "--output", "role"],
+        ["import-role", "novel.txt", "--kind", "novel", "--name", "Bo", "--speakers", "HOME/x.csv", "--output", "role"],
+        ["build-data", "--characters", "demo", "--dialogues", "HOME/x", "--output", "rows.jsonl"],
+        ["preview", "--config", "demo", "--data.cache_dir", "HOME/x"],
+        ["doctor", "--config", "demo", "--data.cache_dir", "HOME/x"],
+    ],
+)
+def test_the_home_of_a_user_that_does_not_exist(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("novel.txt").write_text("“Who is there?” said Bo.\n", encoding="utf-8")
+    paragraph = paragraph_of([word.replace("HOME", "~nobody-here") for word in words], capsys)
+    assert "~nobody-here/x" in paragraph
+    assert not [*tmp_path.glob("~*")]
+
+
+def test_doctor_without_the_home_of_its_base(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "--config", "demo", "--model.base", "~nobody-here/x"])
+    assert stopped.value.code == 1
+    assert "missing: base" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -816,7 +816,7 @@ HOSTILE = [
     Guard(
         "a setting names no function",
         "cli/lightning_cli.py",
-        "        check_classes(settings.as_dict())\n",
+        "        check_classes(given)\n",
         "",
         f"{CODE_TEST}test_what_is_called_later",
     ),

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kyon_pl.batch import Batch
 from kyon_pl.data.batches.sampler import MicroBatch
-from kyon_pl.errors import SettingError
+from kyon_pl.errors import no_such_choice
 
 LabelBoundary = Literal["target", "seed"]
 Row = Mapping[str, Any]
@@ -71,8 +71,7 @@ class DialogueCollator:
 
     def __init__(self, pad_token_id: int = 0, label_boundary: LabelBoundary = "target") -> None:
         if label_boundary not in get_args(LabelBoundary):
-            found = f"there is no {label_boundary!r}"
-            raise SettingError("data.label_boundary", found, f"Choose one of: {', '.join(get_args(LabelBoundary))}.")
+            raise no_such_choice("data.label_boundary", label_boundary, get_args(LabelBoundary))
         self.pad_token_id = pad_token_id
         self.label_boundary = label_boundary
 
@@ -120,7 +119,6 @@ class PlannedCollator:
     collator: DialogueCollator
     tokens_per_batch: int | None = None
     longest_row: int | None = None
-
     shares: bool = False
 
     def __call__(self, planned: tuple[MicroBatch, list[Row]]) -> Batch:

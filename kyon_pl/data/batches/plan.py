@@ -156,7 +156,7 @@ class BatchPlanner:
 
         Packed: the number that best-fit decreasing needs over all rows, plus 0.1 % so that windows also suffice. It
         depends on the lengths only. The last attempt of an epoch always reaches it; an epoch with fewer splits packs.
-        Shared: likewise with clusters in place of rows, and 0.5 %, because epochs have different clusters.
+        Shared: the same with clusters in place of rows, and 0.5 %, because epochs have different clusters.
         """
         if self.batching == "shared":
             clusters = self._first_clusters
@@ -183,7 +183,8 @@ class BatchPlanner:
         """Draw clusters until their packs are few enough; at last take the clusters of `batches_per_epoch`."""
         clusters, plan = self._first_clusters, None
         for _ in range(_DRAWS if self.shuffle else 0):
-            drawn = self._clusters_of(self.tree.shuffled(rng), self._halved_share, int(rng.integers(1 << 32)))
+            cut = self._cut(self.tree.shuffled(rng))
+            drawn = self._halved(cut, self._halved_share, int(rng.integers(1 << 32)))
             packed = self._packed(rng.permutation(len(drawn)), drawn.tokens(self.row_tokens), rng)
             if len(packed) <= self.batches_per_epoch <= len(drawn):
                 clusters, plan = drawn, packed
@@ -202,18 +203,25 @@ class BatchPlanner:
         """The share of the clusters above half a pack to halve, so that the packs are the fewest."""
 
         def packs(share: float) -> int:
-            return _packs_needed(self._clusters_of(self.tree, share, 0).tokens(self.row_tokens), self.tokens_per_batch)
+            halved = self._halved(self._first_cut, share, 0)
+            return _packs_needed(halved.tokens(self.row_tokens), self.tokens_per_batch)
 
         return min(_HALVED_SHARES, key=packs)
 
     @cached_property
     def _first_clusters(self) -> Clusters:
-        return self._clusters_of(self.tree, self._halved_share, 0)
+        return self._halved(self._first_cut, self._halved_share, 0)
 
-    def _clusters_of(self, tree: SharedTree, halved_share: float, seed: int) -> Clusters:
-        budget = self.tokens_per_batch
-        clusters = cut_clusters(tree, self.row_tokens, self.rows_per_cluster, budget)
-        return clusters.halved(halved_share, self.row_tokens, budget // 2, np.random.default_rng([self.seed, seed]))
+    @cached_property
+    def _first_cut(self) -> Clusters:
+        return self._cut(self.tree)
+
+    def _cut(self, tree: SharedTree) -> Clusters:
+        return cut_clusters(tree, self.row_tokens, self.rows_per_cluster, self.tokens_per_batch)
+
+    def _halved(self, clusters: Clusters, share: float, seed: int) -> Clusters:
+        rng = np.random.default_rng([self.seed, seed])
+        return clusters.halved(share, self.row_tokens, self.tokens_per_batch // 2, rng)
 
     def _padded(self, rows: NDArray[np.int64], rng: np.random.Generator) -> EpochPlan:
         bounds = np.append(np.arange(0, len(rows), self.rows_per_batch), len(rows))

@@ -10,7 +10,7 @@ from kyon_pl.data.prompt import Message, Segment, TrainTurns, render, shrink_con
 from kyon_pl.data.reading.quality import oddities, row_hash
 from kyon_pl.data.split import question_hash
 from kyon_pl.demo import fetch_base
-from kyon_pl.errors import DataError, SettingError
+from kyon_pl.errors import DataError, SettingError, no_such_choice
 from kyon_pl.hub.download import TOKENIZER_FILES
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class EncodeSettings:
             raise SettingError("data.max_tokens", f"{self.max_tokens} has no room for a row", fix)
         for name, choices in (("over_length", get_args(OverLength)), ("train_turns", get_args(TrainTurns))):
             if (value := getattr(self, name)) not in choices:
-                raise SettingError(f"data.{name}", f"there is no {value!r}", f"Choose one of: {', '.join(choices)}.")
+                raise no_such_choice(f"data.{name}", value, choices)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from kyon_pl.data.reading.json_files import json_rows
 from kyon_pl.data.reading.tabular import DELIMITERS, csv_delimiter, csv_rows
 from kyon_pl.data.reading.text_files import NumberedRows, file_format, text_encoding
 from kyon_pl.demo import ASSETS
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import DataError, KyonError, MissingFileError, SettingError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
@@ -152,7 +153,7 @@ def _is_local(source: str) -> bool:
 
 
 def _expand(source: str, split: str, name: str | None) -> list[Path]:
-    path = Path(os.path.expanduser(source))  # noqa: PTH111 (Path.expanduser raises for `~nobody`)
+    path = expand_home(source)
     if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises if a name is too long)
         return folder_files(path, split, name, has_reader)
     if os.path.exists(path):  # noqa: PTH110 (as above)

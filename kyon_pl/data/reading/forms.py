@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from kyon_pl.data.prompt import Message, render
 from kyon_pl.data.reading.texts import MAX_CHARACTERS, excerpt, nothing_said, text_problem
-from kyon_pl.errors import SettingError
+from kyon_pl.errors import no_such_choice
 
 FormName = Literal[
     "auto",
@@ -92,7 +92,7 @@ def check_form(form: str) -> None:
         SettingError: it does not.
     """
     if form not in get_args(FormName):
-        raise SettingError("data.form", f"there is no {form!r}", f"Choose one of: {', '.join(get_args(FormName))}.")
+        raise no_such_choice("data.form", form, get_args(FormName))
 
 
 def recognize(row: Mapping[str, Any], reply_required: bool) -> str | None:

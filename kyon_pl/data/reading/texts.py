@@ -10,7 +10,8 @@ MAX_CHARACTERS = 1_000_000
 """The longest text: several times 32,768 tokens, the model's longest input; encoding 50 MB takes minutes."""
 
 _QUOTES = re.compile(r"(?:[^:：\n]{0,40}[:：])?[\s「」『』“”‘’\"']*")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character: bytes that are not text become one."""
 
 
 def text_problem(row: Mapping[str, Any], column: str) -> str:
@@ -28,7 +29,7 @@ def text_problem(row: Mapping[str, Any], column: str) -> str:
         return f"too long: {len(text):,} characters in {column!r}"
     if "\0" in text:
         return f"no text in {column!r}: it holds a NUL, as binary data does"
-    return f"half a character in {column!r}: a lone surrogate" if _SURROGATE.search(text) else ""
+    return f"half a character in {column!r}: a lone surrogate" if SURROGATE.search(text) else ""
 
 
 def nothing_said(text: str) -> bool:

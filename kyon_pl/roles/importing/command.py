@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from kyon_pl.data.reading.files import must_exist
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import DataError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.roles.importing.cards import json_value, read_card
@@ -63,7 +64,7 @@ def import_role(
         SettingError: no speaker has this name, or it has to be named; the output has files from elsewhere.
     """
     check_folder(output)
-    path = Path(file).expanduser()
+    path = expand_home(file)
     known = [each for each in map(tidy_name, [name or "", *aliases]) if each]
     found, kind, speeches, language, text = _read(path, kind, language, known, user, speakers)
     who = names_of_role(found, known, output)
@@ -92,7 +93,7 @@ def import_role(
     write_role(outputs, files, kept, output)
     for line in report:
         log.info("%s", line)
-    folder = from_here(Path(output).expanduser())
+    folder = from_here(expand_home(output))
     log.info("import-role: %s in %s", who[0], folder)
     if any(turn.role in who for dialogue in own for turn in dialogue[1:]):  # an answer, so a row
         words = ["kyon-pl", "build-data", "--characters", str(folder), "--output", f"{folder.name}.jsonl"]
@@ -128,7 +129,7 @@ def _read(
         speeches, skipped = read_speeches(text, spoken, known)
         note = []
         if speakers is not None:
-            speeches, changed = corrected(Path(speakers).expanduser(), speeches)
+            speeches, changed = corrected(expand_home(speakers), speeches)
             note = [f"speakers corrected in {speakers}: {changed:,}"]
         found = novel_found(path, text, speeches, skipped, spoken)
         found.notes += note
@@ -138,4 +139,4 @@ def _read(
 
 
 def _same(path: str, other: Path) -> bool:
-    return Path(path).expanduser().resolve() == other.expanduser().resolve()
+    return expand_home(path).resolve() == expand_home(other).resolve()

@@ -12,6 +12,7 @@ from typing import Literal
 
 from kyon_pl.data.reading.files import must_exist
 from kyon_pl.data.reading.text_files import open_binary, open_text, text_encoding
+from kyon_pl.data.reading.texts import SURROGATE
 from kyon_pl.errors import DataError
 from kyon_pl.roles.dialogues import Turn
 
@@ -24,7 +25,6 @@ LONGEST_NAME = 60  # characters
 _WHOLLY_QUOTED = re.compile(r"「([^「」]*)」|“([^“”]*)”|『([^『』]*)』|\"([^\"]*)\"")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _SPACE = re.compile(r"\s+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -96,7 +96,7 @@ def read_text(path: Path) -> str:
 
 def tidy(text: str) -> str:
     r"""A text with `\n` as line end, without space around it and without halves of characters."""
-    return _SURROGATE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n")).replace("\0", "").strip()
+    return SURROGATE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n")).replace("\0", "").strip()
 
 
 def tidy_name(text: str) -> str:

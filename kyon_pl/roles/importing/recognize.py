@@ -37,7 +37,7 @@ def recognized(path: Path) -> Kind:
         return "card"
     if what := next((what for magic, what in _OTHER_FILES.items() if head.startswith(magic)), None):
         raise DataError(str(path), f"it is {what}", "Name a card (JSON or PNG), a chat log, a table or a text.")
-    if file_format(path) in (".csv", ".tsv", ".xlsx", ".parquet", ".arrow", ".jsonl", ".ndjson"):
+    if file_format(path) in _TABLES:
         return "table"
     text = read_text(path)
     if text.lstrip()[:1] in ("{", "[") and (file_format(path) == ".json" or text.lstrip()[0] == "{"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import SettingError
 from kyon_pl.roles.dialogues import Turn
 from kyon_pl.roles.importing.found import Dialogue, Found, counted
@@ -31,7 +31,7 @@ def names_of_role(found: Found, known: Sequence[str], output: str) -> tuple[str,
     counts = found.speakers()
     if found.names:
         return tuple(dict.fromkeys([*found.names, *known]))
-    folder = Path(output).expanduser().resolve().name
+    folder = expand_home(output).resolve().name
     names = [*known] or ([folder] if folder in counts else []) or ([*counts] if len(counts) == 1 else [])
     ranked = ", ".join(f"{who} ({number:,})" for who, number in counts.most_common(_SHOWN_SPEAKERS))
     if not names:
