@@ -59,7 +59,7 @@ FILES = {
     "encoded rows": "generator/*/0.0.0/cache-*.arrow",
     "information": "generator/*/0.0.0/dataset_info.json",
     "checksums of rows": "generator/*.json",
-    "checksums of encoded rows": "generator/*/0.0.0/[!d]*.json",
+    "checksums of encoded rows": "generator/*/0.0.0/*[0-9a-f].json",  # not dataset_info.json
 }
 
 
