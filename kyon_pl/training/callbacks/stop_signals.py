@@ -57,12 +57,14 @@ class StopSignals(Checkpoint):
         self.process = os.getpid()
         self.group: dist.ProcessGroup | None = None
         self.previous_handlers: dict[int, Any] = {}
+        self.active = False  # from setup to the end of the run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Install the handlers. Loader workers inherit them when they are forked; there they do nothing."""
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self.trainer = trainer
             self.previous_handlers = {number: signal.getsignal(number) for number in handled_signals()}
+            self.active = True
             self._install_handlers()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,7 +136,7 @@ class StopSignals(Checkpoint):
         """Replace Lightning's SIGTERM handler, which saves nothing and waits for all ranks, though a signal may reach
         only one. Under SLURM Lightning's handler requeues the job, and stays.
         """
-        if self.previous_handlers:
+        if self.active:
             self._install_handlers(*([signal.SIGINT] if SLURMEnvironment.detect() else []))
         self.training = True
 
@@ -143,11 +145,17 @@ class StopSignals(Checkpoint):
             signal.signal(number, self._receive)
 
     def _restore_handlers(self) -> None:
-        for number, handler in self.previous_handlers.items():
+        for number, handler in self.previous_handlers.items() if self.active else []:
             signal.signal(number, handler)
-        self.previous_handlers = {}
+        self.active = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self.active:
+            # after an exception Lightning puts back the handlers that it found, which are these; a process forked
+            # later that ignored SIGTERM would never end
+            signal.signal(number, self.previous_handlers[number])
+            signal.raise_signal(number)
+            return
         if os.getpid() != self.process:
             return
         if self.received and number in REPEATED:
