@@ -7,8 +7,6 @@ import json
 import logging
 import re
 import shlex
-import struct
-import zlib
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 from novel_prose import demo_prose, prose
+from png_card import encoded, png
 from written_scenes import SCENES
 
 from kyon_pl.cli import main
@@ -45,22 +44,6 @@ DATA: dict[str, Any] = {
     },
 }
 V1 = {key: DATA[key] for key in ("name", "description", "personality", "scenario", "first_mes", "mes_example")}
-
-
-def png(**texts: bytes) -> bytes:
-    """A PNG with text entries, named `KIND_keyword`."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0\0"))]
-    for name, text in texts.items():
-        kind, _, keyword = name.partition("_")
-        head = {"tEXt": b"", "zTXt": b"\0", "iTXt": b"\1\0\0\0"}[kind]
-        chunks.append((kind.encode(), keyword.encode() + b"\0" + head + (zlib.compress(text) if head else text)))
-    chunks.append((b"IEND", b""))
-    parts = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def encoded(card: object) -> bytes:
-    return base64.b64encode(json.dumps(card).encode())
 
 
 def v2(**more: object) -> dict[str, object]:
