@@ -13,7 +13,7 @@ from kyon_pl.data.reading.texts import MAX_CHARACTERS, SURROGATE
 from kyon_pl.errors import DataError, SettingError
 from kyon_pl.roles.contexts import BuiltContext, ContextLimits, build_context, context_settings
 from kyon_pl.roles.retrieval import Retriever
-from kyon_pl.roles.role import Role
+from kyon_pl.roles.role import SYSTEM_PROMPT, Role
 
 MAX_QUESTION_CHARACTERS = MAX_CHARACTERS  # as of a row
 _TURN = re.compile(r"([^\s:：]{1,20})[:：]\s*(.*)", re.DOTALL)
@@ -142,7 +142,7 @@ class Conversation:
             on_text: called with each new piece of the reply.
 
         Raises:
-            DataError: the question alone is too long, or is not text.
+            DataError: the question, or the system prompt with it, is too long, or the question is not text.
         """
         check_question(typed)
         question = self.question(typed)
@@ -185,7 +185,7 @@ class Conversation:
 
         Raises:
             SettingError: a reply can take more than `max_tokens`.
-            DataError: the question alone is too long.
+            DataError: the question, or the system prompt with it, is too long.
         """
         check_max_tokens(self.max_tokens, "max_new_tokens", max_new_tokens)
         settings = EncodeSettings(
@@ -195,9 +195,19 @@ class Conversation:
         )
         (row,) = encode_pairs([(self.prompt(question), None)], self.model.tokenizer, settings)
         if row.problem:
-            fix = "Shorten the question, raise --max_tokens or lower --max_new_tokens"
-            raise DataError("question", row.problem.replace("max_tokens", "the room beside the reply"), fix)
+            raise self._too_long(question, row.problem, settings)
         return row.input_ids
+
+    def _too_long(self, question: str, problem: str, settings: EncodeSettings) -> DataError:
+        """An error that names what is too long for the prompt: the question, or the system prompt before it."""
+        (alone,) = encode_pairs([([Message(role="user", content=question)], None)], self.model.tokenizer, settings)
+        what = "question" if alone.problem or not (self.role or self.system) else "system prompt"
+        where = what
+        if what == "system prompt" and self.role:
+            folder = self.role.role.folder
+            where = str(folder / SYSTEM_PROMPT) if folder else f"{what} of {self.role.role.name}"
+        fix = f"Shorten the {what}, raise --max_tokens or lower --max_new_tokens"
+        return DataError(where, problem.replace("max_tokens", "the room beside the reply"), fix)
 
     def prompt(self, question: str) -> str | Sequence[Message]:
         """The context of a role's row, or the messages up to the question."""

@@ -179,7 +179,7 @@ class Terminal:
                 stream.write(row + "\n")
         except OSError as error:
             raise SettingError("/save", f"{file}: {error.strerror}", "Name another file") from error
-        print(f"(added to {from_here(file)} as a training row)")
+        print(replace_control_characters(f"(added to {from_here(file)} as a training row)"))
 
     def params(self, argument: str) -> None:
         """Show the sampling parameters, or set one: /params temperature 0.8.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from types import NoneType
+from typing import get_args, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
@@ -186,4 +188,21 @@ def run_function(function: Callable[..., None], words: list[str]) -> None:
         settings = parser.parse_args(words[1:])
     except argparse.ArgumentError as error:
         raise explain(error, words) from error
-    function(**{key: value for key, value in settings.as_dict().items() if key != "config"})
+    values = {key: value for key, value in settings.as_dict().items() if key != "config"}
+    refuse_null(function, values)
+    function(**values)
+
+
+def refuse_null(function: Callable[..., None], values: dict[str, object]) -> None:
+    """Refuse null for a parameter that is never None; the parser accepts it for any.
+
+    Args:
+        function: whose parameters these are.
+        values: by the name of the parameter.
+
+    Raises:
+        SettingError: a value is None, and its type is not optional.
+    """
+    for name, hint in get_type_hints(function).items():
+        if values.get(name, ...) is None and NoneType not in get_args(hint):
+            raise SettingError(f"--{name}", "null", "Give it a value, or leave it out for its default")

@@ -16,6 +16,7 @@ from kyon_pl.batch import Batch
 from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.data.encoding.encode import load_tokenizer
+from kyon_pl.logs import replace_control_characters
 
 if TYPE_CHECKING:
     from kyon_pl.chatglm2 import ChatGLMTokenizer
@@ -157,7 +158,7 @@ def row_lines(data: DialogueData, rows: int, paint: Paint) -> Iterator[str]:
     """Yield a heading and the text of the first rows of the first epoch; `data` is loaded and planned."""
     tokenizer = load_tokenizer(data.tokenizer, data.tokenizer_revision)
     for row in islice(_shown_rows(data), rows):
-        yield paint.heading(row.heading)
+        yield paint.heading(replace_control_characters(row.heading))
         tokens = name_tokens(row.ids.tolist(), tokenizer)
         shown = list(spans(tokens, row.trained.tolist()))
         yield paint.text(shown + ([Span(f"pad × {row.pads:,}", trained=False, special=True)] if row.pads else []))

@@ -17,6 +17,7 @@ from kyon_pl.data.encoding.table import EncodedTable
 from kyon_pl.data.reading.quality import ODDITIES
 from kyon_pl.data.shown_rows import Paint, row_lines
 from kyon_pl.errors import SettingError
+from kyon_pl.logs import replace_control_characters
 from kyon_pl.outputs import check_outputs
 from kyon_pl.preview.histogram import bar_lines, png_output, write_png
 
@@ -55,7 +56,8 @@ def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
     if picture:
         write_png(picture, train.tokens, train.trained_tokens(data.label_boundary), data.encoding.max_tokens)
     written = f"histograms written to {png}" if png else "nothing written (--png FILE writes the histograms)"
-    print(f"preview: {min(rows, len(train)):,} of {len(train):,} rows shown; {written}")
+    shown = f"preview: {min(rows, len(train)):,} of {len(train):,} rows shown; {written}"
+    print(replace_control_characters(shown))
     log.info("next: %s", fit_command(data, len(train)))
 
 

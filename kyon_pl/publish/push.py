@@ -23,7 +23,7 @@ from kyon_pl.demo import fetch_base_config
 from kyon_pl.errors import CheckpointError, KyonError, SettingError
 from kyon_pl.files import entry, explained, read_json_object
 from kyon_pl.hub.download import LICENCE_FILES, TOKENIZER_FILES, checked_requests
-from kyon_pl.logs import from_here
+from kyon_pl.logs import from_here, replace_control_characters
 from kyon_pl.lora.saved import check_fit, check_ranks, read_adapter, weights_file
 from kyon_pl.publish.model_card import hub_id, model_card
 from kyon_pl.publish.repository import prepare_repository, push_errors, repository_url
@@ -158,8 +158,8 @@ def files_to_upload(folder: Path, allow: Sequence[str] | None, ignore: Sequence[
 
 def _print_dry_run(folder: Path, files: Sequence[str], card: str) -> None:
     for name in files:
-        print(f"{(folder / name).stat().st_size:>15,}  {name}")
-    print(f"{len(card.encode()):>15,}  {CARD}\n\n{card}")
+        print(f"{(folder / name).stat().st_size:>15,}  {replace_control_characters(name)}")
+    print(f"{len(card.encode()):>15,}  {CARD}\n\n{replace_control_characters(card)}")
     log.info("dry run: no files of %s were uploaded", from_here(folder))
 
 

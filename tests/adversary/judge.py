@@ -68,9 +68,12 @@ ALLOWED = (
         holds=lambda attack, ended, text: "/proc/self/mem" in attack.how,
     ),
     Allowed(
-        reason="an empty or absent name means the default, whose name is what a refusal has",
+        reason="an empty or absent name, and a config without settings, mean the default, which a refusal names",
         fault="unnamed",
-        holds=lambda attack, ended, text: attack.how.endswith((": nothing", ": no text", ": null")),
+        holds=lambda attack, ended, text: (
+            attack.how.endswith((": nothing", ": no text", ": null"))
+            or (attack.kind == "config.yaml" and attack.how.startswith("an empty object"))
+        ),
     ),
     Allowed(
         reason="a report is written into the folder of its run, unless another one is named",

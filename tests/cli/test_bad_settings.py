@@ -94,6 +94,20 @@ def test_config_files(
     assert said in paragraph_of(["fit", "--config", "mine.yaml"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("command", "key"), [("merge", "dtype"), ("push", "private"), ("chat", "asker"), ("web", "port")]
+)
+def test_null_is_no_value(
+    command: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser accepts null for any type, and then the function would get it."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(f"{key}: null\n", encoding="utf-8")
+    needed = {"merge": ["--output", "merged"], "push": ["--repo_id", "a/b"]}
+    said = paragraph_of([command, *needed.get(command, []), "--config", "mine.yaml"], capsys)
+    assert said.startswith(f"kyon-pl {command}: --{key}: null. "), said
+
+
 @pytest.mark.parametrize("file", ["fifo", "folder", "/dev/zero", "/proc/self/mem", "a\0b", "a" * 5000, "\udcff.yaml"])
 @pytest.mark.parametrize("command", ["fit", "doctor", "merge"])
 def test_what_is_no_file(

@@ -222,6 +222,9 @@ def test_what_is_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFi
     recorded.mkdir()
     for file in adapter.iterdir():
         (recorded / file.name).write_bytes(file.read_bytes())
+    role = tmp_path / "role"
+    role.mkdir()
+    (role / "system_prompt.txt").write_text("很长" * 9000, encoding="utf-8")
     for words, said in (
         (["--template", "chatglm2"], "trained with 'raw'"),
         (["--template", "none"], "there is no 'none'"),
@@ -230,7 +233,9 @@ def test_what_is_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--character", str(tmp_path / "nobody")], "nobody"),
         (["--base", str(tmp_path / "none")], "none"),
         (["-p", " "], "it is empty"),
-        (["-p", "很长" * 9000], "too long"),
+        (["-p", "很长" * 9000], "question: too long"),
+        (["--system", "很长" * 9000], "system prompt: too long"),
+        (["--character", str(role)], "role/system_prompt.txt: too long"),
         (["--trust_remote_code", "true"], "no code from a repository is ever run"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -177,6 +177,16 @@ def test_errors_are_one_paragraph(
     assert all(text in paragraph for text in texts)
 
 
+def test_a_name_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    """An escape sequence in the name of a data file or of the picture is not written to the terminal."""
+    rows = Path(write(IDS)).rename("a\x1b]0;a\x07b.jsonl")
+    preview(module(source=str(rows)), rows=1, png="c\x1b]0;c\x07d.png")
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert "a\ufffd]0;a\ufffdb.jsonl, line" in said.out
+    assert "c\ufffd]0;c\ufffdd.png" in said.out
+
+
 def test_histograms_as_a_png(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     preview(module(source=write(IDS)), rows=0, png="h.png")
