@@ -65,12 +65,12 @@ def read_speeches(text: str, language: Language, known: Sequence[str] = ()) -> t
         known: names of speakers, besides those that are found.
     """
     paragraphs = paragraphs_of(text, language)
-    names = Names(known)
+    names = Names(known, text)
     for paragraph in paragraphs:
-        for place, part in enumerate(paragraph.narration() if paragraph.quotes else []):
-            names.look_beside(first_sentence(part) if place else "")
-            names.look_beside(last_sentence(part) if place < len(paragraph.quotes) else "")
-        for part in paragraph.narration():
+        parts = paragraph.narration()
+        for sentence in {*map(first_sentence, parts[1:]), *map(last_sentence, parts[:-1])}:
+            names.look_beside(sentence)
+        for part in parts:
             for sentence in sentences(part):
                 names.look_at(sentence.partition("：")[0].partition(":")[0])
     names.close()
@@ -78,9 +78,9 @@ def read_speeches(text: str, language: Language, known: Sequence[str] = ()) -> t
     skipped = scene = silent = 0
     for number, paragraph in enumerate(paragraphs):
         scene += paragraph.opens_scene or silent == _SILENT_PARAGRAPHS
-        parts = list(_speeches_in(paragraph, names))
-        skipped += sum(part is None for part in parts)
-        speeches = [replace(part, scene=scene, paragraph=number) for part in parts if part]
+        found_here = list(_speeches_in(paragraph, names))
+        skipped += sum(speech is None for speech in found_here)
+        speeches = [replace(speech, scene=scene, paragraph=number) for speech in found_here if speech]
         silent = 0 if speeches else silent + 1
         found += speeches
     return _alternating(found), skipped

@@ -1,4 +1,4 @@
-"""Invented scenes, written by hand: who says each quote stands behind it in `<>`."""
+"""Invented scenes, written by hand. The speaker of each quote is behind it in `<>`."""
 # ruff: noqa: E501
 
 from __future__ import annotations
@@ -122,5 +122,218 @@ He read it twice. "This is the map,"<Dov> he said at last.
 "You told me it was a cookery book."<Dov>
 
 The librarian had come up behind them, and now he coughed. "May I ask,"<the librarian> he said, "what you two are doing with my cookery book?"<the librarian>
+""",
+    "zh4": """\
+　　黄昏时分，驿站的灯亮了。陆先生推门而入，抖落一身雨水，扬声唤道：“店家，可还有空房？”<陆先生>
+　　柜台后的柳婶头也不抬：“只剩柴房，住不住？”<柳婶>
+　　“住。”<陆先生>
+　　“十文钱，先付后住。”<柳婶>
+　　陆先生苦笑一声，摸出钱袋，放低了声音：“婶子，能赊一晚么？”<陆先生>
+　　“赊？”<柳婶>柳婶终于抬起头来，冷笑道，“前天那个书生也说赊，今早人就没影了。”<柳婶>
+　　小六端着热汤从后厨跑出来，不小心撞了陆先生一下，慌忙赔礼：“对不住，对不住！”<小六>
+　　“不妨事。”<陆先生>陆先生扶住他，“你这汤，闻着真香。”<陆先生>
+　　小六挠挠头，嘿嘿笑道：“我娘教的方子，放了三片老姜。”<小六>
+　　“小六！”<柳婶>柳婶一拍桌子，“谁让你跟客人闲扯的？”<柳婶>
+　　小六吐了吐舌头，一溜烟钻回后厨去了。
+　　陆先生沉吟片刻，从怀里取出一支竹笛，轻轻搁在柜上：“这个抵一晚，可够？”<陆先生>
+　　柳婶拿起笛子端详半天，语气软了下来：“会吹吗？”<柳婶>
+　　“略懂。”<陆先生>
+　　“那就吹一曲，”<柳婶>她把笛子推了回去，“吹得好，房钱免了。”<柳婶>
+　　笛声响起时，连雨都像停了一停。一曲终了，柳婶背过身去，半晌才开口：“这曲子，我男人从前也吹。”<柳婶>
+　　陆先生一怔，轻声问：“他如今在何处？”<陆先生>
+　　“走了七年了。”<柳婶>柳婶擦了擦眼角，朝后厨喊了一嗓子，“小六，给客人收拾东厢房！”<柳婶>
+　　“哎！”<小六>后厨里传来小六清脆的应答声。
+""",
+    "zh5": """\
+“船老大，还能再快些吗？”<青荷>青荷攥着栏杆，第三次催促。
+“姑娘，风就这么大。”<船老大>船老大叼着烟斗，不紧不慢地答。
+坐在船尾的胖和尚睁开一只眼，慢条斯理地劝道：“急什么，水到渠成。”<胖和尚>
+“大师说得轻巧！”<青荷>青荷回头瞪他，“晚了一步，我弟弟就要被卖到北边去了。”<青荷>
+胖和尚闻言坐直了身子：“卖到北边？是谁要卖他？”<胖和尚>
+“还能有谁，”<青荷>她咬着牙说，“赌坊的崔三。”<青荷>
+“崔三……”<船老大>船老大把烟斗从嘴里拿下来，若有所思地重复了一遍，“左脸有疤的那个？”<船老大>
+“您认得他？”<青荷>
+“化成灰我也认得。”<船老大>
+“那您知道他在哪儿落脚？”<青荷>
+“码头东边，第三间仓房。”<船老大>船老大啐了一口，“那小子欠我两年船钱。”<船老大>
+胖和尚双手合十，念了声佛号，随即笑眯眯地提议：“既然如此，不如咱们三个一道去讨债？”<胖和尚>
+青荷愣了愣，迟疑着问道：“大师也去？”<青荷>
+“贫僧腿脚虽慢，力气倒有一把。”<胖和尚>
+船老大哈哈大笑，冲着帆索吼了一嗓子：“升满帆！”<船老大>
+船身猛地一晃。青荷险些跌倒，被胖和尚一把扶住。“站稳喽，”<胖和尚>他乐呵呵地说，“风来了。”<胖和尚>
+岸上的“醉仙楼”已经看得见了。
+青荷望着灯火，自言自语道：“小满，姐姐来了。”<青荷>
+“姑娘，”<船老大>船老大忽然压低嗓门，“待会儿你跟在我后头，别出声。”<船老大>
+“知道了。”<青荷>青荷点点头。
+""",
+    "en4": """\
+Hester Vane did not believe in ghosts, and she said so twice before supper.
+
+"Then you won't mind the east room,"<Mrs. Pruitt> said Mrs. Pruitt, setting down the lamp.
+
+"Not in the least,"<Hester> replied Hester.
+
+Old Tobias, who had been polishing the same spoon for an hour, looked up. "Nobody's slept there since the flood,"<Tobias> he muttered.
+
+"Tobias!"<Mrs. Pruitt> Mrs. Pruitt snapped. "Mind your spoons."<Mrs. Pruitt>
+
+"I only thought the lady ought to know."<Tobias>
+
+"The lady,"<Hester> Hester observed, "is quite able to ask questions for herself. What happened in the flood?"<Hester>
+
+There was a silence. Mrs. Pruitt folded her hands. "My husband's brother was lost,"<Mrs. Pruitt> she said at last. "They never found him."<Mrs. Pruitt>
+
+"I am sorry,"<Hester> said Hester quietly.
+
+"It was a long time ago."<Mrs. Pruitt>
+
+"Eleven years,"<Tobias> put in Tobias.
+
+"Eleven years come Friday,"<Mrs. Pruitt> Mrs. Pruitt corrected him.
+
+At that moment the door banged open and a boy came in, streaming with rain. "The bridge is down!"<Will> he shouted.
+
+"Shut the door, Will,"<Mrs. Pruitt> ordered Mrs. Pruitt. "Were you hurt?"<Mrs. Pruitt>
+
+Will shook his head. "But there's a man on the other side. He was waving a lantern."<Will>
+
+"What sort of man?"<Hester> Hester asked.
+
+"I couldn't rightly see, miss."<Will>
+
+"Tall?"<Hester>
+
+"Tall enough."<Will>
+
+Tobias set down his spoon. "Well,"<Tobias> he said, "she's about to change her mind about ghosts."<Tobias>
+""",
+    "en5": """\
+"Are we lost?"<Juniper> asked Juniper, for the third time that morning.
+
+Her uncle turned the map the other way up. "We are exactly where I meant us to be,"<Uncle Mortimer> he announced.
+
+"And where is that?"<Juniper>
+
+"Here."<Uncle Mortimer> Uncle Mortimer tapped a blank part of the paper. "Between the river and the—well, between the river and something."<Uncle Mortimer>
+
+Juniper sat down on a stone. "Mother will be furious,"<Juniper> she said.
+
+"Your mother,"<Uncle Mortimer> said Uncle Mortimer with dignity, "is never furious. She is occasionally disappointed."<Uncle Mortimer>
+
+"She threw a kettle at you!"<Juniper>
+
+"A small kettle."<Uncle Mortimer>
+
+The guide, a thin man named Osric, had been watching the clouds. "Snow by evening,"<Osric> he told them.
+
+"Nonsense,"<Uncle Mortimer> scoffed Uncle Mortimer. "The sky is perfectly blue."<Uncle Mortimer>
+
+Osric only shrugged. "Blue is how it starts, sir."<Osric>
+
+"What should we do?"<Juniper> Juniper asked him.
+
+"There's a hut past that ridge. If we go now,"<Osric> Osric said, "we'll be under a roof by dark."<Osric>
+
+"And if we don't?"<Juniper>
+
+"Then we won't."<Osric>
+
+Uncle Mortimer folded the map with great care. "I have always been fond of huts,"<Uncle Mortimer> he said. Then, more softly, to Juniper: "Was it really the large kettle?"<Uncle Mortimer>
+
+"The largest,"<Juniper> Juniper whispered back.
+""",
+    "zh6": """\
+第七章　借伞
+
+　　雨越下越大，书院门口只剩下两个人。
+　　“你的伞呢？”<顾长青>顾长青偏过头去，问身边的小姑娘。
+　　叶小满把书袋顶在头上，撇撇嘴说：“借给先生了。”<叶小满>
+　　“先生没有伞？”<顾长青>
+　　“先生什么都没有，”<叶小满>叶小满叹道，“连袜子都是破的。”<叶小满>
+　　顾长青忍不住笑出了声。他从背后抽出一把旧油纸伞，递了过去：“拿着。”<顾长青>
+　　“那你怎么办？”<叶小满>
+　　“我跑得快。”<顾长青>
+　　话音未落，院里走出一个撑伞的老人，正是看门的何伯。何伯咳嗽两声，慢吞吞地说：“跑得再快，也快不过雨。”<何伯>
+　　“何伯！”<叶小满>叶小满欢呼一声扑了上去，“您送我们吧！”<叶小满>
+　　“送，送。”<何伯>何伯乐得合不拢嘴，“不过有个条件。”<何伯>
+　　顾长青警惕地后退半步：“什么条件？”<顾长青>
+　　何伯眯起眼，压着嗓子道：“谁把我窗台上那盆兰花浇死的，招了，就送。”<何伯>
+　　两个孩子面面相觑。
+　　“是他！”<叶小满>叶小满抢先指着顾长青。
+　　“是她！”<顾长青>顾长青同时喊道。
+　　何伯哼了一声：“那就一起淋着吧。”<何伯>
+　　“别别别，”<顾长青>顾长青连连摆手，“我赔您一盆还不成吗？”<顾长青>
+　　“两盆。”<何伯>
+　　“两盆就两盆！”<顾长青>
+　　何伯这才把伞往前一送，得意地吩咐：“走，一人抓我一边袖子。”<何伯>
+""",
+    "zh7": """\
+“喂，您好，这里是二手书店。”<沈悦>沈悦夹着电话，一边打包一边说。
+电话那头沉默了几秒，一个沙哑的男声问：“你们收不收日记？”<男声>
+“日记？”<沈悦>沈悦停下手里的活，“谁的日记？”<沈悦>
+“我自己的。”<男声>
+她看了看墙上的钟，快十点了。“您明天过来可以吗？”<沈悦>
+“明天就来不及了。”<男声>
+门铃响了。马师傅拎着两份炒面走进来，大声嚷道：“小沈，趁热吃！”<马师傅>
+沈悦冲他摆摆手，捂住话筒小声说：“马师傅，等一下。”<沈悦>
+“谁啊？”<马师傅>马师傅凑过来，压低声音问。
+“不知道，说要卖日记。”<沈悦>
+马师傅皱起眉头，半开玩笑地说：“该不会是要写小说吧？”<马师傅>
+等她再把话筒贴回耳边，里面只剩下忙音。沈悦慢慢放下电话，喃喃道：“挂了。”<沈悦>
+“挂了就挂了，”<马师傅>马师傅把筷子塞到她手里，“先吃面。”<马师傅>
+“可是他说，明天就来不及了。”<沈悦>
+“谁都这么说。”<马师傅>马师傅嘿嘿一笑，“我师父临终前也这么说，结果又活了二十年。”<马师傅>
+沈悦被逗笑了，却还是盯着那部电话：“要是他再打来呢？”<沈悦>
+“那就收。”<马师傅>马师傅嘴里塞满了面，含混不清地回答，“收下来，我给你当保镖。”<马师傅>
+“您这身板？”<沈悦>
+“怎么，瞧不起厨子？”<马师傅>
+话音刚落，电话又响了。两人对望一眼，沈悦深吸一口气，拿起听筒：“您好，我们收。”<沈悦>
+""",
+    "en6": """\
+CHAPTER THREE
+
+The shop smelled of glue and old rain. Behind the counter Miss Aldous was mending a globe.
+
+“We’re closed,”<Miss Aldous> she said, without turning.
+
+“The sign says open,”<Theo> said Theo.
+
+“The sign is optimistic.”<Miss Aldous> She pressed a strip of paper over Peru. “What do you want?”<Miss Aldous>
+
+Theo glanced at his sister, but Beatrix was already halfway up the ladder. “We’re looking for a map,”<Theo> he explained. “One that isn’t finished.”<Theo>
+
+At this Miss Aldous did turn round. “Who sent you?”<Miss Aldous> she demanded.
+
+“Nobody.”<Theo>
+
+“Somebody always does,”<Miss Aldous> Miss Aldous retorted. She wiped her fingers, one by one, on her apron. “Was it Crane?”<Miss Aldous>
+
+“Who’s Crane?”<Beatrix> Beatrix called down from the top of the ladder.
+
+“A thief,”<Miss Aldous> said Miss Aldous, “and my brother.”<Miss Aldous>
+
+Theo took a step back. “We’ve never met him, honestly.”<Theo>
+
+“Then how did you know to ask?”<Miss Aldous>
+
+Beatrix slid to the floor in a cloud of dust. “Because of this,”<Beatrix> she said, and laid the letter on the counter. “It came to our house by mistake.”<Beatrix>
+
+The old woman read it slowly. When she had finished she took off her spectacles.
+
+“Well,”<Miss Aldous> murmured Miss Aldous, “he always did have dreadful handwriting.”<Miss Aldous>
+
+“Can you help us?”<Theo> asked Theo.
+
+“That depends.”<Miss Aldous>
+
+“On what?”<Theo>
+
+“On whether you are afraid of cellars.”<Miss Aldous>
+
+“Not a bit,”<Beatrix> Beatrix declared.
+
+“A little,”<Theo> Theo admitted at the same moment.
+
+Miss Aldous laughed for the first time. “Good,”<Miss Aldous> she said. “One of each. Mind the third step.”<Miss Aldous>
 """,
 }
