@@ -67,7 +67,8 @@ class RolePlay:
         """
         row = {"query": question, "answer": "", "chat_history": list(history), "embedding": []}
         (ranked,) = self.retriever.rank([row], 2 * self.settings.memory_number)
-        return build_context(self.role.system_prompt, [self.role.memories[i] for i in ranked], row, self.settings)
+        memories = [self.role.memories[i] for i in ranked]
+        return build_context(self.role.system_prompt, memories, row, self.settings, self.role.memory_ranks)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Conversation:
         return reply
 
     def memories(self) -> tuple[str, ...]:
-        """The memories in the prompt of the last question, nearest first."""
+        """The memories in the prompt of the last question, in its order."""
         if not (self.role and self.turns):
             return ()
         return self.role.context(self.turns[-1].question, self._before_last().history()).memories

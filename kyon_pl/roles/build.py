@@ -8,6 +8,7 @@ import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -27,8 +28,17 @@ from kyon_pl.outputs import Output, check_outputs, output_file, rows_with, writi
 from kyon_pl.publish.push_data import check_push, push_data
 from kyon_pl.roles.contexts import MEMORY_NUMBER, ContextLimits, context_settings
 from kyon_pl.roles.dialogues import Mode
+from kyon_pl.roles.memory_order import MemoryOrder, order_output, remove_orders, write_order
 from kyon_pl.roles.role import Role, find_roles
-from kyon_pl.roles.rows import BAD_ROW_KEYS, COLUMNS, BuildReport, BuildSettings, built_rows, is_our_report
+from kyon_pl.roles.rows import (
+    BAD_ROW_KEYS,
+    COLUMNS,
+    BuildReport,
+    BuildSettings,
+    built_rows,
+    is_our_report,
+    with_order_by_use,
+)
 
 log = logging.getLogger("kyon_pl.data")
 
@@ -48,6 +58,7 @@ def build_data(
     memory_length: int | None = None,
     history_length: int | None = None,
     exclude_own_scene: bool = True,
+    memory_order: MemoryOrder = "likeness",
     tokenizer: str | None = None,
     tokenizer_revision: str | None = None,
     drop: Sequence[Oddity] = (),
@@ -80,6 +91,10 @@ def build_data(
         history_length: total length of the turns before the question; default 500 tokens with a tokenizer, else 1000
             characters. Mode original has no limit.
         exclude_own_scene: leave out memories that contain the row's own answer; mode original keeps them.
+        memory_order: order of the memories in a context. likeness: nearest to the question first. frequency: the memory
+            that most rows of the role use first, so that rows share longer beginnings (see data.batching shared of
+            fit); the dialogues are read twice, and the order is kept in memory_order.json in the role folder, beside a
+            role file, where chat and web find it.
         tokenizer: folder or Hub id of a tokenizer, to count lengths in tokens.
         tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
         drop: kinds of odd rows to leave out, as in data.drop of fit: duplicate, loop, punctuation, leak. The report
@@ -101,6 +116,9 @@ def build_data(
     if mode == "original" and (history_length is not None or tokenizer is not None):
         found = "the original counts characters and has no limit for the history"
         raise SettingError("mode original", found, "Leave history_length and tokenizer out, or use mode fixed.")
+    if mode == "original" and memory_order != "likeness":
+        found = "the original puts the nearest memory first"
+        raise SettingError("mode original", found, "Leave memory_order out, or use mode fixed.")
     check_drop(drop, "drop")
     names = [characters] if isinstance(characters, str) else characters
     ids = _token_ids(tokenizer, tokenizer_revision) if tokenizer else _code_points
@@ -108,7 +126,7 @@ def build_data(
     count = lru_cache(maxsize=_CACHED_LENGTHS)(lambda text: len(ids(text))) if tokenizer else len
     limits = ContextLimits(memory_number, memory_length, history_length)
     settings = BuildSettings(mode, retrieval, context_settings(limits, unit, exclude_own_scene, count), drop, ids)
-    roles = find_roles(names, aliases or {})
+    roles = [replace(role, memory_ranks=None) for role in find_roles(names, aliases or {})]
     files = files_of_roles(roles, [dialogues] if isinstance(dialogues, str) else dialogues)
     rows_output = output_of_rows(output)
     report_output = output_file("the report of output", rows_output.path.with_suffix(".report.txt"), is_our_report)
@@ -117,10 +135,15 @@ def build_data(
     read |= {f"a file of role {role.name}": str(role.folder) for role in roles if role.folder}
     read["characters"] = [name if Path(name).is_file() else f"{name}/*.jsonl" for name in names]  # role files
     check_outputs([rows_output, report_output, *([bad_output] if bad_output else [])], read)
+    kept = {role.name: _order_output(role, memory_order) for role, _ in files}
     repo_id = check_push(push) if push else None  # before the rows are built
+    if memory_order == "frequency":
+        files = [(_ordered(role, paths, settings, kept[role.name]), paths) for role, paths in files]
     report = BuildReport(unit)
     with jsonl_writer(bad_output) if bad_output else nullcontext(report.note) as report.note:
         write_rows(rows_output, built_rows(files, settings, report))
+    if memory_order == "likeness":
+        remove_orders([output for output in kept.values() if output])
     _write_report(report, report_output)
     if bad_rows_file:
         log.info("bad, odd and dropped rows are listed in %s", from_here(bad_rows_file))
@@ -133,6 +156,26 @@ def build_data(
     log.info("next: kyon-pl preview --data.source %s%s", shlex.quote(str(from_here(rows_output.path))), base)
     if repo_id:
         push_data(repo_id, rows_output.path, {"mode": mode, **report.facts()}, private)
+
+
+def _order_output(role: Role, memory_order: MemoryOrder) -> Output | None:
+    if role.order_file is not None:
+        return order_output(role.order_file)
+    if memory_order == "frequency":
+        found = f"{role.name} is a role of the demo, which cannot keep an order"
+        raise SettingError("memory_order frequency", found, "Leave memory_order out, or use a role folder.")
+    return None
+
+
+def _ordered(role: Role, paths: Sequence[Path], settings: BuildSettings, output: Output | None) -> Role:
+    """The role with its memories in the order of use, which is kept."""
+    assert output is not None
+    ordered = with_order_by_use(role, paths, settings)
+    ranks = ordered.memory_ranks or {}
+    write_order(ranks, output)
+    used = f"{len(ranks):,} of {len(role.memories):,}"
+    log.info("role %s: %s memories are used; their order is kept in %s", role.name, used, from_here(output.path))
+    return ordered
 
 
 def files_of_roles(roles: Sequence[Role], dialogues: Sequence[str] | None) -> list[tuple[Role, list[Path]]]:

@@ -82,7 +82,7 @@ class BuiltContext:
 
     Attributes:
         text: the context.
-        memories: the memories in it, nearest to the question first.
+        memories: the memories in it, in the order of the context.
         remarks: what was left out or changed, each kind once.
     """
 
@@ -92,7 +92,11 @@ class BuiltContext:
 
 
 def build_context(
-    system_prompt: str, memories: Sequence[str], row: Mapping[str, Any], settings: ContextSettings
+    system_prompt: str,
+    memories: Sequence[str],
+    row: Mapping[str, Any],
+    settings: ContextSettings,
+    ranks: Mapping[str, int] | None = None,
 ) -> BuiltContext:
     """Build a context of separate segments, with memories and history within their lengths.
 
@@ -103,6 +107,8 @@ def build_context(
         memories: nearest first; more than `memory_number`, to replace those that are skipped.
         row: with `query`, `answer`, `chat_history`.
         settings: how to build it.
+        ranks: place of each memory in an order of the role, in which the chosen memories are put; memories without one
+            come last. None: nearest first.
     """
     remarks: set[str] = set()
     kept: list[str] = []
@@ -118,6 +124,8 @@ def build_context(
         else:
             kept.append(memory)
             remaining -= length
+    if ranks is not None:
+        kept.sort(key=lambda memory: ranks.get(memory, len(ranks)))
     history = newest_turns(row["chat_history"], settings.history_length, settings.count)
     if len(history) < len(row["chat_history"]):
         remarks.add("history shortened")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from kyon_pl.demo.corpus import ROW_MEMORIES, role_memories
 from kyon_pl.demo.grammar import CHARACTERS
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import DataError, MissingFileError, SettingError
+from kyon_pl.roles.memory_order import order_file, read_order
 
 SYSTEM_PROMPT = "system_prompt.txt"
 EMBEDDINGS = "jsonl/title_text_embed.jsonl"
@@ -40,6 +41,8 @@ class Role:
         aliases: a speaker whose name starts with one of them is the role; by default, the name of the folder.
         folder: the role folder; None for a role file.
         memory_number: maximum number of memories in its rows; None: the default of `build_data`.
+        order_file: keeps the order of its memories, see `memory_order`; it need not exist. None for a role of the demo.
+        memory_ranks: place of each memory in that order; None: memories are ordered by likeness.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Role:
     aliases: tuple[str, ...] = ()
     folder: Path | None = None
     memory_number: int | None = None
+    order_file: Path | None = None
+    memory_ranks: Mapping[str, int] | None = None
 
 
 def find_roles(characters: Sequence[str], aliases: Mapping[str, list[str]]) -> list[Role]:
@@ -107,7 +112,12 @@ def read_role(path: Path, aliases: Sequence[str] | None = None) -> Role:
         aliases = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not all(aliases := tuple(aliases or (name,))):
         raise SettingError(f"aliases of {name}", "an empty one", "Leave it out: it would match every speaker.")
-    return Role(name, system_prompt, memories, vectors, aliases, path)
+    return _with_order(Role(name, system_prompt, memories, vectors, aliases, path), path)
+
+
+def _with_order(role: Role, path: Path) -> Role:
+    file = order_file(path)
+    return replace(role, order_file=file, memory_ranks=read_order(file))
 
 
 def read_memories(folder: Path) -> tuple[tuple[str, ...], dict[int, Tensor]]:
@@ -217,7 +227,7 @@ def _read_role_file(path: Path, aliases: tuple[str, ...]) -> Role:
         fix = 'Add a line {"text": the system prompt, "luotuo_openai": "system_prompt"}.'
         raise DataError(str(path), "no line with the system prompt", fix)
     complete = [vectors for vectors in columns.values() if len(vectors) == len(texts)]
-    return Role(path.stem, system_prompt, tuple(texts), _by_dimensions(complete), aliases)
+    return _with_order(Role(path.stem, system_prompt, tuple(texts), _by_dimensions(complete), aliases), path)
 
 
 def _role_text(where: str, row: Mapping[str, Any]) -> str:

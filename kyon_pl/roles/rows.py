@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from kyon_pl.outputs import text_that_starts
 from kyon_pl.preview.histogram import bar_lines
 from kyon_pl.roles.contexts import BuiltContext, ContextSettings, build_context, original_context, original_memory
 from kyon_pl.roles.dialogues import DialogueRow, Dropped, Mode, ReadRow, read_dialogue_rows, speakers_in
+from kyon_pl.roles.memory_order import ranks_by_use
 from kyon_pl.roles.retrieval import Retriever
 from kyon_pl.roles.role import Role
 
@@ -223,6 +224,27 @@ def built_rows(
         report.rankings.update(retriever.rankings)
 
 
+def with_order_by_use(role: Role, paths: Sequence[Path], settings: BuildSettings) -> Role:
+    """The role with its memories in the order of use, the one that most of its rows use first.
+
+    Args:
+        role: the role.
+        paths: its files, which are read once for this.
+        settings: how its rows will be made; mode `fixed`.
+
+    Raises:
+        KyonError: as `built_rows`.
+    """
+    retriever, uses = Retriever(role, settings.retrieval), Counter[str]()
+    for path in paths:
+        items = read_dialogue_rows(path, role.aliases, settings.mode)
+        while batch := list(islice(items, _ROWS_PER_BATCH)):
+            rows = [item.row for item in batch if not isinstance(item.row, Dropped)]
+            for context in _contexts(role, retriever, rows, settings):
+                uses.update(context.memories)
+    return replace(role, memory_ranks=ranks_by_use(role.memories, uses))
+
+
 def _rows_of_batch(
     role: Role, retriever: Retriever, batch: list[ReadRow], settings: BuildSettings, seen: Seen, report: BuildReport
 ) -> Iterator[dict[str, str | None]]:
@@ -264,7 +286,7 @@ def _contexts(
             text = original_context(role.system_prompt, memory, row["chat_history"], row["query"])
             yield BuiltContext(text, (), frozenset())
         else:
-            yield build_context(role.system_prompt, memories, row, settings.context)
+            yield build_context(role.system_prompt, memories, row, settings.context, role.memory_ranks)
 
 
 def _output_row(role: Role, item: ReadRow, row: DialogueRow, context: str) -> dict[str, str | None]:
