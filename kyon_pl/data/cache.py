@@ -75,8 +75,9 @@ def cached(folder: Path, fingerprint: str, build: Callable[[], Dataset]) -> Data
             folder.mkdir(parents=True, exist_ok=True)
             with WeakFileLock(record.with_suffix(_LOCK)):
                 if fault := _fault(record):  # no other process has built it meanwhile
-                    _remove(folder, fingerprint, fault)
-                    _write_record(record, _files(build()))
+                    if _remove(folder, fingerprint):
+                        _say_damaged(fault)
+                    _write_record(record, _files(_built_or_removed(folder, fingerprint, build)))
         return concatenate_datasets([Dataset.from_file(name) for name in _recorded(record) if name.endswith(".arrow")])
     except KyonError:
         raise
@@ -169,15 +170,23 @@ def _crc32(file: Path) -> int:
     return crc
 
 
-def _remove(folder: Path, fingerprint: str, fault: str) -> None:
+def _built_or_removed(folder: Path, fingerprint: str, build: Callable[[], Dataset]) -> Dataset:
+    try:
+        return build()
+    except KyonError:  # of the source; what was read of it is no damaged cache
+        _remove(folder, fingerprint)
+        raise
+
+
+def _remove(folder: Path, fingerprint: str) -> bool:
+    """Remove the entries of a data set; return whether there were any."""
     entries = [entry for entry in folder.glob(f"*{fingerprint}*") if entry.suffix != _LOCK]
-    if entries:
-        _say_damaged(fault)
     for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
+    return bool(entries)
 
 
 def _say_damaged(fault: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kyon_pl.data.reading.forms import FORM_COLUMNS, FORMS, FormName, Unusable, recognize, to_conversation, unread_keys
+from kyon_pl.data.reading.no_rows import import_command, kind_of_columns
 from kyon_pl.data.reading.tabular import DELIMITERS
 from kyon_pl.data.reading.text_files import Unreadable, file_format
 from kyon_pl.data.reading.texts import excerpt, nothing_said, text_problem
@@ -68,9 +69,12 @@ def check_columns(where: str, names: ColumnNames, found: set[str]) -> None:
         found: all columns of the first rows; if empty, the rows themselves are bad and nothing is checked.
 
     Raises:
-        DataError: a column is missing, and the rows carry neither ids nor a form that is recognized.
+        DataError: a column is missing, and the rows carry neither ids nor a form that is recognized; or it is a file
+            for `kyon-pl import-role`.
     """
     form = form_of(dict.fromkeys(found, ""), names)
+    if names.form == "auto" and form != "token_ids" and names.context not in found and (kind := kind_of_columns(found)):
+        raise DataError(where, f"it is {kind}, and holds no rows", import_command(where))
     if form in FORMS:
         needed = [FORMS[form].prompt, FORMS[form].reply if names.target_required else None]
     else:

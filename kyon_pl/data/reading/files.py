@@ -12,6 +12,7 @@ from kyon_pl.data.reading.columnar import column_names, columnar_rows
 from kyon_pl.data.reading.excel import excel_rows, sheet_names
 from kyon_pl.data.reading.folders import folder_files
 from kyon_pl.data.reading.json_files import json_rows
+from kyon_pl.data.reading.no_rows import has_suffix_to_import, import_command
 from kyon_pl.data.reading.tabular import DELIMITERS, csv_delimiter, csv_rows
 from kyon_pl.data.reading.text_files import NumberedRows, file_format, text_encoding
 from kyon_pl.demo import ASSETS
@@ -140,9 +141,10 @@ def _files_of(source: str, split: str, name: str | None) -> list[Path] | None:
     for file in files:
         if not has_reader(file):
             found = f"files with the suffix {file.suffix or '(none)'} cannot be read"
-            raise DataError(
-                str(file), found, f"Give files that end in {', '.join(READERS)}; or .gz, .zst of text files."
-            )
+            fix = f"Give files that end in {', '.join(READERS)}; or .gz, .zst of text files."
+            if has_suffix_to_import(file):
+                fix += f" {import_command(file)}"
+            raise DataError(str(file), found, fix)
     return files
 
 

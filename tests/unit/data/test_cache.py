@@ -21,7 +21,7 @@ from kyon_pl.cli import main
 from kyon_pl.data.cache import cached, downloaded
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.data.encoding.table import EncodedTable
-from kyon_pl.errors import MachineError
+from kyon_pl.errors import DataError, MachineError
 
 ROWS = 40
 
@@ -99,6 +99,15 @@ def test_damaged_file_is_built_again_and_said_once(
     with caplog.at_level(logging.WARNING):
         assert load(inputs, tmp_path / "cache").crc32 == whole.crc32
     assert not caplog.records
+
+
+def test_refused_rows_leave_no_cache_that_is_called_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "rows.json").write_text("[" + '{"input_ids": [1, 2], "seq_len": 1},' * 2000 + "broken]")
+    for _ in "12":
+        with pytest.raises(DataError, match="broken JSON"):
+            DialogueData(str(tmp_path / "rows.json"), processes=1, cache_dir=str(tmp_path / "cache")).load("fit")
+    assert "damaged" not in caplog.text
+    assert not [*(tmp_path / "cache").rglob("*.arrow")]
 
 
 def test_any_flipped_bit_of_what_is_trained_on_is_noticed(inputs: Path, tmp_path: Path) -> None:

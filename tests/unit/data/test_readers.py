@@ -363,3 +363,52 @@ def test_what_cannot_be_read_is_refused_with_its_reason(tmp_path: Path, name: st
     with pytest.raises(KyonError, match=message) as caught:
         load(tmp_path, tmp_path / file)
     assert "\n" not in str(caught.value)
+
+
+# what is refused above, the advice of its message, and the same source after following it
+FOLLOWED: dict[str, tuple[str, str, bytes, dict[str, Any]]] = {
+    "open quote": ("Close the quote there", "b.csv", b'context,target\nc,"t"\n', {}),
+    "quote in a cell": (
+        'Quote the whole cell there, and write a quote inside a quoted cell twice (`""`)',
+        "b.csv",
+        b'context,target\nc,"""t""x"\n',
+        {},
+    ),
+    "no header": (
+        "Set data.context_column and data.target_column",
+        "b.csv",
+        "问,答\nc,t\n".encode(),
+        {"columns": ColumnNames("问", "答")},
+    ),
+    "array of another encoding": ("Save it as UTF-8", "b.json", '[\n{"context": "のと", "target": "t"}]'.encode(), {}),
+    "rows in two keys": (
+        "Write the rows of each key to a file of its own",
+        "b.json",
+        json.dumps({"a": ROWS}).encode(),
+        {},
+    ),
+    "missing comma": ("write one row per line (.jsonl)", "b.jsonl", LINES.encode(), {}),
+    "no zip": ("as `CSV UTF-8`", "b.csv", csv_text(",").encode("utf-8-sig"), {}),
+    "no default configuration": ("Set it to one of them", "a", b"", {"name": "x"}),
+    "broken README": ("name the files as data.source", "a/a.jsonl", b'{"context": "c", "target": "t"}', {}),
+} | {
+    f"other delimiter, {name}": (name, "b.csv", csv_text(delimiter).encode(), {})
+    for delimiter, name in ((",", "commas"), ("\t", "tabs"), (";", "semicolons"), ("|", "vertical bars"))
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_the_advice_of_a_message_works(tmp_path: Path, name: str) -> None:
+    advice, file, content, options = FOLLOWED[name]
+    made, refused, _ = REFUSED[name if name in REFUSED else "other delimiter"]
+    if callable(made):
+        made(tmp_path / refused)
+    else:
+        (tmp_path / refused).write_bytes(made)
+    with pytest.raises(KyonError) as caught:
+        load(tmp_path, tmp_path / refused)
+    assert advice in str(caught.value)
+    if content:
+        (tmp_path / file).write_bytes(content)
+    rows = load(tmp_path, tmp_path / file, **options)
+    assert {*rows.dataset["problem"][:]} == {""}

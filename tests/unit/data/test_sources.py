@@ -182,7 +182,13 @@ REFUSED = {
         {"rows.txt": "a"},
         "rows.txt",
         DataError,
-        r"files with the suffix \.txt cannot be read\. Give .*\.jsonl",
+        r"files with the suffix \.txt cannot be read\. Give .*\.jsonl.* kyon-pl import-role rows\.txt --output roles/",
+    ),
+    "card": (
+        {"card.json": '{"spec": "chara_card_v2", "data": {"name": "Bo"}}'},
+        "card.json",
+        DataError,
+        r"card\.json: it is a character card, and holds no rows\. Make .*: kyon-pl import-role card\.json --output",
     ),
     "no such split": (
         {"x/dev.jsonl": "{}", "x/test.jsonl": "{}"},

@@ -18,6 +18,7 @@ from png_card import encoded, png
 from written_scenes import SCENES
 
 from kyon_pl.cli import main
+from kyon_pl.data.reading.sources import SourceSettings, load_rows
 from kyon_pl.errors import KyonError
 from kyon_pl.roles.build import build_data
 from kyon_pl.roles.importing.command import import_role
@@ -85,10 +86,12 @@ MESSAGES = [
     ("2024-05-01T18:01:00+00:00", "绵卷", "阿砚呀。\n人可好。"),
 ]
 EXPORT = {
+    "guild": {"name": "Tingluo"},
+    "channel": {"name": "quay"},
     "messages": [
         *({"timestamp": t, "type": "Default", "content": c, "author": {"name": n}} for t, n, c in MESSAGES),
         {"timestamp": "2024-05-01T19:00:00+00:00", "type": "GuildMemberJoin", "content": "x", "author": {"name": "y"}},
-    ]
+    ],
 }
 TABLE = [("1", "小满", "钟楼在哪里？"), ("1", "绵卷", "就在北坡。\n跟我飘过去哒！"), ("2", "小满", "谁在照看它？")]
 TABLE += [("2", "绵卷", "阿砚呀。"), ("2", "绵卷", "“人可好。”")]
@@ -168,6 +171,15 @@ def test_a_card_becomes_a_role(name: str, caplog: pytest.LogCaptureFixture) -> N
         assert "fields not read: creator_notes" in report("roles/heron")
     rows = built(caplog)
     assert [row["target"] for row in rows] == ["Pell:It stands north.\nI stood there first.", "Pell:Closed, dear Ada."]
+
+
+@pytest.mark.parametrize("name", ["v1.json", "v2.json", "v2.png", "plain.txt", "export.json"])
+def test_the_advice_of_a_source_that_holds_no_rows_works(name: str, here: Path) -> None:
+    with pytest.raises(KyonError, match="kyon-pl import-role") as refused:
+        load_rows(SourceSettings(write(name, (CARDS | LOGS)[name])), str(here / "cache"))
+    command = str(refused.value).rpartition("kyon-pl ")[2].rstrip(".").replace("NAME", "绵卷")
+    main(shlex.split(command))
+    assert read_role(Path("roles/绵卷")).memories
 
 
 def test_the_nickname_of_a_card_speaks() -> None:
