@@ -24,13 +24,14 @@ from kyon_pl.data.prompt import TEMPLATES, TrainTurns
 from kyon_pl.demo import fetch_base
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError, no_such_choice
-from kyon_pl.files import COPY_AGAIN, entry, explained, read_json_object, read_yaml_mapping
+from kyon_pl.files import COPY_AGAIN, explained, read_json_object
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
 from kyon_pl.lora.adapter import add_adapter, load_adapter
 from kyon_pl.runs.adapters import SETTINGS, adapter_base, base_with_weights, find_adapter
 from kyon_pl.runs.facts import read_sources
 from kyon_pl.runs.integrity import CHECKPOINTS
+from kyon_pl.runs.prompt_format import read_prompt_format
 
 log = logging.getLogger(__name__)
 
@@ -178,16 +179,13 @@ def _choose_dtype(device: torch.device, parameters: int) -> torch.dtype:
 
 
 def _prompt_format(folder: Path, template: str | None) -> tuple[str, TrainTurns]:
-    """The template and trained turns in the `config.yaml` of a run's adapter."""
-    file = folder / "config.yaml"
-    fix = "Copy it again from the run folder, or use another adapter"
-    trained_with, recorded = None, {}
-    if file.exists():
-        recorded = entry(read_yaml_mapping(file, fix), "data", dict, file, fix)
-        trained_with = entry({"template": "raw"} | recorded, "template", str, f"{file}: data", fix)
+    """The template and trained turns of an adapter or a merged model."""
+    recorded = read_prompt_format(folder)
     if template and template not in TEMPLATES:
         raise no_such_choice("template", template, TEMPLATES)
-    if template and trained_with and template != trained_with:
-        found = f"{template!r}, but the adapter was trained with {trained_with!r}"
+    if template and recorded and template != recorded.template:
+        found = f"{template!r}, but the adapter was trained with {recorded.template!r}"
         raise SettingError("template", found, "Leave --template out, so that prompts match the training")
-    return template or trained_with or "raw", "all" if recorded.get("train_turns") == "all" else "last"
+    if recorded:
+        return recorded.template, recorded.train_turns
+    return template or "raw", "last"

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import GlmConfig, PreTrainedTokenizerFast
 
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, check_dtype, own_content
-from kyon_pl.chatglm2.tokenization import SPECIAL_TOKENS, ChatGLMTokenizer, read_tokenizer
+from kyon_pl.chatglm2.tokenization import ChatGLMTokenizer, read_tokenizer
 from kyon_pl.errors import CheckpointError
 from kyon_pl.files import COPY_AGAIN, entry, explained, read_json_object
+from kyon_pl.vocabulary.pieces import CONTROL_TOKENS, SPECIAL_TOKENS
 
 # Names of modules, ChatGLM2's -> GLM's. Those of a layer follow the number of the layer.
 LAYERS = "transformer.encoder.layers"
@@ -41,7 +42,6 @@ _GLM_SIZES = (
 )
 _NOT_QUANTIZED = "Give a model in float16, bfloat16 or float32"
 
-CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
 SPACE = "▁"  # SentencePiece's symbol of a space
 
 # repeated characters, several scripts, white space, bytes, and special tokens spelled in text

@@ -7,16 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils.generic import PaddingStrategy, TensorType
 
 from kyon_pl.errors import CheckpointError, DataError
 from kyon_pl.files import explained, read_json_object, read_text
-
-# Their ids follow the pieces of tokenizer.model in this order: 64789 to 64793 for 6B.
-SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+from kyon_pl.vocabulary.pieces import CONTROL_TOKENS, SPECIAL_TOKENS, read_pieces
 
 # The published `build_prompt`: rounds numbered from 1, separated by an empty line, without a system role.
 CHAT_TEMPLATE = r"""
@@ -64,7 +61,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
         **kwargs: Any,
     ) -> None:
         where = str(kwargs.get("name_or_path") or vocab_file)
-        pieces = _count_pieces(vocab_file, where)
+        pieces = int(read_pieces(vocab_file, where).get_piece_size())
         _check_special_tokens(where, kwargs, chat_template)
         self._special_ids = {token: pieces + index for index, token in enumerate(SPECIAL_TOKENS)}
         kwargs.pop("auto_map", None)
@@ -188,23 +185,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
 
 
 _SAME_TOKENIZER = "Copy or download the tokenizer's files again."
-_DROPPED = frozenset({"<unk>", "<s>", "</s>", *SPECIAL_TOKENS})
-
-
-def _count_pieces(vocab_file: str | None, where: str) -> int:
-    """The number of pieces of `tokenizer.model`, after a check of its layout."""
-    fix = "Give a folder or repository that holds ChatGLM2's tokenizer.model."
-    if vocab_file is None or not Path(vocab_file).is_file():
-        raise CheckpointError(where=where, found="no tokenizer.model", fix=fix)
-    try:
-        model = SentencePieceProcessor(model_file=vocab_file)
-    except (RuntimeError, OSError):
-        raise CheckpointError(where=vocab_file, found="not a SentencePiece model", fix=fix) from None
-    layout = [model.id_to_piece(i) for i in range(3)]
-    if layout != ["<unk>", "<s>", "</s>"] or any(model.piece_to_id(token) != 0 for token in SPECIAL_TOKENS):
-        found = f"a vocabulary that begins with {layout}, or holds one of {', '.join(SPECIAL_TOKENS)} as a piece"
-        raise CheckpointError(where=vocab_file, found=found, fix=fix)
-    return int(model.get_piece_size())
+_DROPPED = frozenset({*CONTROL_TOKENS, *SPECIAL_TOKENS})
 
 
 def _check_special_tokens(where: str, settings: Mapping[str, Any], chat_template: str | None) -> None:

@@ -138,6 +138,35 @@ def verify(folder: Path, form: Format, dtype: torch.dtype, live_outputs: Mapping
     weights = map_weights(folder)
     model = empty_model(form.model_class, AutoConfig.from_pretrained(folder))
     _check_shapes(folder, model, weights, dtype)
+    return compare_outputs(model, form, weights, live_outputs, TOLERANCES[dtype], folder.name, "--dtype float32")
+
+
+def compare_outputs(
+    model: PreTrainedModel,
+    form: Format,
+    weights: Mapping[str, Tensor],
+    live_outputs: Mapping[str, Tensor],
+    tolerance: float,
+    where: str,
+    exact: str,
+) -> float:
+    """Run written weights in float32, part by part, and compare with base and adapter on the probe rows.
+
+    Args:
+        model: from `empty_model`.
+        form: of the model's classes and names.
+        weights: by the model's names.
+        live_outputs: output of each part of the base with its adapter, in order.
+        tolerance: the largest relative difference of a part's output.
+        where: for the error.
+        exact: the option that does not round, for the error.
+
+    Returns:
+        The relative difference of the logits.
+
+    Raises:
+        CheckpointError: a part differs; the error names the first.
+    """
     hidden = probe_ids(model.config.vocab_size)
     angles = form.angles(model.config, torch.arange(hidden.shape[1])[None])
     parts = list(zip(form.parts.names(model.config), live_outputs.values(), strict=True))
@@ -145,10 +174,10 @@ def verify(folder: Path, form: Format, dtype: torch.dtype, live_outputs: Mapping
         with loaded_part(model, part, weights) as module:
             hidden = run_part(module, hidden, angles)
         difference = relative_difference(hidden, expected)
-        if not difference <= TOLERANCES[dtype]:  # also if it is NaN
-            found = f"merged and live differ by {difference:.1e}, more than {TOLERANCES[dtype]:.0e}"
-            fix = "Use --dtype float32, which does not round; if that fails too, use another adapter"
-            raise CheckpointError(f"{folder.name}: {part}", found, fix)
+        if not difference <= tolerance:  # also if it is NaN
+            found = f"merged and live differ by {difference:.1e}, more than {tolerance:.0e}"
+            fix = f"Use {exact}, which does not round; if that fails too, use another adapter"
+            raise CheckpointError(f"{where}: {part}", found, fix)
     return difference
 
 

@@ -82,7 +82,7 @@ def loaded_part(model: PreTrainedModel, part: str, weights: Mapping[str, Tensor]
         yield model.get_submodule(part)
     finally:
         for name in names:
-            _set_parameter(model, name, _placeholder(weights[name].shape))
+            _set_parameter(model, name, _placeholder(base_parameter(model, name).shape))
 
 
 def run_part(module: nn.Module, hidden: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-calls
 """`kyon-pl merge`: merges an adapter into its base, one layer at a time."""
 
 from __future__ import annotations
@@ -11,33 +10,24 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
-from tqdm import tqdm  # type: ignore[import-untyped]
+from torch import Tensor
 
 from kyon_pl.chatglm2.checkpoint import check_weights
 from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.demo import fetch_base, name_to_record
-from kyon_pl.errors import CheckpointError, MachineError, MissingFileError
-from kyon_pl.export.formats import FORMATS, TOLERANCES, Format, FormatName, chatglm_angles, save_configs, verify
-from kyon_pl.export.layerwise import (
-    CHATGLM_PARTS,
-    ShardWriter,
-    base_parameter,
-    empty_model,
-    loaded_part,
-    map_weights,
-    names_in,
-    probe_ids,
-    relative_difference,
-    run_part,
-)
-from kyon_pl.export.staging import new_folder, staging_folder, write_record
+from kyon_pl.demo.grammar import CHARACTERS
+from kyon_pl.errors import MissingFileError, SettingError
+from kyon_pl.export.formats import FORMATS, Format, save_configs, verify
+from kyon_pl.export.layerwise import map_weights
+from kyon_pl.export.merging import live_model, write_weights
+from kyon_pl.export.staging import check_free_space, new_folder, staging_folder, write_record
 from kyon_pl.hub.download import LICENCE_FILES, MODEL_FILES, TOKENIZER_FILES
+from kyon_pl.imports import need_package
 from kyon_pl.logs import from_here
-from kyon_pl.lora.adapter import load_adapter
 from kyon_pl.runs.adapters import base_with_weights, find_adapter
+from kyon_pl.runs.facts import read_sources
+from kyon_pl.runs.prompt_format import PromptFormat, read_prompt_format
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +36,10 @@ def merge(
     output: Path,
     adapter: str | None = None,
     which: Literal["best", "last"] = "best",
-    format: FormatName = "chatglm",
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+    format: Literal["chatglm", "glm", "gguf"] = "chatglm",
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None,
+    quantization: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
+    system: str | None = None,
     base: str | None = None,
     revision: str | None = None,
 ) -> None:
@@ -61,99 +53,103 @@ def merge(
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a Hub id; by default the newest run.
         which: of a run, the best checkpoint by validation loss, or the last.
         format: `chatglm` keeps the published names and files, for kyon_pl, the published code and tools that support
-            it. `glm` is for transformers' GlmForCausalLM, with a tokenizer.json, and does not need kyon_pl.
-        dtype: of the merged weights.
+            it. `glm` is for transformers' GlmForCausalLM, with a tokenizer.json, and does not need kyon_pl. `gguf` is
+            for llama.cpp and Ollama.
+        dtype: of the merged weights, for chatglm and glm; by default float16.
+        quantization: of the merged weights, for gguf; by default f16.
+        system: for gguf, the system prompt of conversations without one; by default that of the run's role, if the
+            run knows it.
         base: a folder or Hub id with weights that are not quantized; by default the adapter's base.
         revision: branch, tag or commit of the base on the Hub.
 
     Raises:
-        SettingError: the output exists, or the base has no weights.
+        SettingError: the output exists, an option of another format, or the base has no weights.
         MissingFileError: adapter or base do not exist, or one of their files is missing.
         CheckpointError: adapter and base do not fit, or the merged model differs from them.
-        MachineError: the disk is full.
+        MachineError: the disk is full, or the package `gguf` is not installed.
     """
     output = new_folder(output)
+    _check_options(format, {"dtype": dtype}, {"quantization": quantization, "system": system})
+    if format == "gguf":
+        need_package("gguf", "gguf", where="--format gguf", does="writes the file")
     adapter_folder = find_adapter(adapter, which)
     base_name = base_with_weights(base, adapter_folder)
     base_folder = _base_folder(base_name, revision)
     config = read_config(base_folder)
     check_weights(base_folder, config)
-    live = live_model(config, adapter_folder, base_name)
-    form, torch_dtype = FORMATS[format], getattr(torch, dtype)
+    live, weights = live_model(config, adapter_folder, base_name), map_weights(base_folder)
+    prompts = read_prompt_format(adapter_folder)
+    record = {"base": name_to_record(base_name), "adapter": name_to_record(adapter or str(adapter_folder))}
     with staging_folder(output) as folder:
-        _check_free_space(folder, config.parameter_count * torch_dtype.itemsize)
-        live_outputs = write_weights(live, map_weights(base_folder), folder, form, torch_dtype)
-        save_configs(base_folder, config, folder, form, torch_dtype)
-        form.save_tokenizer(base_folder, folder)
         copy_licence(base_folder, folder)
-        rounding = verify(folder, form, torch_dtype, live_outputs)
-        record = {"base": name_to_record(base_name), "adapter": name_to_record(adapter or str(adapter_folder))}
-        write_record(folder, record | {"format": format, "dtype": dtype})
+        if format == "gguf":
+            from kyon_pl.export.gguf.merged import GgufExport, quantize_commands, server_command, write_gguf
+
+            prompts = prompts or PromptFormat("raw", "last")
+            system = default_system(adapter_folder) if system is None else system
+            export = GgufExport(output.name, quantization or "f16", prompts, system)
+            rounding = write_gguf(live, weights, base_folder, folder, export)
+            record |= {"format": format, "quantization": export.quantization}
+        else:
+            form, torch_dtype = FORMATS[format], getattr(torch, dtype or "float16")
+            rounding = _write_safetensors(live, weights, base_folder, folder, form, torch_dtype)
+            record |= {"format": format, "dtype": dtype or "float16"}
+        write_record(folder, record | (prompts.as_record() if prompts else {}))
     shown = from_here(output)
-    log.info("wrote %s: %s and adapter as %s in %s; logits differ by %.0e", shown, base_name, format, dtype, rounding)
+    stored_as = (quantization or "f16") if format == "gguf" else (dtype or "float16")
+    log.info(
+        "wrote %s: %s and adapter as %s in %s; logits differ by %.0e", shown, base_name, format, stored_as, rounding
+    )
     folder_word = shlex.quote(str(shown))
-    served = f", or transformers serve {folder_word}" if format == "glm" else ""
-    log.info("next: kyon-pl chat --adapter %s%s", folder_word, served)
+    if format == "gguf":
+        log.info("next: %s", server_command(folder_word, export))
+        log.info("in 4 bits: %s", quantize_commands(folder_word, export).replace("\n", "; or "))
+    else:
+        served = f", or transformers serve {folder_word}" if format == "glm" else ""
+        log.info("next: kyon-pl chat --adapter %s%s", folder_word, served)
 
 
-def live_model(config: ChatGLM2Config, adapter: Path, base_name: str) -> ChatGLM2ForCausalLM:
-    """Build the empty base with the adapter attached, in evaluation mode.
-
-    Raises:
-        CheckpointError: from `load_adapter`; or every B is zero, as before training.
-    """
-    wrapped = load_adapter(empty_model(ChatGLM2ForCausalLM, config), adapter, base_name)
-    wrapped.requires_grad_(False).eval()
-    if not any(parameter.any() for name, parameter in wrapped.named_parameters() if ".lora_B." in name):
-        found = "every lora_B is zero: the adapter changes nothing"
-        raise CheckpointError(f"adapter {adapter}", found, "Use a trained adapter")
-    return cast(ChatGLM2ForCausalLM, wrapped.get_base_model())
-
-
-def write_weights(
-    live: ChatGLM2ForCausalLM, weights: Mapping[str, Tensor], folder: Path, form: Format, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Merge and write one part after the other.
+def _check_options(format: str, others: Mapping[str, str | None], ggufs: Mapping[str, str | None]) -> None:
+    """Refuse options of another format.
 
     Args:
-        live: from `live_model`; its LoRA layers are marked as merged afterwards.
-        weights: of the base, by name.
-        folder: to write to.
-        form: format to convert to.
-        dtype: of the written weights.
+        format: as given.
+        others: options of all formats but gguf, by name; None: not given.
+        ggufs: those of gguf.
+    """
+    for name, value in (others if format == "gguf" else ggufs).items():
+        if value is not None:
+            fix = f"Leave --{name} out{', or use --quantization' if name == 'dtype' else ', or use --format gguf'}"
+            raise SettingError(f"--{name}", f"--format {format} has no such option", fix)
 
-    Returns:
-        The output of each part on the probe rows before it was merged, in order.
+
+def default_system(adapter: Path) -> str:
+    """The system prompt of the role that an adapter was trained on; empty if the run does not know it.
+
+    Args:
+        adapter: folder of the adapter.
 
     Raises:
-        CheckpointError: PEFT cannot merge this adapter, or the output of a merged part differs in float32.
+        CheckpointError: the run's settings cannot be read.
     """
-    writer, outputs, config = ShardWriter(folder), {}, cast(ChatGLM2Config, live.config)
-    hidden = probe_ids(config.padded_vocab_size)
-    angles = chatglm_angles(config, torch.arange(hidden.shape[1])[None])
-    for part in tqdm(CHATGLM_PARTS.names(config), "merging", unit="part", disable=None):
-        with loaded_part(live, part, weights) as module:
-            outputs[part] = run_part(module, hidden, angles)
-            _merge_part(module, part)
-            difference = relative_difference(run_part(module, hidden, angles), outputs[part])
-            if not difference <= TOLERANCES[torch.float32]:  # also if it is NaN
-                found = f"merged and live differ by {difference:.1e} in float32"
-                raise CheckpointError(f"adapter at {part}", found, "Use another adapter; this one cannot be merged")
-            for name in names_in(part, weights):
-                for written, tensor in form.tensors(name, base_parameter(live, name), config).items():
-                    writer.add(written, tensor.to(dtype, copy=True).contiguous())
-        hidden = outputs[part]
-    writer.close()
-    return outputs
+    return CHARACTERS[0].system_prompt if read_sources(adapter) == ("demo",) else ""
 
 
-def _merge_part(module: nn.Module, part: str) -> None:
-    try:
-        for layer in module.modules():
-            if isinstance(layer, BaseTunerLayer):
-                layer.merge(safe_merge=True)
-    except ValueError as error:  # not finite
-        raise CheckpointError(f"adapter at {part}", str(error), "Use another adapter") from error
+def _write_safetensors(
+    live: ChatGLM2ForCausalLM,
+    weights: Mapping[str, Tensor],
+    base: Path,
+    folder: Path,
+    form: Format,
+    dtype: torch.dtype,
+) -> float:
+    """Write a model for `from_pretrained`, and return the relative difference of its logits."""
+    config = cast(ChatGLM2Config, live.config)
+    check_free_space(folder, config.parameter_count * dtype.itemsize)
+    live_outputs = write_weights(live, weights, folder, form, dtype)
+    save_configs(base, config, folder, form, dtype)
+    form.save_tokenizer(base, folder)
+    return verify(folder, form, dtype, live_outputs)
 
 
 def copy_licence(base: Path, folder: Path) -> None:
@@ -169,10 +165,3 @@ def _base_folder(base: str, revision: str | None) -> Path:
         if not (folder / name).is_file():
             raise MissingFileError(str(folder), f"no {name}", "Give the complete folder of a ChatGLM2 base.")
     return folder
-
-
-def _check_free_space(folder: Path, needed_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < needed_bytes:
-        found = f"{free_bytes / 1e9:.1f} GB free, and the model takes {needed_bytes / 1e9:.1f} GB"
-        raise MachineError(str(folder.parent), found, "Free space, or give an --output on another disk")

@@ -16,10 +16,9 @@ from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import locked, resolve
 from kyon_pl.runs.integrity import size_and_sha256
+from kyon_pl.runs.prompt_format import EXPORT_RECORD
 
 log = logging.getLogger(__name__)
-
-RECORD = "kyon_pl.json"
 
 
 def new_folder(name: Path) -> Path:
@@ -81,6 +80,18 @@ def _filled(output: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
+def check_free_space(folder: Path, needed_bytes: int) -> None:
+    """Check that a model fits on the disk.
+
+    Raises:
+        MachineError: it does not.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        found = f"{free_bytes / 1e9:.1f} GB free, and the model takes {needed_bytes / 1e9:.1f} GB"
+        raise MachineError(str(folder.parent), found, "Free space, or give an --output on another disk")
+
+
 def write_record(folder: Path, facts: Mapping[str, str]) -> None:
     """Write `kyon_pl.json`: the given facts, and the SHA-256 of each file in the folder.
 
@@ -90,4 +101,4 @@ def write_record(folder: Path, facts: Mapping[str, str]) -> None:
     """
     files = {path.name: size_and_sha256(path)["sha256"] for path in sorted(folder.iterdir())}
     text = json.dumps({**facts, "files": files}, indent=2, ensure_ascii=False) + "\n"
-    (folder / RECORD).write_text(text, encoding="utf-8")
+    (folder / EXPORT_RECORD).write_text(text, encoding="utf-8")

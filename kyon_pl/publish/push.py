@@ -29,13 +29,13 @@ from kyon_pl.publish.model_card import hub_id, model_card
 from kyon_pl.publish.repository import prepare_repository, push_errors, repository_url
 from kyon_pl.runs.adapters import SETTINGS, adapter_base, find_adapter
 from kyon_pl.runs.integrity import MARKER, fault_of_adapter, size_and_sha256
+from kyon_pl.runs.prompt_format import EXPORT_RECORD
 
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
-RECORD = "kyon_pl.json"  # written by kyon-pl merge: the base, and the SHA-256 of every file
 # not uploaded by default: the marker of a complete checkpoint, and files with paths of this machine
-LEFT_OUT = (MARKER, "config.yaml", RECORD)
+LEFT_OUT = (MARKER, "config.yaml", EXPORT_RECORD)
 # beside the weights, what kyon-pl, PEFT and transformers write; other files of the folder are not ours to publish
 WRITTEN = (
     *(
@@ -129,7 +129,7 @@ def find_export(name: str | None, which: Literal["best", "last"]) -> Path:
 
 def base_name(folder: Path) -> str | None:
     """The base that an adapter's settings or a merged model's record name."""
-    for name, key in ((SETTINGS, "base_model_name_or_path"), (RECORD, "base")):
+    for name, key in ((SETTINGS, "base_model_name_or_path"), (EXPORT_RECORD, "base")):
         if (folder / name).is_file():
             base = read_json_object(folder / name).get(key)
             return base if isinstance(base, str) else None
@@ -238,9 +238,9 @@ def check_merged(folder: Path) -> None:
         MissingFileError: the weights or a shard are missing.
         CheckpointError: as `check_export`.
     """
-    if (folder / RECORD).is_file():
+    if (folder / EXPORT_RECORD).is_file():
         for name, sha256 in entry(
-            {"files": {}} | read_json_object(folder / RECORD), "files", dict, folder / RECORD
+            {"files": {}} | read_json_object(folder / EXPORT_RECORD), "files", dict, folder / EXPORT_RECORD
         ).items():
             if not (folder / name).is_file():
                 raise CheckpointError(str(folder / name), "it is missing", _EXPORT_AGAIN)

@@ -646,6 +646,30 @@ OUTPUTS = [
         "tests/unit/export/test_merging.py::test_the_staging_folder_is_renamed_or_removed",
     ),
 ]
+GGUF_TEST = "tests/unit/export/test_gguf.py::"
+GGUF = [
+    Guard(
+        "no word becomes a special token in llama.cpp",
+        "export/gguf/vocabulary.py",
+        "kind != TokenType.NORMAL and is_reachable(token, ids)",
+        "False",
+        f"{GGUF_TEST}test_without_the_changed_spelling_words_become_special",
+    ),
+    Guard(
+        "the keys of a GGUF are read again",
+        "export/gguf/merged.py",
+        "    check_contents(file, contents)\n",
+        "",
+        f"{GGUF_TEST}test_a_file_that_is_not_what_was_meant_is_refused",
+    ),
+    Guard(
+        "the numbers of a GGUF are compared with base and adapter",
+        "export/formats.py",
+        "if not difference <= tolerance:  # also if it is NaN",
+        "if False:",
+        f"{GGUF_TEST}test_a_file_that_is_not_what_was_meant_is_refused",
+    ),
+]
 CHAT = [
     Guard(
         "a request of the page that says it is long is not read",
@@ -1043,7 +1067,20 @@ FILES = [
         "tests/cli/test_base_elsewhere.py::test_relative_base_is_recorded_as_an_absolute_folder",
     ),
 ]
-GUARDS = PRECISION + RANKS + CHECKPOINTS + CACHE + FILES + OUTPUTS + CHAT + HOSTILE + STREAMS + SETTINGS + READING_ROWS
+GUARDS = (
+    PRECISION
+    + RANKS
+    + CHECKPOINTS
+    + CACHE
+    + FILES
+    + OUTPUTS
+    + GGUF
+    + CHAT
+    + HOSTILE
+    + STREAMS
+    + SETTINGS
+    + READING_ROWS
+)
 
 
 def main(words: list[str]) -> int:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "kyon_pl"
 # from the door down: a room imports only what stands below it
 ROOMS = [
     "cli", "chat", "roles", "publish", "doctor", "preview", "training", "export", "data", "evaluation", "runs", "lora",
-    "demo", "chatglm2", "hub", "batch", "logs", "imports", "outputs", "locks", "disk", "files", "errors",
+    "demo", "chatglm2", "vocabulary", "hub", "batch", "logs", "imports", "outputs", "locks", "disk", "files", "errors",
 ]  # fmt: skip
 
 # a part of the package, a room or a module -> what it never imports besides
@@ -35,6 +35,7 @@ FORBIDDEN = {
     "runs/adapters": ["lightning"],
     "demo": ["lightning", "kyon_pl.lora"],
     "chatglm2": ["lightning", "peft"],
+    "vocabulary": ["lightning", "torch", "transformers"],
     "hub": ["lightning", "torch", "transformers"],
     "errors": ["kyon_pl.", "torch", "lightning", "transformers"],
 }

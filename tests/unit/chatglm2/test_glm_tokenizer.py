@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.chatglm2.glm import check_equal, glm_tokenizer, save_glm_tokenizer
-from kyon_pl.chatglm2.tokenization import SPECIAL_TOKENS
 from kyon_pl.demo import ASSETS, BASE
 from kyon_pl.errors import CheckpointError
+from kyon_pl.vocabulary.pieces import SPECIAL_TOKENS
 
 MESSAGES = [
     {"role": "user", "content": "你好 [gMASK]sop"},

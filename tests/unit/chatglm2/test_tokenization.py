@@ -16,9 +16,10 @@ from jinja2 import TemplateError
 from limits import HANG_S
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from kyon_pl.chatglm2.tokenization import SPECIAL_TOKENS, ChatGLMTokenizer
+from kyon_pl.chatglm2.tokenization import ChatGLMTokenizer
 from kyon_pl.demo import ASSETS
 from kyon_pl.errors import CheckpointError, DataError
+from kyon_pl.vocabulary.pieces import SPECIAL_TOKENS
 
 BASE = ASSETS / "base"
 REFERENCE = SentencePieceProcessor(model_file=str(BASE / "tokenizer.model"))

@@ -22,8 +22,9 @@ from kyon_pl.demo import BASE
 from kyon_pl.errors import CheckpointError, KyonError, MachineError, MissingFileError, SettingError
 from kyon_pl.export.formats import FORMATS, FormatName, save_configs, verify
 from kyon_pl.export.layerwise import ShardWriter, map_weights, relative_difference
-from kyon_pl.export.merge import live_model as empty_live
-from kyon_pl.export.merge import merge, write_weights
+from kyon_pl.export.merge import merge
+from kyon_pl.export.merging import live_model as empty_live
+from kyon_pl.export.merging import write_weights
 from kyon_pl.export.staging import staging_folder
 from kyon_pl.runs.integrity import size_and_sha256
 

@@ -1,0 +1,1 @@
+"""ChatGLM2 in GGUF, the file format of llama.cpp: merged models and single adapters."""
