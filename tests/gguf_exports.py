@@ -58,7 +58,11 @@ def log_probabilities(
     server: LlamaServer, prompt: list[int], vocab_size: int, **request: object
 ) -> NDArray[np.float32]:
     """Of the token after a prompt, (vocab_size,)."""
-    answer = server.ask("/completion", prompt=prompt, n_predict=1, temperature=0, n_probs=vocab_size, **request)
+    # llama.cpp reuses keys and values that were computed with another scale of an adapter
+    fresh = {"cache_prompt": "lora" not in request}
+    answer = server.ask(
+        "/completion", prompt=prompt, n_predict=1, temperature=0, n_probs=vocab_size, **fresh, **request
+    )
     found = np.full(vocab_size, np.nan, dtype=np.float32)
     for one in answer["completion_probabilities"][0]["top_logprobs"]:
         found[one["id"]] = one["logprob"]

@@ -1,13 +1,15 @@
 # mypy: allow-untyped-calls
-"""`kyon-pl convert-adapter`: converts an adapter from ChatGLM2 to transformers' GLM, or back."""
+"""`kyon-pl convert-adapter`: converts an adapter from ChatGLM2 to transformers' GLM or back, or to GGUF."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,9 +26,11 @@ from kyon_pl.demo import fetch_base_config, name_to_record
 from kyon_pl.disk import default_mode
 from kyon_pl.errors import CheckpointError
 from kyon_pl.export.staging import new_folder, staging_folder, write_record
+from kyon_pl.imports import need_package
 from kyon_pl.logs import from_here
 from kyon_pl.lora.saved import read_adapter
 from kyon_pl.runs.adapters import adapter_base, find_adapter
+from kyon_pl.runs.prompt_format import read_prompt_format
 
 log = logging.getLogger(__name__)
 
@@ -63,17 +67,18 @@ def convert_adapter(
     output: Path,
     adapter: str | None = None,
     which: Literal["best", "last"] = "best",
-    to: Literal["glm", "chatglm"] = "glm",
+    to: Literal["glm", "chatglm", "gguf"] = "glm",
     base: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Convert an adapter of ChatGLM2 to one of transformers' GlmForCausalLM, or back.
+    """Convert an adapter of ChatGLM2 to one of transformers' GlmForCausalLM or back, or to a GGUF for llama.cpp.
 
     Args:
         output: the folder to write; it must not exist, or must be empty.
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a Hub id; by default the newest run.
         which: of a run, the best checkpoint by validation loss, or the last.
-        to: `glm`, for models of `kyon-pl merge --format glm`, or `chatglm`, for ChatGLM2.
+        to: `glm`, for models of `kyon-pl merge --format glm`; `chatglm`, for ChatGLM2; or `gguf`, for `llama-server
+            --lora` on a base of `kyon-pl merge --format gguf --adapter none`.
         base: the adapter's ChatGLM2, a folder or Hub id, of which config.json is read; by default the base that the
             adapter names. An adapter for GLM names no base.
         revision: branch, tag or commit of the base on the Hub.
@@ -82,32 +87,67 @@ def convert_adapter(
         SettingError: the output exists, or the base is not a ChatGLM2.
         MissingFileError: adapter or base do not exist.
         CheckpointError: the adapter cannot be converted, or is for another model.
-        MachineError: the disk is full.
+        MachineError: the disk is full, or the package `gguf` is not installed.
     """
     output = new_folder(output)
+    if to == "gguf":
+        need_package("gguf", "gguf", where="--to gguf", does="writes the file")
     folder = find_adapter(adapter, which)
     lora, tensors = read_adapter(folder)
     base_name = base or adapter_base(folder)
-    config = read_config(fetch_base_config(base_name, revision))
     loras = group_by_module(folder, lora, tensors)
+    record = {"base": name_to_record(base_name), "adapter": name_to_record(adapter or str(folder)), "format": to}
+    with _modules_of(folder, "GLM" if to == "chatglm" else "ChatGLM2"), staging_folder(output) as staging:
+        if to == "gguf":
+            _write_gguf(staging, output.name, folder, lora, loras, record)
+        else:
+            config = read_config(fetch_base_config(base_name, revision))
+            _write_peft(staging, lora, loras, config, to, base_name)
+            write_record(staging, record)
+    log.info("wrote %s: the adapter for %s, %d modules", from_here(output), to, len(loras))
+    if to == "gguf":
+        log.info("next: llama-server -m BASE.gguf --lora %s/%s.gguf", from_here(output), output.name)
+
+
+@contextmanager
+def _modules_of(folder: Path, model: str) -> Iterator[None]:
+    """Name the module that a model does not have.
+
+    Raises:
+        CheckpointError: the block raised KeyError.
+    """
     try:
-        converted = split_qkv(loras, config) if to == "glm" else fuse_qkv(loras, config, lora.use_rslora)
+        yield
     except KeyError as error:
-        found = f"it is not in {'ChatGLM2' if to == 'glm' else 'GLM'}"
-        raise CheckpointError(f"{folder}: module {error.args[0]}", found, "Use --to for the other model") from None
+        where, found = f"{folder}: module {error.args[0]}", f"it is not in {model}"
+        raise CheckpointError(where, found, "Use --to for the other model") from None
+
+
+def _write_gguf(
+    staging: Path, name: str, adapter: Path, lora: LoraConfig, loras: Loras, record: Mapping[str, str]
+) -> None:
+    """Write `NAME.gguf`, and what `kyon-pl chat --server` reads beside it."""
+    from kyon_pl.export.gguf.adapter import write_adapter
+
+    write_adapter(staging / f"{name}.gguf", name, loras, lora.use_rslora)
+    prompts = read_prompt_format(adapter)
+    if (adapter / "tokenizer.model").is_file():
+        shutil.copyfile(adapter / "tokenizer.model", staging / "tokenizer.model")
+    write_record(staging, {**record, **(prompts.as_record() if prompts else {})})
+
+
+def _write_peft(
+    staging: Path, lora: LoraConfig, loras: Loras, config: ChatGLM2Config, to: Literal["glm", "chatglm"], base_name: str
+) -> None:
+    """Write the folder of a converted adapter, and read it again."""
+    converted = split_qkv(loras, config) if to == "glm" else fuse_qkv(loras, config, lora.use_rslora)
     # PEFT compares the named base with the model, and a GLM does not have the name of the ChatGLM2
     named = None if to == "glm" else name_to_record(base_name)
     lora = replace(converted_config(lora, converted, config), base_model_name_or_path=named)
-    with staging_folder(output) as staging:
-        lora.save_pretrained(str(staging))
-        with default_mode(staging / "adapter_model.safetensors") as file:
-            save_file(named_tensors(converted), file, metadata={"format": "pt"})
-        _verify(staging, converted)
-        write_record(
-            staging,
-            {"base": name_to_record(base_name), "adapter": name_to_record(adapter or str(folder)), "format": to},
-        )
-    log.info("wrote %s: the adapter for %s, %d modules", from_here(output), to, len(converted))
+    lora.save_pretrained(str(staging))
+    with default_mode(staging / "adapter_model.safetensors") as file:
+        save_file(named_tensors(converted), file, metadata={"format": "pt"})
+    _verify(staging, converted)
 
 
 def group_by_module(folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor]) -> Loras:

@@ -31,6 +31,9 @@ from kyon_pl.runs.prompt_format import PromptFormat, read_prompt_format
 
 log = logging.getLogger(__name__)
 
+NO_ADAPTER = "none"
+PUBLISHED_FORMAT = PromptFormat("chatglm2", "last")
+
 
 def merge(
     output: Path,
@@ -51,6 +54,7 @@ def merge(
     Args:
         output: the folder to write; it must not exist, or must be empty.
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a Hub id; by default the newest run.
+            `none` writes the base alone, for adapters of `convert-adapter`.
         which: of a run, the best checkpoint by validation loss, or the last.
         format: `chatglm` keeps the published names and files, for kyon_pl, the published code and tools that support
             it. `glm` is for transformers' GlmForCausalLM, with a tokenizer.json, and does not need kyon_pl. `gguf` is
@@ -72,13 +76,15 @@ def merge(
     _check_options(format, {"dtype": dtype}, {"quantization": quantization, "system": system})
     if format == "gguf":
         need_package("gguf", "gguf", where="--format gguf", does="writes the file")
-    adapter_folder = find_adapter(adapter, which)
-    base_name = base_with_weights(base, adapter_folder)
+    adapter_folder = None if adapter == NO_ADAPTER else find_adapter(adapter, which)
+    if adapter_folder is None and base is None:
+        raise SettingError("--adapter none", "no base is named", "Name one with --base")
+    base_name = base_with_weights(base, adapter_folder) if adapter_folder else str(base)
     base_folder = _base_folder(base_name, revision)
     config = read_config(base_folder)
     check_weights(base_folder, config)
     live, weights = live_model(config, adapter_folder, base_name), map_weights(base_folder)
-    prompts = read_prompt_format(adapter_folder)
+    prompts = read_prompt_format(adapter_folder) if adapter_folder else PUBLISHED_FORMAT
     record = {"base": name_to_record(base_name), "adapter": name_to_record(adapter or str(adapter_folder))}
     with staging_folder(output) as folder:
         copy_licence(base_folder, folder)
@@ -86,7 +92,7 @@ def merge(
             from kyon_pl.export.gguf.merged import GgufExport, quantize_commands, server_command, write_gguf
 
             prompts = prompts or PromptFormat("raw", "last")
-            system = default_system(adapter_folder) if system is None else system
+            system = _role_system(adapter_folder) if system is None else system
             export = GgufExport(output.name, quantization or "f16", prompts, system)
             rounding = write_gguf(live, weights, base_folder, folder, export)
             record |= {"format": format, "quantization": export.quantization}
@@ -123,16 +129,9 @@ def _check_options(format: str, others: Mapping[str, str | None], ggufs: Mapping
             raise SettingError(f"--{name}", f"--format {format} has no such option", fix)
 
 
-def default_system(adapter: Path) -> str:
-    """The system prompt of the role that an adapter was trained on; empty if the run does not know it.
-
-    Args:
-        adapter: folder of the adapter.
-
-    Raises:
-        CheckpointError: the run's settings cannot be read.
-    """
-    return CHARACTERS[0].system_prompt if read_sources(adapter) == ("demo",) else ""
+def _role_system(adapter: Path | None) -> str:
+    """The system prompt of the role that an adapter was trained on; empty if its run does not know it."""
+    return CHARACTERS[0].system_prompt if adapter and read_sources(adapter) == ("demo",) else ""
 
 
 def _write_safetensors(

@@ -30,13 +30,16 @@ from kyon_pl.export.layerwise import (
 from kyon_pl.lora.adapter import load_adapter
 
 
-def live_model(config: ChatGLM2Config, adapter: Path, base_name: str) -> ChatGLM2ForCausalLM:
-    """Build the empty base with the adapter attached, in evaluation mode.
+def live_model(config: ChatGLM2Config, adapter: Path | None, base_name: str) -> ChatGLM2ForCausalLM:
+    """Build the empty base, with the adapter attached if there is one, in evaluation mode.
 
     Raises:
         CheckpointError: from `load_adapter`; or every B is zero, as before training.
     """
-    wrapped = load_adapter(empty_model(ChatGLM2ForCausalLM, config), adapter, base_name)
+    base = cast(ChatGLM2ForCausalLM, empty_model(ChatGLM2ForCausalLM, config))
+    if adapter is None:
+        return base
+    wrapped = load_adapter(base, adapter, base_name)
     wrapped.requires_grad_(False).eval()
     if not any(parameter.any() for name, parameter in wrapped.named_parameters() if ".lora_B." in name):
         found = "every lora_B is zero: the adapter changes nothing"
