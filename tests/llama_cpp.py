@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -45,13 +46,16 @@ class LlamaServer:
 
     def __init__(self, model: Path, loras: Sequence[Path] = (), cache: str = "f32", context: int = 2048) -> None:
         given = {"model": str(model), "loras": [str(path) for path in loras], "cache": cache, "context": context}
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the server; a pipe would fill up
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, json.dumps(given)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
         assert self.process.stdout
         self.url = self.process.stdout.readline().strip()
-        assert self.url, self.process.communicate()[1][-2000:]
+        if not self.url:
+            self.log.seek(0)
+            raise AssertionError(self.log.read()[-2000:])
         self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
     def __enter__(self) -> LlamaServer:
@@ -63,6 +67,7 @@ class LlamaServer:
         self.client.close()
         self.process.kill()
         self.process.communicate()
+        self.log.close()
 
     def ask(self, path: str, **content: object) -> Any:
         """The JSON that answers a POST."""
