@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import traceback
 
 from kyon_pl.cli.allowed_code import denied_code
 from kyon_pl.cli.options import help_option, options_of, unknown_setting
@@ -18,6 +19,7 @@ _NOT_SHOWN = (
     "Given value type",
     "Problem with given class_path",
 )
+_REFUSING = re.compile(r"Problem with given class_path '([\w.]+)'|Namespace\(class_path='([\w.]+)'")
 _NOT_SHOWN_OF_CLASSES = ("Type ", "Expected a path", "Expected a dot import path")
 
 
@@ -55,15 +57,38 @@ def explain(error: argparse.ArgumentError, words: list[str]) -> SettingError:
 
 
 def explain_misuse(error: Exception) -> SettingError:
-    """One paragraph from what Lightning reports about settings of its Trainer.
+    """One paragraph from what Lightning reports about settings of its Trainer and its callbacks.
 
     Args:
-        error: Lightning's `MisconfigurationException`.
+        error: Lightning's `MisconfigurationException`, or a ValueError that it raised.
     """
     text = " ".join(str(error).split())
     keys = [key.removeprefix("trainer.") for key in known_settings() if key.startswith("trainer.")]
     named = next((f"trainer.{key}" for key in keys if re.search(rf"\b{re.escape(key)}\b", text)), "trainer")
     return SettingError(named, text, "kyon-pl fit --help all explains every setting")
+
+
+def explain_refused_arguments(error: ValueError) -> SettingError | None:
+    """One paragraph from what a class that a setting names says of its arguments, or of a package that it needs.
+
+    Args:
+        error: from the parser, when it makes the objects.
+
+    Returns:
+        None if the error does not come from such a class.
+    """
+    text = str(error)
+    if named := _REFUSING.search(text):
+        said = re.split("Given value|Subclass types", text.partition("Errors:")[2])[0].splitlines()
+        lines = [line.strip(" -") for line in said]
+        lines = [
+            line for line in lines if line and not line.startswith((*_NOT_SHOWN, "Expected a ", "Not a valid sub"))
+        ]
+        found = "; ".join(lines) or str(error.__cause__)
+        fix = "Correct its arguments, or install what it needs; kyon-pl fit --help all explains every setting"
+        return SettingError(named[1] or named[2], found.rstrip("."), fix)
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return explain_misuse(error) if frames and frames[-1].startswith("lightning.") else None
 
 
 def known_settings() -> list[str]:

@@ -15,6 +15,7 @@ from peft import LoraConfig
 
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.attention import choose_attention
+from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.files import weight_files
 from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.demo import BASE
@@ -35,6 +36,8 @@ from kyon_pl.doctor.work import LONGEST_ROW, Schedule, TrainingTime, Work, count
 from kyon_pl.errors import KyonError, MissingFileError
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.lora import Checkpointing, frozen_dtype, reference_lora
+from kyon_pl.lora.saved import CONFIG_FILE
+from kyon_pl.lora.saved import read_config as read_lora_config
 
 # ids under which the model with the default configuration is published, in float16
 PUBLISHED = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b")
@@ -74,17 +77,17 @@ def find_base(name: str, revision: str | None, random_config: str | None) -> Bas
     Raises:
         MissingFileError: a folder without `config.json` or weights, or a name that is neither a folder nor an id.
         SettingError: a configuration that is not implemented.
-        CheckpointError: an index of weights that cannot be read.
+        CheckpointError: a `config.json` or an index of weights that cannot be read.
     """
     if name == "random":
-        config = ChatGLM2Config.from_pretrained(random_config) if random_config else ChatGLM2Config()
+        config = read_config(Path(random_config)) if random_config else ChatGLM2Config()
         return Base(name, None, config, 0)
     folder = BASE if name == "demo" else expand_home(name)
     if not folder.is_dir():
         return _find_in_cache(name, revision)
     if not (folder / "config.json").is_file():
         raise MissingFileError(str(folder), "no config.json", "Give the folder of a ChatGLM2 base.")
-    config = ChatGLM2Config.from_pretrained(folder)
+    config = read_config(folder)
     weight_files(folder)
     return Base(name, folder, config, 0)
 
@@ -100,7 +103,7 @@ def _find_in_cache(name: str, revision: str | None) -> Base:
     if not isinstance(file, str):  # None, or a record that the repository does not have the file
         return Base(name, None, published, _published_bytes(published) if published else None)
     folder = Path(file).parent
-    config = ChatGLM2Config.from_pretrained(folder)
+    config = read_config(folder)
     try:
         weight_files(folder)
     except MissingFileError:
@@ -257,9 +260,7 @@ def _schedule(trainer: Namespace, devices: int) -> Schedule:
 def _lora(model: Namespace) -> LoraConfig:
     """The LoRA settings of the run: those of `model.adapter` if it is a folder, else `model.lora`."""
     if model.adapter and Path(model.adapter).is_dir():
-        adapter = LoraConfig.from_pretrained(model.adapter)
-        assert isinstance(adapter, LoraConfig)
-        return adapter
+        return read_lora_config(Path(model.adapter) / CONFIG_FILE)
     if model.lora is None:
         return reference_lora()
     lora = model.lora.get("init_args", model.lora)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,11 @@ def _check_values(file: Path, content: dict[str, Any]) -> None:
     for name, rank in ranks.items():
         if rank < 1:
             raise CheckpointError(f"{file}: {name}", f"{rank} is impossible", _OTHER_ADAPTER)
+    alphas = {"lora_alpha": content["lora_alpha"]}
+    alphas |= {f"alpha_pattern: {key}": alpha for key, alpha in patterns["alpha_pattern"].items()}
+    for name, alpha in alphas.items():
+        if not math.isfinite(alpha):
+            raise CheckpointError(f"{file}: {name}", f"{alpha} is impossible", _OTHER_ADAPTER)
     dropout = content.get("lora_dropout") or 0
     if not 0 <= dropout < 1:
         raise CheckpointError(f"{file}: lora_dropout", f"{dropout} is impossible", _OTHER_ADAPTER)

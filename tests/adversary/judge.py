@@ -53,6 +53,11 @@ ALLOWED = (
         ),
     ),
     Allowed(
+        reason="without memory a library may wait for a thread that could not be started",
+        fault="hang",
+        holds=lambda attack, ended, text: "AS" in attack.surroundings.limits,
+    ),
+    Allowed(
         reason="a run over several machines waits for the others",
         fault="hang",
         holds=lambda attack, ended, text: "trainer.num_nodes" in attack.how or "WORLD_SIZE" in attack.how,

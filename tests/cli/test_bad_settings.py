@@ -24,6 +24,7 @@ def unfolding(depth: int, width: int, line: str) -> str:
     return "\n".join(lines)
 
 
+LIGHTNING = "lightning.pytorch"
 CONFIGS = {
     "lists of aliases": (unfolding(12, 9, "a{i}: &a{i} [{inner}]"), "unfolds into more than"),
     "merged aliases": (unfolding(12, 9, "a{i}: &a{i} {{<<: [{inner}]}}"), "unfolds into more than"),
@@ -106,6 +107,40 @@ def test_null_is_no_value(
     needed = {"merge": ["--output", "merged"], "push": ["--repo_id", "a/b"]}
     said = paragraph_of([command, *needed.get(command, []), "--config", "mine.yaml"], capsys)
     assert said.startswith(f"kyon-pl {command}: --{key}: null. "), said
+
+
+CLASSES = {
+    "a value that PEFT refuses": (["--model.lora.task_type", "x"], "peft.LoraConfig: Invalid task type: 'x'"),
+    "an argument without another": (["--model.lora.layers_pattern", "h"], "`layers_to_transform` must also be"),
+    "a callback's choice": (
+        [f"--trainer.callbacks+={LIGHTNING}.callbacks.Timer", "--trainer.callbacks.interval", "x"],
+        f"{LIGHTNING}.callbacks.Timer: Unsupported parameter value `Timer(interval=x)`",
+    ),
+    "a package that is not there": (
+        ["--trainer.logger.class_path", f"{LIGHTNING}.loggers.CometLogger"],
+        f"{LIGHTNING}.loggers.CometLogger: ",
+    ),
+    "a callback that looks at the start": (
+        [f"--trainer.callbacks+={LIGHTNING}.callbacks.ModelSummary", "--trainer.callbacks.max_depth", "-5"],
+        "`max_depth` can be -1, 0 or > 0, got -5",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_classes_say_of_their_arguments(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is one paragraph that names the class, and no traceback."""
+    monkeypatch.chdir(tmp_path)
+    words, found = CLASSES[name]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "demo", "--trainer.accelerator", "cpu", "--held_out", "null", *words])
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("kyon-pl fit: ")
+    assert found in last
+    assert "Namespace(" not in last
 
 
 @pytest.mark.parametrize("file", ["fifo", "folder", "/dev/zero", "/proc/self/mem", "a\0b", "a" * 5000, "\udcff.yaml"])

@@ -158,3 +158,26 @@ def test_no_request_to_the_hub(tmp_path: Path) -> None:
             connection, _ = hub.accept()
             connection.close()
             fetching.kill()
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "content"),
+    [
+        ("--model.base", "config.json", "7"),
+        ("--model.base", "config.json", '{"model_type": "chatglm", "num_layers": []}'),
+        ("--model.adapter", "adapter_config.json", "7"),
+        ("--model.adapter", "adapter_config.json", '{"peft_type": "LORA", "r": 0, "lora_alpha": 1}'),
+    ],
+)
+def test_damaged_inputs_are_named(
+    option: str, file: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    status = 0
+    try:
+        main(["doctor", *DEMO, option, str(tmp_path)])
+    except SystemExit as stopped:
+        status = int(str(stopped.code))
+    said = capsys.readouterr()
+    assert status in (1, 2)
+    assert file in said.out + said.err.replace("\n", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,8 @@ def same(state: State) -> State:
         (same, TODAY | {"bias": "all"}, "bias: 'all': it would train weights of the base"),
         (same, {k: v for k, v in TODAY.items() if k != "lora_alpha"}, "lora_alpha: it is missing"),
         (same, TODAY | {"target_modules": "(("}, "adapter"),
+        (same, TODAY | {"lora_alpha": math.nan}, "adapter_config.json: lora_alpha: nan is impossible"),
+        (same, TODAY | {"alpha_pattern": {"0": math.inf}}, "adapter_config.json: alpha_pattern: 0: inf is impossible"),
         (same, [TODAY], "it holds a list in place of an object"),
     ],
 )
