@@ -119,6 +119,20 @@ class Workload(Protocol):
 
 
 @runtime_checkable
+class PlannedSource(Protocol):
+    """Training batches that were planned for certain numbers of a Trainer: a data module, or its loader."""
+
+    def check_plan(self, *, world_size: int, accumulate_grad_batches: int, batches_per_epoch: int | float) -> None:
+        """Raise a SettingError if the batches were planned with other numbers than these.
+
+        Args:
+            world_size: number of processes.
+            accumulate_grad_batches: micro-batches of an optimizer step on one device.
+            batches_per_epoch: micro-batches of an epoch on one device.
+        """
+
+
+@runtime_checkable
 class IdSource(Protocol):
     """Data with token ids, in training and in evaluation."""
 

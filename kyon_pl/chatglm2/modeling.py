@@ -178,6 +178,12 @@ class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
         """Replace the head."""
         self.transformer.output_layer = new_embeddings
 
+    def prepare_inputs_for_generation(
+        self, *args: Any, tokenizer: Any = None, assistant_tokenizer: Any = None, **kwargs: Any
+    ) -> Any:
+        """Drop the tokenizers of `generate`, for stop strings, which transformers would pass on to `forward`."""
+        return super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]  # of a protocol
+
     @can_return_tuple
     def forward(
         self,

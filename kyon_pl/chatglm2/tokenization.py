@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils.generic import PaddingStrategy, TensorType
 
-from kyon_pl.errors import CheckpointError, DataError
+from kyon_pl.errors import CheckpointError, DataError, SettingError
 from kyon_pl.files import explained, read_json_object, read_text
 from kyon_pl.vocabulary.pieces import CONTROL_TOKENS, SPECIAL_TOKENS, read_pieces
 
@@ -36,8 +36,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
     """SentencePiece BPE with five special tokens that are never parsed from text.
 
     Encoding prepends `[gMASK] sop`. Decoding drops special ids and the ids of the padded embedding, independently of
-    `skip_special_tokens`. Both as published (`tokenization_chatglm.py` of THUDM/chatglm2-6b). Tokens of `add_tokens`
-    get an id, but are not parsed from text either.
+    `skip_special_tokens`. Both as published (`tokenization_chatglm.py` of THUDM/chatglm2-6b).
 
     Args:
         vocab_file: path of `tokenizer.model`.
@@ -93,6 +92,32 @@ class ChatGLMTokenizer(SentencePieceBackend):
     def fingerprint(self) -> str:
         """SHA-256 of `tokenizer.model`, which determines the ids of any text."""
         return hashlib.sha256(self.sp_model.serialized_model_proto()).hexdigest()
+
+    def add_tokens(
+        self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
+    ) -> int:
+        """Refuse tokens that ChatGLM2 does not have: no text would be encoded to them, as none is to special tokens.
+
+        Args:
+            new_tokens: only tokens of the vocabulary.
+            special_tokens: no effect.
+
+        Returns:
+            0, the number of new tokens.
+
+        Raises:
+            SettingError: a token is not in the vocabulary.
+        """
+        tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else new_tokens
+        known = {*SPECIAL_TOKENS, "<unk>", "<s>", "</s>"}
+        for token in map(str, tokens):
+            if token not in known and not self.sp_model.piece_to_id(token):
+                found = (
+                    f"{token!r} is not in ChatGLM2's vocabulary, which is fixed: text is never split at added tokens"
+                )
+                fix = "Write it as text: it is encoded in several pieces, whose meaning can be trained"
+                raise SettingError("tokenizer.add_tokens", found, fix)
+        return 0
 
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any

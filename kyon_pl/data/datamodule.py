@@ -11,7 +11,7 @@ from kyon_pl.batch import Batch, PromptBatch
 from kyon_pl.data.batches.collate import PlannedCollator
 from kyon_pl.data.batches.loader import Prompt, PromptRows, TokenRows, collate_prompts, planned_loader
 from kyon_pl.data.batches.plan import BatchPlanner
-from kyon_pl.data.batches.sampler import PlannedBatchSampler
+from kyon_pl.data.batches.sampler import PlannedBatchSampler, check_unchanged
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.data.shown_rows import rows_text
 from kyon_pl.errors import SettingError
@@ -60,6 +60,21 @@ class DialogueDataModule(DialogueData, LightningDataModule):
         return DataLoader(
             prompts, batch_size=self.validation_rows_per_batch, collate_fn=collate_prompts, num_workers=self.workers
         )
+
+    def check_plan(self, *, world_size: int, accumulate_grad_batches: int, batches_per_epoch: int | float) -> None:
+        """Check that nothing that the plan of the training batches depends on has changed; see `batch.PlannedSource`.
+
+        Raises:
+            SettingError: a number of the Trainer or a setting of the data has changed since `setup`.
+        """
+        self.sampler.check_plan(
+            world_size=world_size,
+            accumulate_grad_batches=accumulate_grad_batches,
+            batches_per_epoch=batches_per_epoch,
+        )
+        planner = self.sampler.planner
+        sizes = ("batching", "rows_per_batch", "tokens_per_batch", "rows_per_cluster", "seed")
+        check_unchanged({f"data.{name}": (getattr(planner, name), getattr(self, name)) for name in sizes})
 
     @property
     def steps_per_epoch(self) -> int:

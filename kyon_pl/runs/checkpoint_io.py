@@ -25,17 +25,16 @@ from safetensors import SafetensorError
 
 from kyon_pl.chatglm2.files import UNREADABLE, why_unreadable
 from kyon_pl.disk import sync, temporary
-from kyon_pl.errors import CheckpointError, KyonError, MachineError, SettingError
+from kyon_pl.errors import CheckpointError, KyonError, MachineError, MissingFileError, SettingError
 from kyon_pl.files import LIBRARY_ERRORS, entry, fault_of_values, shorten
 from kyon_pl.logs import from_here
 from kyon_pl.runs.fingerprint import FINGERPRINT
-from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, checksums, size_and_sha256
+from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, checksums, flatten, size_and_sha256
 
 log = logging.getLogger(__name__)
 
 STOPPING = "stopping"
 _OF_FIT = "Use a checkpoint that kyon-pl fit wrote"
-_REQUIRED = ("state_dict", CHECKSUMS)
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("state_dict", CHECKSUMS, FINGERPRINT, "loops", "callbacks", "hyper_parameters"), dict),
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
@@ -95,6 +94,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         self.write_adapter(checkpoint["state_dict"], temporary_folder)
         (temporary_folder / "config.yaml").write_text(self.config, encoding="utf-8")
         torch.save(checkpoint, temporary_file)
+        check_readable(checkpoint, temporary_file)
         marker = {
             "step": checkpoint["global_step"],
             "resumable": "optimizer_states" in checkpoint and not checkpoint.get(STOPPING),
@@ -137,17 +137,39 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         _removed(file).unlink(missing_ok=True)
 
 
-def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain values; pickled objects are refused.
+def check_readable(checkpoint: Mapping[str, Any], written: Path) -> None:
+    """Check that a written checkpoint holds no pickled objects, which would never be read again.
+
+    Args:
+        checkpoint: its content.
+        written: its file, which has a temporary name still.
+
+    Raises:
+        SettingError: it names what holds the object.
+    """
+    if not torch.serialization.get_unsafe_globals_in_checkpoint(written):
+        return
+    remove_unfinished(written.parent)
+    plain = (torch.Tensor, str, int, float, bool, bytes, type(None), dict, list, tuple)
+    names = [name for name, value in flatten(checkpoint, "") if type(value) not in plain]
+    where = f"checkpoint state {(names or ['?'])[0].removeprefix('.')}"
+    found = "it is an object of another kind than tensors and plain values, and would never be read again"
+    raise SettingError(where, found, "Let the callback or the module that adds it save plain values")
+
+
+def load_plain(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, Any]:
+    """Read a checkpoint of this package or of a plain Trainer: tensors and plain values; pickled objects are refused.
 
     Args:
         path: path of the file.
         map_location: device of the tensors; the CPU if None.
 
     Raises:
-        CheckpointError: the file is truncated, holds other objects, has no list of its contents, or is not what was
-            saved; the message names the state that is missing, unexpected, altered or of another type.
+        CheckpointError: the file is truncated, holds other objects, or a value has another type than it should.
+        MissingFileError: there is no such file.
     """
+    if not os.path.isfile(path):  # noqa: PTH113 (of any type of path)
+        raise MissingFileError(f"checkpoint {path}", "there is no such file", "Correct the path")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
     except UNREADABLE as error:
@@ -161,12 +183,28 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
         raise CheckpointError(f"checkpoint {path}", found, _OF_FIT)
     if fault := fault_of_values(checkpoint):
         raise CheckpointError(f"checkpoint {path}", fault, _OF_FIT)
-    for key in (*(_KINDS.keys() & checkpoint.keys()), *_REQUIRED):
+    for key in (*(_KINDS.keys() & checkpoint.keys()), "state_dict"):
         entry(checkpoint, key, _KINDS[key], f"checkpoint {path}", _OF_FIT)
     for name, value in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             found = f"it is {shorten(value)}, and not a tensor"
             raise CheckpointError(f"checkpoint {path}: state_dict.{name}", found, _OF_FIT)
+    return checkpoint
+
+
+def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, Any]:
+    """Read a checkpoint that the command line has written; pickled objects are refused.
+
+    Args:
+        path: path of the file.
+        map_location: device of the tensors; the CPU if None.
+
+    Raises:
+        CheckpointError: the file is truncated, holds other objects, has no list of its contents, or is not what was
+            saved; the message names the state that is missing, unexpected, altered or of another type.
+    """
+    checkpoint = load_plain(path, map_location)
+    entry(checkpoint, CHECKSUMS, _KINDS[CHECKSUMS], f"checkpoint {path}", _OF_FIT)
     check_checksums(checkpoint)
     return checkpoint
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kyon_pl.errors import CheckpointError, MissingFileError
+from kyon_pl.errors import CheckpointError, MissingFileError, TrainingError
 from kyon_pl.files import entry, read_json_object
 from kyon_pl.logs import from_here
 
@@ -21,7 +21,9 @@ CHECKPOINTS = "checkpoints"  # folder of a run
 MARKER = "COMPLETE"
 ADAPTER = "adapter_model.safetensors"
 CHECKSUMS = "contents"  # key in a checkpoint
-RESUMABLE_STATE = ("state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers", CHECKSUMS)
+MOST_TIMES = 4  # the weights, AdamW's two moments, and an average of the weights
+SPARE_BYTES = 1 << 20
+RESUMABLE_STATE = ("state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers")
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
@@ -121,12 +123,36 @@ def check_resumable_state(checkpoint: Mapping[str, Any]) -> None:
     """
     for name in RESUMABLE_STATE:
         if name not in checkpoint:
-            raise _error(name, "it is missing in the checkpoint")
+            fix = "Use a checkpoint that was saved without save_weights_only, or start a new run from its adapter"
+            raise CheckpointError(f"checkpoint state {name}", "it is missing, and resuming needs it", fix)
     step = checkpoint["global_step"]
     for key in ("lr_schedulers", "loops"):
         for name, value in flatten(checkpoint[key], key):
             if name.endswith((".last_epoch", ".optimizer_step")) and value != step:
                 raise _error(name, f"it is at step {value}, but global_step at {step}")
+
+
+def check_size(checkpoint: Mapping[str, Any], trained_bytes: int) -> None:
+    """Check that a checkpoint is no larger than weights and optimizer need, before it is written.
+
+    Args:
+        checkpoint: all of it.
+        trained_bytes: size of the trained weights.
+
+    Raises:
+        TrainingError: its tensors are larger than `MOST_TIMES` the trained weights and `SPARE_BYTES`; it names the
+            largest part.
+    """
+    sizes = {key: sum(_bytes(value) for _, value in flatten(part, key)) for key, part in checkpoint.items()}
+    if sum(sizes.values()) > MOST_TIMES * trained_bytes + SPARE_BYTES:
+        largest = max(sizes, key=lambda key: sizes[key])
+        found = f"{sizes[largest]:,} bytes, and the trained weights have {trained_bytes:,}: a copy of the frozen base?"
+        fix = "Remove the callback that adds it, or let it save trained weights only"
+        raise TrainingError(f"checkpoint state {largest}", found, fix)
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
 
 
 def check_trained_weights(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import LoraConfig, PeftModel
@@ -17,12 +17,13 @@ from torch import nn
 from torchmetrics import MeanMetric
 from typing_extensions import Self
 
-from kyon_pl.batch import Batch, IdSource, PromptBatch
+from kyon_pl.batch import Batch, IdSource, PlannedSource, PromptBatch, Workload
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import name_to_record
 from kyon_pl.errors import SettingError
 from kyon_pl.lora import Checkpointing, Quantization, frozen_dtype, reference_lora, write_adapter
-from kyon_pl.runs.integrity import check_resumable_state, check_trained_weights
+from kyon_pl.runs.checkpoint_io import load_plain
+from kyon_pl.runs.integrity import check_resumable_state, check_size, check_trained_weights
 from kyon_pl.training.adapter import InitialAdapter
 from kyon_pl.training.base import (
     AttentionChoice,
@@ -33,7 +34,9 @@ from kyon_pl.training.base import (
     shard_base,
 )
 from kyon_pl.training.optimizer import LinearDecay, ScheduleCallable, build_optimizer, check_clipping, total_steps
+from kyon_pl.training.recorded_settings import SETTINGS, check_precision_loaded, read_settings, settings_to_record
 from kyon_pl.training.replies import generate_texts, prediction_rows
+from kyon_pl.training.unsupported_callbacks import check_callbacks
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +101,8 @@ class ChatGLM2LoRA(LightningModule):
         super().__init__()
         if max_new_tokens < 1:
             raise SettingError("model.max_new_tokens", f"{max_new_tokens} is too low", "Set 1 or more.")
+        self.precision_loaded: str | None = None  # of the Trainer that configure_model loaded the base for
+        self.steps_planned: int | None = None
         self.frozen_base = FrozenBase(
             base, revision, random_config, shard_base, quantization, checkpointing, compile, attention
         )
@@ -113,6 +118,50 @@ class ChatGLM2LoRA(LightningModule):
         # checkpoints hold the trained weights only; on_load_checkpoint compares the names
         self.strict_loading = False
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # of files only, without hparams_file
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str | None = None,
+        *,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Load the module of a checkpoint: its base, by the name that is recorded, and the trained adapter.
+
+        Optimizer and schedule are not recorded; pass them to train the module further.
+
+        Args:
+            checkpoint_path: file that `kyon-pl fit` or a Trainer has saved.
+            map_location: device of the module; None: the CPU.
+            strict: no effect: names and shapes of weights are always compared.
+            weights_only: no effect: pickled objects are never read.
+            **settings: arguments of the class to use instead of the recorded ones, such as `base`.
+
+        Raises:
+            CheckpointError: the file cannot be read, has no settings, or does not fit the base.
+            KyonError: see `configure_model`.
+        """
+        checkpoint = load_plain(checkpoint_path, map_location)
+        recorded, precision = read_settings(checkpoint, str(checkpoint_path))
+        module = cls(**recorded | settings)
+        module.to(map_location or "cpu")
+        module.precision_loaded = precision
+        module.configure_model()
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        return module
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Refuse callbacks that cannot work with a frozen base and planned batches, before anything is loaded.
+
+        Raises:
+            SettingError: it names the callback, the reason and what to use instead.
+        """
+        check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
+        return []
+
     def prepare_data(self) -> None:
         """Check the adapter's settings and download base and adapter, once per machine.
 
@@ -127,22 +176,29 @@ class ChatGLM2LoRA(LightningModule):
     def configure_model(self) -> None:
         """Load the base onto the device of this rank, in the compute precision, and attach the adapter.
 
+        Without a Trainer, the device is that of the module.
+
         Raises:
-            SettingError: settings that contradict each other, or LoRA settings that fit no layer.
+            SettingError: settings that contradict each other, LoRA settings that fit no layer, or a base that was
+                loaded for another precision.
             MachineError: the device does not support the quantization format.
             CheckpointError: weights that do not fit the model.
             MissingFileError: there is no such base.
         """
-        if self.model is not None:
-            return
-        device = self.trainer.strategy.root_device
-        dtype = frozen_dtype(str(self.trainer.precision))
-        self.frozen_base.check(self.initial_adapter, str(self.trainer.precision), device)
-        self.tokenizer = self.frozen_base.tokenizer()
-        if isinstance(data := self.trainer.datamodule, IdSource):  # type: ignore[attr-defined]
+        trainer = self._trainer
+        if trainer is not None and isinstance(data := trainer.datamodule, IdSource):  # type: ignore[attr-defined]
             data.check_ids(self.frozen_base.config.padded_vocab_size)
+        precision = self.precision_loaded or "32-true" if trainer is None else str(trainer.precision)
+        if self.model is not None:
+            check_precision_loaded(str(self.precision_loaded), precision)
+            return
+        device = self.device if trainer is None else trainer.strategy.root_device
+        dtype = frozen_dtype(precision)
+        self.frozen_base.check(self.initial_adapter, precision, device)
+        self.tokenizer = self.frozen_base.tokenizer()
         started_s = time.monotonic()
         base = self.frozen_base.load(dtype, device, ranks=self.trainer.world_size if self.sharded else 1)
+        self.precision_loaded = precision
         loading_s = time.monotonic() - started_s
         self.model = self.initial_adapter.attach(base, name_to_record(self.frozen_base.name))
         if self.sharded:
@@ -168,7 +224,9 @@ class ChatGLM2LoRA(LightningModule):
         assert all(parameter.dtype == torch.float32 for parameter in parameters)
         optimizer = build_optimizer(self.make_optimizer, parameters)
         check_clipping(optimizer, self.trainer)
-        schedule = self.make_schedule(optimizer, total_steps(self.trainer))
+        steps = total_steps(self.trainer)
+        self.steps_planned = steps
+        schedule = self.make_schedule(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def loss(self, batch: Batch, num_items_in_batch: float | None) -> torch.Tensor:
@@ -192,6 +250,26 @@ class ChatGLM2LoRA(LightningModule):
         output = self.model(**inputs, use_cache=False, skip_logits=True, num_items_in_batch=num_items_in_batch)
         loss: torch.Tensor = output.loss
         return loss
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Check that the plan of the batches and the length of the schedule are still true.
+
+        Raises:
+            SettingError: it names what has changed since, by a callback or by code.
+        """
+        trainer = self.trainer
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        source = trainer.train_dataloader if data is None else data
+        if isinstance(source, PlannedSource):
+            source.check_plan(
+                world_size=trainer.world_size,
+                accumulate_grad_batches=trainer.accumulate_grad_batches,
+                batches_per_epoch=trainer.num_training_batches,
+            )
+        if isinstance(source, Workload) and (steps := total_steps(trainer)) != self.steps_planned:
+            found = f"{self.steps_planned} optimizer steps when the schedule was made, and {steps} now"
+            fix = "Set trainer.max_epochs and trainer.max_steps before the run starts"
+            raise SettingError("length of the run", found, fix)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of a micro-batch, scaled so that an optimizer step sees the mean over all of its trained tokens.
@@ -238,9 +316,21 @@ class ChatGLM2LoRA(LightningModule):
         return prediction_rows(batch, replies)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained weights only."""
+        """Keep the trained weights only, and record the settings for `load_from_checkpoint`.
+
+        Raises:
+            TrainingError: other parts of the checkpoint are far larger than what is trained.
+        """
+        assert self.model is not None
         trained = self._trained_parameters()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        check_size(checkpoint, sum(value.numel() * value.element_size() for value in trained.values()))
+        checkpoint[SETTINGS] = {
+            **settings_to_record(self.frozen_base, self.model),
+            "loss_normalization": self.loss_normalization,
+            "max_new_tokens": self.max_new_tokens,
+            "precision": self.precision_loaded,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the trained weights fit this model and, in fit, that the training state is complete.
@@ -248,7 +338,7 @@ class ChatGLM2LoRA(LightningModule):
         Raises:
             CheckpointError: a weight is missing, unexpected or of another shape, or training state is missing.
         """
-        if self.trainer.state.fn == "fit":
+        if self._trainer is not None and self._trainer.state.fn == "fit":
             check_resumable_state(checkpoint)
         shapes = {name: tuple(value.shape) for name, value in self._trained_parameters().items()}
         check_trained_weights(checkpoint["state_dict"], shapes)
@@ -264,7 +354,7 @@ class ChatGLM2LoRA(LightningModule):
     @property
     def sharded(self) -> bool:
         """Whether the base is sharded, so that all ranks must make equally many forward passes."""
-        return self.frozen_base.sharded and self.trainer.world_size > 1
+        return self.frozen_base.sharded and self._trainer is not None and self._trainer.world_size > 1
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the trained adapter as a PEFT folder that `PeftModel.from_pretrained` loads.

@@ -56,6 +56,7 @@ class Guard:
 
 MODULE = "training/module.py"
 GUARDS_TEST = "tests/unit/training/test_guards.py::"
+LIGHTNING_TEST = "tests/unit/training/test_lightning_life.py::"
 MODULE_TEST = "tests/unit/training/test_module.py::"
 CLI_TEST = "tests/cli/test_errors.py::test_error_is_one_clear_paragraph"
 DEMO_TEST = "tests/cli/test_demo.py::"
@@ -93,6 +94,48 @@ PRECISION = [
         "assert all(parameter.dtype == torch.float32 for parameter in parameters)",
         "pass",
         f"{MODULE_TEST}test_trained_weights_in_half_precision_never_reach_the_optimizer",
+    ),
+    Guard(
+        "a plan that is no longer true stops the run",
+        MODULE,
+        "if isinstance(source, PlannedSource):",
+        "if False:",
+        f"{LIGHTNING_TEST}test_a_change_after_the_plan_stops_the_run_at_its_first_step",
+    ),
+    Guard(
+        "a schedule whose run has another length stops the run",
+        MODULE,
+        "(steps := total_steps(trainer)) != self.steps_planned:",
+        "(steps := self.steps_planned) is None:",
+        f"{LIGHTNING_TEST}test_a_change_after_the_plan_stops_the_run_at_its_first_step",
+    ),
+    Guard(
+        "callbacks that cannot work are refused",
+        MODULE,
+        "check_callbacks(self.trainer.callbacks)",
+        "list(self.trainer.callbacks)",
+        f"{LIGHTNING_TEST}test_callbacks_that_cannot_work_are_refused_by_name",
+    ),
+    Guard(
+        "no checkpoint holds a copy of the base",
+        MODULE,
+        "check_size(checkpoint, sum(",
+        "print(sum(",
+        f"{LIGHTNING_TEST}test_a_checkpoint_that_is_too_large_is_not_written",
+    ),
+    Guard(
+        "no checkpoint holds what would never be read",
+        "runs/checkpoint_io.py",
+        "        check_readable(checkpoint, temporary_file)\n",
+        "",
+        "tests/unit/runs/test_whole_checkpoints.py::test_objects_that_would_never_be_read_are_not_written",
+    ),
+    Guard(
+        "a base that was loaded for another precision is refused",
+        MODULE,
+        "check_precision_loaded(str(self.precision_loaded), precision)",
+        "pass",
+        f"{LIGHTNING_TEST}test_an_averaged_adapter_is_small_and_plain_peft_loads_it",
     ),
     Guard(
         "norms are computed in float32",
@@ -333,7 +376,7 @@ RANKS = [
     Guard(
         "each rank loads onto its own device",
         MODULE,
-        "device = self.trainer.strategy.root_device",
+        "device = self.device if trainer is None else trainer.strategy.root_device",
         'device = torch.device("cpu")',
         f"{MODULE_TEST}test_each_rank_loads_the_base_onto_its_own_device",
     ),
@@ -389,7 +432,7 @@ RANKS = [
     Guard(
         "frozen weights are in the compute precision",
         MODULE,
-        "dtype = frozen_dtype(str(self.trainer.precision))",
+        "dtype = frozen_dtype(precision)",
         "dtype = torch.float32",
         f"{MODULE_TEST}test_adapters_are_float32_on_a_half_precision_base",
     ),
@@ -1048,8 +1091,8 @@ FILES = [
     Guard(
         "a checkpoint without a list of its contents is refused",
         "runs/checkpoint_io.py",
-        "*(_KINDS.keys() & checkpoint.keys()), *_REQUIRED)",
-        "*(_KINDS.keys() & checkpoint.keys()),)",
+        "    entry(checkpoint, CHECKSUMS, _KINDS[CHECKSUMS], ",
+        "    checkpoint.setdefault(CHECKSUMS, checksums(checkpoint))\n    print(",
         "tests/adversary/test_foreign_checkpoints.py::test_checkpoint_without_a_list_of_contents_is_refused",
     ),
     Guard(

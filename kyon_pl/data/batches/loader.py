@@ -19,6 +19,7 @@ from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler
 from kyon_pl.data.encoding.table import EncodedTable
 from kyon_pl.data.encoding.tree import SharedTree
 from kyon_pl.data.prompt import Context
+from kyon_pl.errors import SettingError
 
 Use = Literal["train", "validation", "test", "predict"]
 
@@ -169,6 +170,22 @@ class PlannedLoader(DataLoader[Batch]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `PlannedBatchSampler`."""
         self.batch_sampler.load_state_dict(state)
+
+    def check_plan(self, *, world_size: int, accumulate_grad_batches: int, batches_per_epoch: int | float) -> None:
+        """See `batch.PlannedSource`.
+
+        Raises:
+            SettingError: as `PlannedBatchSampler.check_plan`; or a Trainer got this loader without its data module, so
+                that each epoch would repeat the first.
+        """
+        if self.batch_sampler.position is None:
+            found = "a loader of planned batches without its data module, which follows the Trainer's position"
+            raise SettingError("Trainer.fit", found, "Pass datamodule= instead of the loaders")
+        self.batch_sampler.check_plan(
+            world_size=world_size,
+            accumulate_grad_batches=accumulate_grad_batches,
+            batches_per_epoch=batches_per_epoch,
+        )
 
 
 def planned_loader(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from kyon_pl.data.batches.plan import PACKED, Batching, BatchPlanner, EpochPlan
-from kyon_pl.errors import CheckpointError
+from kyon_pl.errors import CheckpointError, SettingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,20 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
             trained_tokens = step_trained_tokens[index // self.accumulate_grad_batches]
             yield MicroBatch(plan.row_numbers(number), trained_tokens, plan.shared_tokens(number))
 
+    def check_plan(self, *, world_size: int, accumulate_grad_batches: int, batches_per_epoch: int | float) -> None:
+        """Compare the plan with the numbers that are in use; see `batch.PlannedSource`.
+
+        Raises:
+            SettingError: one of them has changed since the batches were planned.
+        """
+        check_unchanged(
+            {
+                "trainer.devices": (self.world_size, world_size),
+                "trainer.accumulate_grad_batches": (self.accumulate_grad_batches, accumulate_grad_batches),
+                "trainer.limit_train_batches": (self.batches_used, batches_per_epoch),
+            }
+        )
+
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless the position is already in it; for loops without a trainer."""
         if self.step // max(1, self.steps_per_epoch) != epoch:
@@ -139,6 +153,22 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
             "steps_per_epoch": self.steps_per_epoch,
             **(sharing if planner.batching == "shared" else {}),
         }
+
+
+def check_unchanged(values: Mapping[str, tuple[object, object]]) -> None:
+    """Check that no setting has changed since the batches were planned.
+
+    Args:
+        values: by setting, the value when the batches were planned and the value now.
+
+    Raises:
+        SettingError: it names the first setting that has.
+    """
+    for setting, (planned, now) in values.items():
+        if planned != now:
+            found = f"{planned} when the batches of the run were planned, and {now} now"
+            fix = "Set it before the run starts, and leave out callbacks and code that change it later"
+            raise SettingError(setting, found, fix)
 
 
 class _BatchSize(NamedTuple):

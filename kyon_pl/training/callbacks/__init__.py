@@ -1,5 +1,6 @@
 """Lightning callbacks: guards, checkpoints, logging, signals and replies."""
 
+from kyon_pl.training.callbacks.adapter_average import AdapterAverage
 from kyon_pl.training.callbacks.adapter_guard import AdapterGuard
 from kyon_pl.training.callbacks.finite_guard import FiniteGuard
 from kyon_pl.training.callbacks.held_out_replies import HeldOutReplies, ReplySettings
@@ -15,6 +16,7 @@ from kyon_pl.training.callbacks.step_metrics import FirstValidation, Progress, S
 from kyon_pl.training.callbacks.stop_signals import StopSignals
 
 __all__ = [
+    "AdapterAverage",
     "AdapterGuard",
     "FinalMetrics",
     "FiniteGuard",

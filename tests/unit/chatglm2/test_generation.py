@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from published_layout import tiny_config
 
-from kyon_pl.chatglm2 import ChatGLM2ForCausalLM, generation
+from kyon_pl.chatglm2 import ChatGLM2ForCausalLM, ChatGLMTokenizer, generation
 from kyon_pl.chatglm2.generation import Reply, generate_replies
+from kyon_pl.demo import BASE
 
 MAX_NEW_TOKENS = 12
 EOS = 7
@@ -115,3 +119,19 @@ def test_a_small_top_p_is_greedy(model: ChatGLM2ForCausalLM, prompts: list[list[
 
 def test_no_prompts(model: ChatGLM2ForCausalLM) -> None:
     assert generate_replies(model, [], max_new_tokens=1) == []
+
+
+def test_stop_strings_end_a_reply_of_a_base_and_of_a_peft_model() -> None:
+    tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
+    base = ChatGLM2ForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    prompt = tokenizer("照看钟楼的是", return_tensors="pt")
+    settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
+    (whole,) = base.generate(**prompt, **settings)
+    stop = tokenizer.decode(whole[prompt["input_ids"].shape[1] :])[1]
+    for model in (base, get_peft_model(base, LoraConfig(target_modules=["query_key_value"], task_type="CAUSAL_LM"))):
+        (ids,) = model.generate(**prompt, **settings, stop_strings=[stop], tokenizer=tokenizer)
+        assert len(ids) < len(whole)
+        assert stop in tokenizer.decode(ids[prompt["input_ids"].shape[1] :])
+        assert torch.equal(ids, whole[: len(ids)])
+        with pytest.raises(ValueError, match="stop_stings"):
+            model.generate(**prompt, **settings, stop_stings=[stop])

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from limits import HANG_S
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from transformers import AddedToken
 
 from kyon_pl.chatglm2.tokenization import ChatGLMTokenizer
 from kyon_pl.demo import ASSETS
-from kyon_pl.errors import CheckpointError, DataError
+from kyon_pl.errors import CheckpointError, DataError, SettingError
 from kyon_pl.vocabulary.pieces import SPECIAL_TOKENS
 
 BASE = ASSETS / "base"
@@ -58,11 +59,17 @@ def test_encoding_and_decoding_equal_sentencepiece(text: str) -> None:
     assert TOKENIZER.decode(ids) == REFERENCE.decode(ids)
 
 
-def test_added_tokens_are_not_parsed_from_text() -> None:
+def test_tokens_outside_the_vocabulary_are_refused_at_once() -> None:
     tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
-    before = tokenizer.encode("绵卷在北坡")
-    tokenizer.add_tokens(["在北"])
-    assert tokenizer.encode("绵卷在北坡") == before
+    length = len(tokenizer)
+    for tokens in ("<|铃|>", ["sop", AddedToken("<|铃|>")]):
+        with pytest.raises(SettingError, match=r"'<\|铃\|>' is not in ChatGLM2's vocabulary"):
+            tokenizer.add_tokens(tokens)
+    with pytest.raises(SettingError, match="is not in ChatGLM2's vocabulary"):
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<|铃|>"]})
+    assert tokenizer.add_tokens(["sop", "</s>", tokenizer.convert_ids_to_tokens(300)]) == 0
+    assert len(tokenizer) == length
+    assert "<|铃|>" not in tokenizer.get_vocab()
 
 
 def test_pairs_end_and_special_ids_are_marked() -> None:

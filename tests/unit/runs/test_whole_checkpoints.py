@@ -46,6 +46,13 @@ def test_the_newest_checkpoint_is_the_whole_one_of_the_highest_recorded_step(tra
     assert newest_checkpoint(tmp_path, resumable=True) == tmp_path / "c.ckpt"
 
 
+def test_objects_that_would_never_be_read_are_not_written(trainer: Trainer, tmp_path: Path) -> None:
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+    with pytest.raises(SettingError, match=r"checkpoint state callbacks\.mine: it is an object of another kind"):
+        trainer.strategy.save_checkpoint(checkpoint | {"callbacks": {"mine": Path("x")}}, tmp_path / "a.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_save_that_dies_leaves_the_checkpoint_of_that_name(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
