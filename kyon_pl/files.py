@@ -190,7 +190,7 @@ def explained(library: str, where: str | Path, fix: str = COPY_AGAIN) -> Iterato
         fix: for the error.
 
     Raises:
-        CheckpointError: the library raised one of `LIBRARY_ERRORS`.
+        CheckpointError: the library raised one of `LIBRARY_ERRORS`, or its Rust code panicked.
     """
     try:
         yield
@@ -198,6 +198,10 @@ def explained(library: str, where: str | Path, fix: str = COPY_AGAIN) -> Iterato
         raise
     except LIBRARY_ERRORS as error:
         raise CheckpointError(str(where), f"{library} refuses it: {_reason(error)}", fix) from error
+    except BaseException as panic:  # of a library's Rust code; its class cannot be imported
+        if type(panic).__module__ != "pyo3_runtime":
+            raise
+        raise CheckpointError(str(where), f"{library} cannot read it: {panic}", fix) from panic
 
 
 def _reason(error: Exception) -> str:

@@ -158,10 +158,11 @@ def _read_glm_tokenizer(folder: Path, config: GlmConfig) -> Any:
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise MissingFileError(str(folder), "no tokenizer.json", "Merge the adapter again, or copy the folder again.")
-    try:
-        Tokenizer.from_file(str(file))
-    except Exception as error:  # the class that tokenizers raises for a file of another layout
-        raise CheckpointError(str(file), f"tokenizers refuses it: {error}", COPY_AGAIN) from error
+    with explained("tokenizers", file):
+        try:
+            Tokenizer.from_file(str(file))
+        except Exception as error:  # the class that tokenizers raises for a file of another layout
+            raise CheckpointError(str(file), f"tokenizers refuses it: {error}", COPY_AGAIN) from error
     with explained("transformers", f"tokenizer of {folder}"):
         # with the checked config: AutoTokenizer would read config.json with all keys, such as a num_labels of 10**30
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)

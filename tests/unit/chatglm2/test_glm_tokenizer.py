@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -14,6 +15,7 @@ from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.chatglm2.glm import check_equal, glm_tokenizer, save_glm_tokenizer
 from kyon_pl.demo import ASSETS, BASE
 from kyon_pl.errors import CheckpointError
+from kyon_pl.files import explained
 from kyon_pl.vocabulary.pieces import SPECIAL_TOKENS
 
 MESSAGES = [
@@ -90,3 +92,16 @@ def test_another_order_of_merges_is_refused(published: ChatGLMTokenizer) -> None
     made.backend_tokenizer.model = BPE(vocab=model["vocab"], merges=merges, unk_token="<unk>", byte_fallback=True)
     with pytest.raises(CheckpointError, match=r"its encoding of .* differs"):
         check_equal(made, published, where="tokenizer.json")
+
+
+def test_a_file_that_makes_tokenizers_panic_is_named(folder: Path, tmp_path: Path) -> None:
+    """A panic of Rust code is no Exception in Python."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["continuing_subword_prefix"] = "os.getcwd"
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with (
+        pytest.raises(CheckpointError, match="tokenizer.json: tokenizers cannot read it"),
+        explained("tokenizers", file),
+    ):
+        Tokenizer.from_file(str(file))
