@@ -101,7 +101,7 @@ def test_a_file_that_makes_tokenizers_panic_is_named(folder: Path, tmp_path: Pat
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(content), encoding="utf-8")
     with (
-        pytest.raises(CheckpointError, match="tokenizer.json: tokenizers cannot read it"),
+        pytest.raises(CheckpointError, match=r"tokenizer\.json: tokenizers cannot read it"),
         explained("tokenizers", file),
     ):
         Tokenizer.from_file(str(file))
