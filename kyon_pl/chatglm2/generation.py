@@ -157,7 +157,7 @@ def stream_reply(
     token_ids: list[int] = []
     with torch.inference_mode(), torch.random.fork_rng(_cuda_devices(ids.device)), generation_kernels():
         torch.manual_seed(seed)
-        process = _logits_processors(temperature, top_p, repetition_penalty)
+        process = logits_processors(temperature, top_p, repetition_penalty)
         prefill = generator(input_ids=ids, use_cache=True, logits_to_keep=1)
         step = (CudaGraphStep if ids.is_cuda else EagerStep)(generator, prefill.past_key_values, max_new_tokens)
         logits = prefill.logits
@@ -174,8 +174,14 @@ def stream_reply(
             logits = step(token)
 
 
-def _logits_processors(temperature: float, top_p: float, repetition_penalty: float) -> LogitsProcessorList:
-    """The processors that `generate` would use, in its order."""
+def logits_processors(temperature: float, top_p: float, repetition_penalty: float) -> LogitsProcessorList:
+    """The processors that `generate` would use, in its order.
+
+    Args:
+        temperature: divisor of the logits; 0 for greedy search.
+        top_p: sample from the most likely tokens with this total probability; 1 for all.
+        repetition_penalty: 1 for none.
+    """
     processors = LogitsProcessorList()
     if repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))

@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 from kyon_pl.chatglm2.attention import VARLEN, can_run_varlen, rotary_angles, row_bounds, row_starts, shared_mask
 from kyon_pl.chatglm2.configuration import ChatGLM2Config
 from kyon_pl.chatglm2.layers import ChatGLM2Attention, ChatGLM2Layer
+from kyon_pl.chatglm2.published_chat import PublishedChat
 
 NOT_TRAINED = -100
 
@@ -153,7 +154,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         )
 
 
-class ChatGLM2ForCausalLM(ChatGLM2PreTrainedModel, GenerationMixin):
+class ChatGLM2ForCausalLM(PublishedChat, ChatGLM2PreTrainedModel, GenerationMixin):
     """ChatGLM2 with a language modeling head. Loads and saves the published parameter names.
 
     `attn_implementation` is `eager`, `sdpa` or `varlen`. `varlen` is flash attention over packed rows (`position_ids`

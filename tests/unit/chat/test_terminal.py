@@ -101,10 +101,10 @@ def test_every_accepted_seed_can_be_used(seed: int) -> None:
 
 @pytest.mark.parametrize("factor", [0.001, 1000.0])
 def test_every_accepted_factor_leaves_something_to_draw(factor: float) -> None:
-    from kyon_pl.chatglm2.generation import _logits_processors
+    from kyon_pl.chatglm2.generation import logits_processors
 
     sampling = Sampling(temperature=factor, top_p=1e-300, repetition_penalty=1 / factor)
-    process = _logits_processors(sampling.temperature, sampling.top_p, sampling.repetition_penalty)
+    process = logits_processors(sampling.temperature, sampling.top_p, sampling.repetition_penalty)
     for scale in (1.0, 1e4):
         scores = process(torch.tensor([[0, 1]]), torch.linspace(-scale, scale, 50)[None])
         assert scores.softmax(-1).multinomial(1).shape == (1, 1)
