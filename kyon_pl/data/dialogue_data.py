@@ -61,13 +61,14 @@ class DialogueData:
     used unchanged.
 
     Args:
-        source: rows to train on.
+        source: rows to train on: a file, folder, glob or Hub id, `modelscope:OWNER/NAME` for a data set on ModelScope,
+            `demo`, or a list of these.
         source_weights: for a list of sources, how often rows of each one appear in an epoch, relative to each other.
             An epoch takes each row of the lowest weight once, and rows of k times that weight k times; for a fraction,
             rows are drawn once for all epochs. unset: each row once.
         name: configuration of `source` on the Hub, or in a folder whose README has several; also used for other
             sources that equal `source`.
-        revision: branch, tag or commit of `source` on the Hub, used like `name`.
+        revision: branch, tag or commit of `source` on the Hub or ModelScope, used like `name`.
         split: split of `source` on the Hub, or in a folder whose README or file names have splits.
         context_column: column of the prompt: system prompt, memories, history and question, joined by `###`.
         target_column: column of the reply.

@@ -45,7 +45,7 @@ def fetch_base(name: str, revision: str | None, *, patterns: Sequence[str]) -> P
     """Return the folder of a base model: the embedded one for `demo`, else `kyon_pl.hub.download.fetch_model`.
 
     Args:
-        name: `demo`, a folder, or a Hub id such as `THUDM/chatglm2-6b`.
+        name: `demo`, a folder, or an id such as `THUDM/chatglm2-6b` or `modelscope:ZhipuAI/chatglm2-6b`.
         revision: branch, tag or commit on the Hub; None for the newest.
         patterns: names of the files to download, such as `*.safetensors`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from jsonargparse import Namespace
 
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.doctor.device import Target, check_device
-from kyon_pl.doctor.machine import SHARED_MEMORY, Machine, inspect_machine, machine_findings
+from kyon_pl.doctor.machine import SHARED_MEMORY, Machine, free_bytes, inspect_machine, machine_findings
 from kyon_pl.doctor.plan import PACK_STEP, Base, Needs, Plan, make_plan
 from kyon_pl.doctor.report import MEMORY_PARTS, Finding, Report, error_finding, gib
 from kyon_pl.doctor.work import Work
 from kyon_pl.errors import KyonError
+from kyon_pl.hub.modelscope import PREFIX, is_modelscope, modelscope_cache
 from kyon_pl.lora import check_combination, frozen_dtype, quantizer, reference_lora
 from kyon_pl.training.throughput import duration
 
@@ -126,20 +127,24 @@ def base_finding(base: Base, machine: Machine) -> Finding:
     name = f"{base.name}, {_parameters_text(base.config)}" if base.config else base.name
     if base.download_bytes == 0:
         return Finding("base", "ok", f"{name}: {base.folder or 'random weights'}")
+    variable = "HF_HOME"
+    if is_modelscope(base.name):
+        cache, variable = modelscope_cache(), "MODELSCOPE_CACHE"
+        machine = replace(machine, cache_folder=str(cache), cache_free_bytes=free_bytes(cache))
     size = "of unknown size" if base.download_bytes is None else f"{base.download_bytes / 1e9:.1f} GB to download"
     found = f"{name}: {size}, into {machine.cache_folder}"
     if constants.HF_HUB_OFFLINE:
         fix = "Unset HF_HUB_OFFLINE and download it once, or set model.base to the folder of a copy"
         return Finding("base", "missing", f"{found}, but HF_HUB_OFFLINE forbids downloads", fix)
     if reason := machine.not_writable.get(machine.cache_folder):
-        return Finding(
-            "base", "missing", f"{found}, which cannot be written ({reason})", "Set HF_HOME to another folder"
-        )
+        fix = f"Set {variable} to another folder"
+        return Finding("base", "missing", f"{found}, which cannot be written ({reason})", fix)
     if (base.download_bytes or 0) > machine.cache_free_bytes:
-        fix = "Free disk space there, or set HF_HOME to a larger disk"
+        fix = f"Free disk space there, or set {variable} to a larger disk"
         return Finding("base", "missing", f"{found}, but only {machine.cache_free_bytes / 1e9:.1f} GB are free", fix)
     if base.config is None:
-        fix = f"Download its configuration, one kilobyte: hf download {base.name} config.json"
+        repo, download = base.name.removeprefix(PREFIX), "ms" if is_modelscope(base.name) else "hf"
+        fix = f"Download its configuration, one kilobyte: {download} download {repo} config.json"
         return Finding("base", "warning", found, fix)
     return Finding("base", "ok", f"{found}, at the first run")
 

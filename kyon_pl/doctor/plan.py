@@ -35,12 +35,13 @@ from kyon_pl.doctor.report import Finding, error_finding
 from kyon_pl.doctor.work import LONGEST_ROW, Schedule, TrainingTime, Work, count_work, estimate_time, estimate_work
 from kyon_pl.errors import KyonError, MissingFileError
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
+from kyon_pl.hub.modelscope import cached_from_modelscope, is_modelscope
 from kyon_pl.lora import Checkpointing, frozen_dtype, reference_lora
 from kyon_pl.lora.saved import CONFIG_FILE
 from kyon_pl.lora.saved import read_config as read_lora_config
 
 # ids under which the model with the default configuration is published, in float16
-PUBLISHED = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b")
+PUBLISHED = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b", "modelscope:ZhipuAI/chatglm2-6b")
 PUBLISHED_WEIGHT_BYTES = 2
 TOKENIZER_BYTES = 2**20
 # range and step of the search for the largest pack that fits, in tokens
@@ -67,7 +68,7 @@ class Base:
 
 
 def find_base(name: str, revision: str | None, random_config: str | None) -> Base:
-    """Find a base in its folder or in the Hub's cache.
+    """Find a base in its folder or in the cache of the Hub or of ModelScope.
 
     Args:
         name: `model.base`.
@@ -78,6 +79,7 @@ def find_base(name: str, revision: str | None, random_config: str | None) -> Bas
         MissingFileError: a folder without `config.json` or weights, or a name that is neither a folder nor an id.
         SettingError: a configuration that is not implemented.
         CheckpointError: a `config.json` or an index of weights that cannot be read.
+        MachineError: the client of ModelScope is needed and not installed.
     """
     if name == "random":
         config = read_config(Path(random_config)) if random_config else ChatGLM2Config()
@@ -94,15 +96,9 @@ def find_base(name: str, revision: str | None, random_config: str | None) -> Bas
 
 def _find_in_cache(name: str, revision: str | None) -> Base:
     published = ChatGLM2Config() if name in PUBLISHED else None
-    try:
-        file = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError as error:
-        found = "there is no such folder, and it is not the id of a repository either"
-        fix = "Name a folder that exists, or an id such as THUDM/chatglm2-6b."
-        raise MissingFileError(name, found, fix) from error
-    if not isinstance(file, str):  # None, or a record that the repository does not have the file
+    folder = cached_from_modelscope(name, "model", revision) if is_modelscope(name) else _hub_snapshot(name, revision)
+    if folder is None or not (folder / "config.json").is_file():
         return Base(name, None, published, _published_bytes(published) if published else None)
-    folder = Path(file).parent
     config = read_config(folder)
     try:
         weight_files(folder)
@@ -110,6 +106,16 @@ def _find_in_cache(name: str, revision: str | None) -> Base:
         return Base(name, folder, config, max(1, _published_bytes(config) - sum(_cached_sizes(folder))))
     tokenizer = (folder / "tokenizer.model").is_file()
     return Base(name, folder, config, 0 if tokenizer else TOKENIZER_BYTES)
+
+
+def _hub_snapshot(name: str, revision: str | None) -> Path | None:
+    try:
+        file = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError as error:
+        found = "there is no such folder, and it is not the id of a repository either"
+        fix = "Name a folder that exists, or an id such as THUDM/chatglm2-6b."
+        raise MissingFileError(name, found, fix) from error
+    return Path(file).parent if isinstance(file, str) else None  # or a record that there is no such file
 
 
 def _published_bytes(config: ChatGLM2Config) -> int:

@@ -34,6 +34,7 @@ from kyon_pl.hub.errors import (
     repository_at,
     retry_after_seconds,
 )
+from kyon_pl.hub.modelscope import fetch_from_modelscope, is_modelscope
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,12 @@ RETRY_WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0)
 
 
 def fetch_model(repo_or_folder: str, revision: str | None, *, patterns: Sequence[str]) -> Path:
-    """Return a folder with a model's files: a local folder, or a snapshot in the Hub's cache.
+    """Return a folder with a model's files: a local folder, or a snapshot in the cache of the Hub or of ModelScope.
 
     Pickled weights are downloaded only if there are no safetensors: many repositories hold both, at 12 GB each.
 
     Args:
-        repo_or_folder: a folder, or an id such as `THUDM/chatglm2-6b`.
+        repo_or_folder: a folder, or an id such as `THUDM/chatglm2-6b` or `modelscope:ZhipuAI/chatglm2-6b`.
         revision: branch, tag or commit; None for the newest.
         patterns: names of the files to download, such as `*.safetensors`.
 
@@ -67,15 +68,16 @@ def fetch_model(repo_or_folder: str, revision: str | None, *, patterns: Sequence
         MachineError: the cache cannot be read or written.
     """
     folder, where = expand_home(repo_or_folder), repo_or_folder
+    snapshot = _snapshot_of_modelscope if is_modelscope(repo_or_folder) else _snapshot
     if folder.is_dir():
         if revision:
             log.warning("%s is a folder: revision %s is ignored", repo_or_folder, revision)
     else:
-        where = repository_at(repo_or_folder, "model", revision)
+        where = where if is_modelscope(where) else repository_at(where, "model", revision)
         safe = [pattern for pattern in patterns if pattern not in PICKLED_WEIGHTS]
-        folder = _snapshot(repo_or_folder, revision, safe)
+        folder = snapshot(repo_or_folder, revision, safe)
         if len(safe) < len(patterns) and not any(folder.glob("*.safetensors")):
-            folder = _snapshot(repo_or_folder, revision, patterns)
+            folder = snapshot(repo_or_folder, revision, patterns)
     if not any(next(folder.glob(pattern), None) for pattern in patterns):
         found = f"none of the wanted files is there ({', '.join(patterns)})"
         raise MissingFileError(where, found, "Name a folder or repository that holds them.")
@@ -126,6 +128,10 @@ def _snapshot(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
         return look_up(local_files_only=False)
 
     return Path(from_hub(download, repo, "model", revision))
+
+
+def _snapshot_of_modelscope(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    return fetch_from_modelscope(name, "model", revision, patterns=patterns)
 
 
 @cache

@@ -30,7 +30,7 @@ ANSWER_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError
 MAX_RETRY_AFTER_SECONDS = 60.0
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _LOGIN = "set HF_TOKEN, or run `hf auth login`, for an account with access"
-_ELSEWHERE = "Or download the files from elsewhere, such as ModelScope, and give their folder instead of the id."
+_ELSEWHERE = "Or name a copy instead: a folder, or on ModelScope, such as modelscope:ZhipuAI/chatglm2-6b."
 
 
 def explain_hub_error(error: Exception, repo: str, kind: Kind, revision: str | None) -> KyonError:
@@ -95,10 +95,10 @@ def not_a_hub(where: str) -> SettingError:
     return SettingError(where, "the server there is not a Hub", "Check HF_ENDPOINT and the proxy.")
 
 
-def raised_by_client(error: BaseException) -> bool:
-    """Whether an error was raised in huggingface_hub, and not in code that only calls it."""
+def raised_by_client(error: BaseException, client: str = "huggingface_hub.") -> bool:
+    """Whether an error was raised in a client, and not in code that only calls it."""
     frames = traceback.walk_tb(error.__traceback__)
-    return any(str(frame.f_globals["__name__"]).startswith("huggingface_hub.") for frame, _ in frames)
+    return any(str(frame.f_globals["__name__"]).startswith(client) for frame, _ in frames)
 
 
 def hub_cause(error: BaseException | None) -> BaseException | None:

@@ -14,7 +14,7 @@ from kyon_pl.runs.adapters import SETTINGS
 from kyon_pl.runs.facts import RunFacts, read_run_facts
 
 CURVE_ROWS = 12
-CHATGLM2_6B = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b")  # the old and the new name of one repository
+CHATGLM2_6B = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b", "modelscope:ZhipuAI/chatglm2-6b")  # names of one repository
 LICENSE_LINK = "https://huggingface.co/THUDM/chatglm2-6b/blob/main/MODEL_LICENSE"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")

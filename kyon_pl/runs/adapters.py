@@ -15,6 +15,7 @@ from kyon_pl.disk import expand_home
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError
 from kyon_pl.files import entry, is_of_kind, read_json_object, shorten
 from kyon_pl.hub.download import ADAPTER_FILES, fetch_model
+from kyon_pl.hub.modelscope import is_modelscope
 from kyon_pl.logs import from_here
 from kyon_pl.runs.integrity import CHECKPOINTS, fault_of_adapter, fault_of_checkpoint, newest_checkpoint
 
@@ -77,7 +78,7 @@ def adapter_base(folder: Path) -> str:
     if not content.get(key):
         raise CheckpointError(str(file), f"it names no base ({key})", fix)
     base = entry(content, key, str, file, fix)
-    if base in EMBEDDED or is_folder(base):
+    if base in EMBEDDED or is_folder(base) or is_modelscope(base):
         return base
     if found := _folder_from_elsewhere(base, folder):
         log.info("base: %s, which the adapter names relative to another folder", from_here(found))

@@ -53,9 +53,9 @@ class ChatGLM2LoRA(LightningModule):
     """ChatGLM2 with frozen weights in the compute precision and a trained float32 LoRA adapter.
 
     Args:
-        base: Hub id or folder of a model in the published ChatGLM2 layout; `demo`, the embedded model; or `random`,
-            random weights for benchmarks and tests.
-        revision: branch, tag or commit of `base` on the Hub.
+        base: Hub id or folder of a model in the published ChatGLM2 layout; `modelscope:OWNER/NAME` for one on
+            ModelScope; `demo`, the embedded model; or `random`, random weights for benchmarks and tests.
+        revision: branch, tag or commit of `base` on the Hub or ModelScope.
         random_config: with `base: random`, a `config.json` or its folder; unset, the shape of 6B.
         lora: PEFT's LoRA settings; unset, r=16, alpha=32, dropout 0.05 on `query_key_value`.
         adapter: a PEFT adapter to continue from: its folder, a run folder (its best adapter is used) or a Hub id. Its

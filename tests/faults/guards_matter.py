@@ -870,6 +870,7 @@ CHAT = [
     ),
 ]
 CODE_TEST = "tests/cli/test_no_code.py::"
+MODELSCOPE_TEST = "tests/unit/hub/test_modelscope.py::"
 ANSWERS_TEST = "tests/unit/hub/test_hub_answers.py::"
 SETTINGS_TEST = "tests/cli/test_bad_settings.py::"
 HOSTILE = [
@@ -907,6 +908,20 @@ HOSTILE = [
         "            if not raised_by_client(error):\n",
         "            if True:\n",
         f"{ANSWERS_TEST}test_json_of_another_shape",
+    ),
+    Guard(
+        "a list of files of ModelScope names no file outside the cache",
+        "hub/modelscope.py",
+        "        _check_paths(name, [file.path for file in wanted])\n",
+        "",
+        f"{MODELSCOPE_TEST}test_the_message_of_each_error",
+    ),
+    Guard(
+        "the login that ModelScope's client pickles is not read",
+        "hub/modelscope.py",
+        "HubApi(HubConfig(token=token))",
+        "HubApi(HubConfig())",
+        f"{MODELSCOPE_TEST}test_a_private_repository",
     ),
     Guard(
         "a config that contains itself is refused",

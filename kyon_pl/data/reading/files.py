@@ -18,6 +18,7 @@ from kyon_pl.data.reading.text_files import NumberedRows, file_format, text_enco
 from kyon_pl.demo import ASSETS
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import DataError, KyonError, MissingFileError, SettingError
+from kyon_pl.hub.modelscope import is_modelscope
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 _COLUMNAR = (".parquet", ".arrow")
@@ -34,6 +35,9 @@ READERS: dict[str, Callable[[Path], NumberedRows]] = {
     ".arrow": lambda path: columnar_rows(path, None),
 }
 """The reader of each file suffix. Text files can be compressed, with `.gz` or `.zst` behind the suffix."""
+
+DATA_FILES = tuple(f"*{suffix}{packed}" for suffix in READERS for packed in ("", ".gz", ".zst"))
+"""Patterns of the names of data files; some match no file that `has_reader` admits."""
 
 
 def has_reader(path: Path) -> bool:
@@ -102,7 +106,7 @@ def must_exist(path: Path) -> None:
 
 
 def local_files(source: str | list[str], split: str = "train", name: str | None = None) -> list[Path] | None:
-    """Return all files of a source or a list of sources, in order; None if one of them is a Hub id.
+    """Return all files of a source or a list of sources, in order; None if one of them is to be downloaded.
 
     Raises:
         KyonError: see `files_of_each`.
@@ -112,10 +116,10 @@ def local_files(source: str | list[str], split: str = "train", name: str | None 
 
 
 def files_of_each(source: str | list[str], split: str = "train", name: str | None = None) -> list[list[Path] | None]:
-    """Return the files of each source, in order; None for a Hub id. `demo` names the embedded rows.
+    """Return the files of each source, in order; None for an id of the Hub or ModelScope. `demo`: the embedded rows.
 
     Args:
-        source: file, folder, glob or Hub id, or a list of these.
+        source: file, folder, glob or id, or a list of these.
         split: split of a folder that has splits, see `folder_files`.
         name: configuration of a folder whose README has several.
 
@@ -135,7 +139,7 @@ def _files_of(source: str, split: str, name: str | None) -> list[Path] | None:
         if split not in ("train", "validation", "test"):
             raise SettingError("data.split", f"demo has no rows of split {split!r}", "Set train, validation or test.")
         return [ASSETS / ("train.jsonl" if split == "train" else "validation.jsonl")]
-    if _HUB_ID.fullmatch(source) and not _is_local(source):
+    if is_modelscope(source) or (_HUB_ID.fullmatch(source) and not _is_local(source)):
         return None
     files = _expand(source, split, name)
     for file in files:

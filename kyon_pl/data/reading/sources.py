@@ -21,9 +21,10 @@ from kyon_pl.data.cache import cache_error, cache_root, cached, downloaded
 from kyon_pl.data.reading import checks, columnar, excel, forms, json_files, tabular, text_files, texts
 from kyon_pl.data.reading import files as file_readers
 from kyon_pl.data.reading.checks import ColumnNames, check_columns, check_row, unread_columns
-from kyon_pl.data.reading.files import files_of_each
+from kyon_pl.data.reading.files import DATA_FILES, files_of_each
 from kyon_pl.errors import DataError, KyonError, SettingError
 from kyon_pl.hub.download import from_hub
+from kyon_pl.hub.modelscope import fetch_from_modelscope, is_modelscope
 
 ROW_FEATURES = Features(
     {
@@ -51,7 +52,7 @@ class SourceSettings:
     """The location of rows and the names of their columns.
 
     Attributes:
-        source: Hub data set id, file, folder or glob, or a list of these.
+        source: Hub data set id, `modelscope:OWNER/NAME`, file, folder or glob, or a list of these.
         name: configuration of the Hub data sets, and of folders whose README has several.
         revision: branch, tag or commit of the Hub data sets.
         split: split of the Hub data sets, and of folders that have splits.
@@ -117,13 +118,14 @@ def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes:
         processes: number of reading processes, at most one per file.
 
     Raises:
-        MissingFileError: a file, folder or Hub data set does not exist, or the Hub cannot be reached.
+        MissingFileError: a file, folder or data set does not exist, or the Hub or ModelScope cannot be reached.
         DataError: a column is missing, or a file has no rows or cannot be read at all.
         SettingError: the source does not have this split or configuration.
         MachineError: the cache cannot be read or written.
     """
-    files_of_source = files_of_each(settings.source, settings.split, settings.name)
     sources = [settings.source] if isinstance(settings.source, str) else settings.source
+    sources = [_fetched(source, settings.revision) if is_modelscope(source) else source for source in sources]
+    files_of_source = files_of_each(sources, settings.split, settings.name)
     if None not in files_of_source:  # in one call, so that several processes can share the files
         numbered = [(file, number) for number, files in enumerate(files_of_source) for file in files or ()]
         return _load_files(numbered, 0, settings, cache_dir, processes)
@@ -135,6 +137,11 @@ def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes:
         else:
             parts.append(_load_files([(file, number) for file in files], first, settings, cache_dir, processes))
     return _concatenate(parts)
+
+
+def _fetched(source: str, revision: str | None) -> str:
+    """Return the folder of a data set of ModelScope, which is read like any other folder."""
+    return str(fetch_from_modelscope(source, "dataset", revision, patterns=["README.md", *DATA_FILES]))
 
 
 def digest(*parts: object) -> str:
