@@ -6,10 +6,13 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from llama_cpp import LlamaServer
 from numpy.typing import NDArray
+
+from kyon_pl.runs.prompt_format import PromptFormat, write_prompt_format
 
 SEPARATOR_ID = 2  # </s>, which no text is encoded as
 RANGES = (
@@ -69,9 +72,8 @@ def log_probabilities(
     return found
 
 
-def with_prompt_format(adapter: Path, folder: Path, template: str, train_turns: str) -> Path:
+def with_prompt_format(adapter: Path, folder: Path, template: str, train_turns: Literal["last", "all"]) -> Path:
     """A copy of an adapter whose run was worded in another way."""
     shutil.copytree(adapter, folder)
-    text = f"data:\n  template: {template}\n  train_turns: {train_turns}\n"
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    write_prompt_format(PromptFormat(template, train_turns), folder)
     return folder

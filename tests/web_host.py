@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from kyon_pl.chat.conversation import RolePlay
 from kyon_pl.chat.loading import load_chat_model
 from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, StopReply
+from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.sessions import SessionLimits, Sessions
 from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.demo import BASE

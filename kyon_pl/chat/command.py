@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json as json_format
 import logging
 import sys
 from typing import Literal
 
-from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, RolePlay, check_question
-from kyon_pl.chat.loading import load_chat_model, trained_on_demo
+from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, check_question
+from kyon_pl.chat.loading import load_chat_model, roles_of_run
 from kyon_pl.chat.model import Sampling, check_max_tokens, sampling_for
-from kyon_pl.chat.terminal import Terminal, print_piece
+from kyon_pl.chat.role_play import RolePlay
+from kyon_pl.chat.terminal import Terminal, json_line, print_piece
 from kyon_pl.errors import SettingError
 from kyon_pl.logs import replace_control_characters
 from kyon_pl.roles.contexts import ContextLimits
@@ -26,7 +26,7 @@ def chat(
     revision: str | None = None,
     character: str | None = None,
     asker: str = "",
-    retrieval: str = "auto",
+    retrieval: str | None = None,
     memory_number: int | None = None,
     memory_length: int | None = None,
     history_length: int | None = None,
@@ -55,13 +55,16 @@ def chat(
         base: folder or Hub id of the base model; by default, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
         character: role folder or role file to play; demo or demo/NAME for a role of the demo. By default, and without
-            --adapter, the demo's first role if the newest run was trained on the demo's rows; '' for no role.
-        asker: the name before your questions, as in the role's training rows. Starting a question with a name and a
-            colon does the same.
-        retrieval: how memories are ranked, as for build-data.
-        memory_number: maximum number of memories; use the value that build-data had.
-        memory_length: total length of all memories, in tokens; use the value that build-data had.
-        history_length: total length of the turns before the question, in tokens; use the value that build-data had.
+            --adapter, the first role of the newest run's rows, if they are from build-data or the demo's; '' for no
+            role.
+        asker: the name before your questions. Starting a question with a name and a colon does the same. By default,
+            the most frequent one in the run's rows.
+        retrieval: how memories are ranked, see build-data. By default, as in the run's rows, else auto.
+        memory_number: maximum number of memories. By default, as in the run's rows, else 8.
+        memory_length: total length of all memories, in the unit of the run's rows, else in tokens. By default, as in
+            the run's rows, else 1000.
+        history_length: total length of the turns before the question, in the same unit. By default, as in the run's
+            rows, else 500.
         system: system prompt without a role.
         template: raw or chatglm2; by default, the one that the adapter was trained with.
         max_tokens: maximum length of prompt and reply together; memories and older turns are left out to fit.
@@ -73,7 +76,8 @@ def chat(
         seed: seed of the sampling.
         prompt: -p, one question of at most 1,000,000 characters: print the reply and exit; - reads it from standard
             input.
-        json: print one JSON object, with prompt, reply and whether the model ended the reply itself.
+        json: print a JSON object for each question, with the question as typed, the exact prompt, the reply, and
+            whether the model ended the reply itself.
         compare: also print the reply of the base model.
 
     Raises:
@@ -92,21 +96,24 @@ def chat(
     role = role_to_play(character) if character else None
     question = read_question(prompt)
     model = load_chat_model(adapter, which, base, revision, template)
-    if character is None and adapter is None and not system and trained_on_demo(model):
-        role = role_to_play("demo")
+    if character is None and adapter is None and not system and (names := roles_of_run(model)):
+        role = role_to_play(names[0])
         sampling = sampling_for(plain, temperature, top_p, plays_role=True)
-        log.info("role: %s, since the adapter was trained on the demo's rows; --character '' for no role", role.name)
+        log.info("role: %s, since the adapter was trained on its rows; --character '' for no role", role.name)
 
     def play(role: Role) -> RolePlay:
-        return RolePlay(role, retrieval, limits, model.count_tokens)
+        return RolePlay(role, retrieval, limits, model.count_tokens, model.roles)
 
     conversation = Conversation(model, max_tokens, play(role) if role else None, system, asker=asker)
     if question is None:
         name = f"{model.base} with {', '.join(model.adapters)}" if model.adapters else model.base
         log.info("%s; template %s. /help lists the commands", name, model.template)
-        Terminal(conversation, sampling, lambda name: play(role_to_play(name)), compare, (temperature, top_p)).run()
+        chosen = temperature, top_p
+        Terminal(conversation, sampling, lambda name: play(role_to_play(name)), compare, chosen, json).run()
+    elif json:
+        print(json_line(conversation, question, sampling, compare))
     else:
-        _answer_once(conversation, question, sampling, json, compare)
+        _answer_once(conversation, question, sampling, compare)
 
 
 def read_question(prompt: str | None) -> str | None:
@@ -133,11 +140,7 @@ def read_question(prompt: str | None) -> str | None:
     return question
 
 
-def _answer_once(conversation: Conversation, question: str, sampling: Sampling, json: bool, compare: bool) -> None:
-    reply = conversation.ask(question, sampling, (lambda text: None) if json else print_piece)
+def _answer_once(conversation: Conversation, question: str, sampling: Sampling, compare: bool) -> None:
+    conversation.ask(question, sampling, print_piece)
     base = conversation.compare(sampling) if compare and conversation.model.adapters else None
-    if json:
-        answer = {"prompt": question, "reply": reply.text, "stopped": reply.stopped}
-        print(json_format.dumps(answer | ({"base": base.text} if base else {}), ensure_ascii=False))
-    else:
-        print(f"\nbase: {replace_control_characters(base.text)}" if base else "")
+    print(f"\nbase: {replace_control_characters(base.text)}" if base else "")

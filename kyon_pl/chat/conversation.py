@@ -2,73 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, check_max_tokens
-from kyon_pl.data.encoding.encode import EncodeSettings, encode_pairs
-from kyon_pl.data.prompt import Message
+from kyon_pl.chat.role_play import RolePlay
+from kyon_pl.data.encoding.encode import EncodedRow, EncodeSettings, encode_pairs
+from kyon_pl.data.prompt import Message, render
 from kyon_pl.data.reading.texts import MAX_CHARACTERS, SURROGATE
 from kyon_pl.errors import DataError, SettingError
-from kyon_pl.roles.contexts import BuiltContext, ContextLimits, build_context, context_settings
-from kyon_pl.roles.retrieval import Retriever
-from kyon_pl.roles.role import SYSTEM_PROMPT, Role
+from kyon_pl.roles.role import SYSTEM_PROMPT
 
 MAX_QUESTION_CHARACTERS = MAX_CHARACTERS  # as of a row
-_TURN = re.compile(r"([^\s:：]{1,20})[:：]\s*(.*)", re.DOTALL)
-_TURN_START = re.compile(r"^[^\s:：]{1,20}[:：]\s*(「)?", re.MULTILINE)
-
-
-class RolePlay:
-    """Builds the context of a question to a role, as in the rows of that role.
-
-    Args:
-        role: the role to play.
-        retrieval: how memories are ranked, see `kyon_pl.roles.build.build_data`.
-        limits: of memories and history.
-        count: the number of tokens of a text.
-
-    Raises:
-        MachineError: `retrieval` is a model, and sentence-transformers is not installed.
-    """
-
-    def __init__(self, role: Role, retrieval: str, limits: ContextLimits, count: Callable[[str], int]) -> None:
-        self.role = role
-        self.retriever = Retriever(role, retrieval)
-        if limits.memory_number is None:
-            limits = replace(limits, memory_number=role.memory_number)
-        self.settings = context_settings(limits, "tokens", False, count)
-        quoted = [bool(start[1]) for memory in role.memories for start in _TURN_START.finditer(memory)]
-        self.quotes = sum(quoted) > len(quoted) / 2
-
-    def question(self, text: str, asker: str) -> str:
-        """A question as a turn of a dialogue, in 「」 if most turns in the role's memories are.
-
-        Published role data has this form (95 % of its questions), and a model trained on it replies in character only
-        to questions of the same form.
-
-        Args:
-            text: the question, optionally as `name:text`.
-            asker: the name before a question that has none, as in training rows; empty: no name.
-        """
-        turn = _TURN.fullmatch(text)
-        name, words = turn.groups() if turn else (asker, text)
-        if self.quotes and name and not words.startswith("「"):
-            return f"{name}:「{words}」"
-        return text if turn or not asker else f"{asker}:{text}"
-
-    def context(self, question: str, history: Sequence[str]) -> BuiltContext:
-        """The context of a row with this question.
-
-        Args:
-            question: from `question`.
-            history: the turns before it, oldest first.
-        """
-        row = {"query": question, "answer": "", "chat_history": list(history), "embedding": []}
-        (ranked,) = self.retriever.rank([row], 2 * self.settings.memory_number)
-        memories = [self.role.memories[i] for i in ranked]
-        return build_context(self.role.system_prompt, memories, row, self.settings, self.role.memory_ranks)
 
 
 @dataclass(frozen=True)
@@ -178,7 +123,25 @@ class Conversation:
         return replace(self, turns=self.turns[:-1])
 
     def prompt_ids(self, question: str, max_new_tokens: int) -> list[int]:
-        """The prompt's token ids, encoded as in training.
+        """The prompt's token ids. Arguments and errors are those of `encoded_prompt`."""
+        return self.encoded_prompt(question, max_new_tokens).input_ids
+
+    def prompt_text(self, max_new_tokens: int) -> str:
+        """The text of the last question's prompt, with its wording, after what was left out.
+
+        Args:
+            max_new_tokens: as when the question was asked.
+
+        Raises:
+            SettingError: nothing has been asked.
+        """
+        check_has_turns("prompt", self.turns)
+        row = self._before_last().encoded_prompt(self.turns[-1].question, max_new_tokens)
+        segments = render(row.context, None, self.model.template, self.model.train_turns)
+        return "".join(segment.text for segment in segments)
+
+    def encoded_prompt(self, question: str, max_new_tokens: int) -> EncodedRow:
+        """The prompt, encoded as in training.
 
         Args:
             question: the new question.
@@ -197,7 +160,7 @@ class Conversation:
         (row,) = encode_pairs([(self.prompt(question), None)], self.model.tokenizer, settings)
         if row.problem:
             raise self._too_long(question, row.problem, settings)
-        return row.input_ids
+        return row
 
     def _too_long(self, question: str, problem: str, settings: EncodeSettings) -> DataError:
         """An error that names what is too long for the prompt: the question, or the system prompt before it."""

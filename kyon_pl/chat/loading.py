@@ -20,7 +20,7 @@ from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.glm import read_glm_config
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.tokenization import check_tokenizer_files, read_tokenizer
-from kyon_pl.data.prompt import TEMPLATES, TrainTurns
+from kyon_pl.data.prompt import TEMPLATES
 from kyon_pl.demo import fetch_base
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import CheckpointError, MissingFileError, SettingError, no_such_choice
@@ -31,7 +31,7 @@ from kyon_pl.lora.adapter import add_adapter, load_adapter
 from kyon_pl.runs.adapters import SETTINGS, adapter_base, base_with_weights, find_adapter
 from kyon_pl.runs.facts import read_sources
 from kyon_pl.runs.integrity import CHECKPOINTS
-from kyon_pl.runs.prompt_format import read_prompt_format
+from kyon_pl.runs.prompt_format import PromptFormat, read_prompt_format
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +69,14 @@ def load_chat_model(
             fix = "Load it alone, or name adapters of one base"
             raise SettingError("adapter", f"{merged[0]} is a merged model, which takes no adapter", fix)
         model, tokenizer = _load_merged(merged[0], device)
-        return ChatModel(model, tokenizer, str(merged[0]), *_prompt_format(merged[0], template), adapters={})
+        form = _prompt_format(merged[0], template)
+        return ChatModel(model, tokenizer, str(merged[0]), form.template, form.train_turns, {}, roles=form.roles)
     folders = [find_adapter(name, which) for name in names]
     first, *more = folders
     base_name = base_with_weights(base, first)
-    prompt_format = _prompt_format(first, template)
+    form = _prompt_format(first, template)
     for folder in more:
-        _check_compatible(folder, first, None if base else base_name, prompt_format, template)
+        _check_compatible(folder, first, None if base else base_name, form, template)
     base_folder = fetch_base(base_name, revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
     tokenizer = read_tokenizer(base_folder)
     peft_model = load_adapter(_load_chatglm(base_folder, device), first, base_name)
@@ -83,24 +84,33 @@ def load_chat_model(
     for folder, peft_name in zip(more, [*peft_names.values()][1:], strict=True):
         add_adapter(peft_model, folder, base_name, peft_name)
     sources = read_sources(first)
-    return ChatModel(peft_model.eval(), tokenizer, base_name, *prompt_format, adapters=peft_names, sources=sources)
+    wording = form.template, form.train_turns
+    return ChatModel(peft_model.eval(), tokenizer, base_name, *wording, peft_names, sources, form.roles)
 
 
-def trained_on_demo(model: ChatModel) -> bool:
-    """Whether the first adapter was trained on the demo's rows and nothing else."""
-    return model.sources == ("demo",)
+def roles_of_run(model: ChatModel) -> list[str]:
+    """The roles of the first adapter's rows that can be played here, as `--characters` takes them.
+
+    Those of the demo, if it was trained on the demo's rows and nothing else; else those that `build-data` has recorded
+    and that are still where they were.
+    """
+    if model.sources == ("demo",):
+        return ["demo"]
+    locations = [form.location for form in model.roles.values()]
+    return [name for name in locations if name and (name.startswith("demo/") or Path(name).exists())]
 
 
 def _check_compatible(
-    folder: Path, first: Path, base_name: str | None, prompt_format: tuple[str, TrainTurns], template: str | None
+    folder: Path, first: Path, base_name: str | None, form: PromptFormat, template: str | None
 ) -> None:
     """Check base and prompt format of a further adapter against the first; bases only if `base_name` is given."""
     fix = "Load one adapter at a time"
     if base_name and not _is_same_base(own_base := adapter_base(folder), base_name):
         found = f"{from_here(folder)} was trained on {own_base}, and {from_here(first)} on {base_name}"
         raise SettingError("adapter", found, fix)
-    if (own_format := _prompt_format(folder, template)) != prompt_format:
-        own, other = (f"template {name!r} and train_turns {turns!r}" for name, turns in (own_format, prompt_format))
+    forms = _prompt_format(folder, template), form
+    own, other = (f"template {one.template!r} and train_turns {one.train_turns!r}" for one in forms)
+    if own != other:
         found = f"{from_here(folder)} was trained with {own}, and {from_here(first)} with {other}"
         raise SettingError("adapter", found, fix)
 
@@ -179,14 +189,18 @@ def _choose_dtype(device: torch.device, parameters: int) -> torch.dtype:
     return torch.float32 if parameters < _MAX_FLOAT32_PARAMETERS else torch.bfloat16
 
 
-def _prompt_format(folder: Path, template: str | None) -> tuple[str, TrainTurns]:
-    """The template and trained turns of an adapter or a merged model."""
-    recorded = read_prompt_format(folder)
+def _prompt_format(folder: Path, template: str | None) -> PromptFormat:
+    """How the prompts of an adapter or a merged model were written.
+
+    Raises:
+        SettingError: another template than the recorded one, or one that does not exist.
+    """
     if template and template not in TEMPLATES:
         raise no_such_choice("template", template, TEMPLATES)
-    if template and recorded and template != recorded.template:
+    recorded = read_prompt_format(folder)
+    if recorded is None:
+        return PromptFormat(template or "raw")
+    if template not in (None, recorded.template):
         found = f"{template!r}, but the adapter was trained with {recorded.template!r}"
         raise SettingError("template", found, "Leave --template out, so that prompts match the training")
-    if recorded:
-        return recorded.template, recorded.train_turns
-    return template or "raw", "last"
+    return recorded

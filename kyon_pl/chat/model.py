@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import nn
 
 from kyon_pl.chatglm2.generation import stream_reply
+from kyon_pl.data.encoding.encode import token_ids
 from kyon_pl.data.prompt import TrainTurns
 from kyon_pl.errors import SettingError
+from kyon_pl.runs.prompt_format import RoleFormat
 
 REPLACEMENT_CHARACTER = "\ufffd"  # the bytes of an incomplete character decode to it
 SEEDS = range(-(2**63), 2**64)  # what torch.manual_seed takes
@@ -121,6 +123,7 @@ class ChatModel:
         train_turns: which turns were trained, see `kyon_pl.data.prompt.TrainTurns`.
         adapters: PEFT's name of each adapter by its name here; the first is the default. Empty for a merged model.
         sources: `data.source` of the first adapter's training; empty if it is not recorded.
+        roles: how the rows of its training were written, by role; empty if it is not recorded.
     """
 
     model: nn.Module
@@ -130,10 +133,11 @@ class ChatModel:
     train_turns: TrainTurns
     adapters: Mapping[str, str]
     sources: tuple[str, ...] = ()
+    roles: Mapping[str, RoleFormat] = field(default_factory=dict)
 
     def count_tokens(self, text: str) -> int:
-        """The number of tokens of a text, without special tokens."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """The number of tokens of a text, as `build-data` counts them."""
+        return len(token_ids(text, self.tokenizer))
 
     def reply(
         self,

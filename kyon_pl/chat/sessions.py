@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
-from kyon_pl.chat.conversation import Conversation, RolePlay, Turn, check_has_turns
+from kyon_pl.chat.conversation import Conversation, Turn, check_has_turns
 from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, StopReply
+from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.errors import SettingError
 
 Turns = tuple[Turn, ...]

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
-from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, RolePlay, check_has_turns
+from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, check_has_turns
 from kyon_pl.chat.history import read_history, write_history
 from kyon_pl.chat.model import ChatReply, Sampling, sampling_for
+from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import from_here, replace_control_characters
@@ -30,6 +31,7 @@ class Terminal:
         load_role: loads a role by the name of its folder.
         compares: whether the base model replies too.
         chosen: temperature and top_p as the user set them; None: those of `sampling_for`, which follow the role.
+        as_json: print a line of JSON for each question, see `json_line`, and no prompt for the next one.
     """
 
     conversation: Conversation
@@ -37,6 +39,7 @@ class Terminal:
     load_role: Callable[[str], RolePlay]
     compares: bool = False
     chosen: tuple[float | None, float | None] = (None, None)
+    as_json: bool = False
 
     def run(self) -> None:
         """Chat until /quit or the end of the input."""
@@ -54,9 +57,10 @@ class Terminal:
     def _read(self) -> str | None:
         while True:
             try:
-                return replace_control_characters(read_line()).strip()
+                return replace_control_characters(read_line("" if self.as_json else PROMPT)).strip()
             except EOFError:
-                print()
+                if not self.as_json:
+                    print()
                 return None
             except KeyboardInterrupt:
                 print("\n(Ctrl-D or /quit ends the program)")
@@ -69,7 +73,7 @@ class Terminal:
             elif line:
                 self._ask(line)
         except KyonError as error:
-            print(replace_control_characters(str(error)))
+            print(replace_control_characters(str(error)), file=sys.stderr if self.as_json else sys.stdout)
         except OSError as error:
             print(replace_control_characters(f"{error.filename or line}: {error.strerror}"))
         except (MemoryError, torch.OutOfMemoryError):
@@ -84,6 +88,9 @@ class Terminal:
         return command
 
     def _ask(self, typed: str) -> None:
+        if self.as_json:
+            print(json_line(self.conversation, typed, self.sampling, self.compares), flush=True)
+            return
         _end_reply(self.conversation.ask(typed, self.sampling, print_piece))
         if self.compares and self.conversation.model.adapters:
             print_piece("base: ")
@@ -234,15 +241,38 @@ COMMANDS = {
 }
 
 
-def read_line() -> str:
+def json_line(conversation: Conversation, typed: str, sampling: Sampling, compares: bool) -> str:
+    """Ask a question; the question as typed, the exact prompt, the reply and whether the model ended it, as JSON.
+
+    Args:
+        conversation: gets the turn.
+        typed: the question.
+        sampling: how tokens are chosen.
+        compares: whether to add the base model's reply as `base`.
+
+    Raises:
+        KyonError: the question cannot be asked.
+    """
+    reply = conversation.ask(typed, sampling)
+    prompt = conversation.prompt_text(sampling.max_new_tokens)
+    answer: dict[str, object] = {"question": typed, "prompt": prompt, "reply": reply.text, "stopped": reply.stopped}
+    if compares and conversation.model.adapters:
+        answer["base"] = conversation.compare(sampling).text
+    return json.dumps(answer, ensure_ascii=False)
+
+
+def read_line(prompt: str = PROMPT) -> str:
     """Read a line: from a terminal with readline; from a pipe not much more than a message can have.
+
+    Args:
+        prompt: to show before it.
 
     Raises:
         EOFError: there are no more lines.
     """
     if sys.stdin.isatty():
-        return input(PROMPT)
-    print(PROMPT, end="", flush=True)
+        return input(prompt)
+    print(prompt, end="", flush=True)
     line = rest = sys.stdin.readline(MAX_QUESTION_CHARACTERS + 1)
     while rest and not rest.endswith("\n"):
         rest = sys.stdin.readline(MAX_QUESTION_CHARACTERS)

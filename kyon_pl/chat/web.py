@@ -6,11 +6,11 @@ import logging
 import os
 from typing import Any, Literal
 
-from kyon_pl.chat.conversation import RolePlay
-from kyon_pl.chat.loading import load_chat_model, trained_on_demo
+from kyon_pl.chat.loading import load_chat_model, roles_of_run
 from kyon_pl.chat.model import Sampling, check_max_tokens, sampling_for
 from kyon_pl.chat.passwords import PASSWORD, PasswordGuesses, is_password, read_password
 from kyon_pl.chat.refusals import RefusalLog
+from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
 from kyon_pl.chat.shares import QueueShares, is_loopback
 from kyon_pl.errors import MachineError, SettingError
@@ -31,7 +31,7 @@ def web(
     revision: str | None = None,
     characters: str | list[str] | None = None,
     asker: str = "",
-    retrieval: str = "auto",
+    retrieval: str | None = None,
     memory_number: int | None = None,
     memory_length: int | None = None,
     history_length: int | None = None,
@@ -65,13 +65,16 @@ def web(
         base: folder or Hub id of the base model; by default, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
         characters: role folders, folders of role folders, or role files; demo for the roles of the demo. The first is
-            selected when the page opens. By default, and without --adapter, the roles of the demo if the newest run
-            was trained on its rows; '[]' for none.
-        asker: the name before questions to a role; each visitor can change it.
-        retrieval: how memories are ranked, as for build-data.
-        memory_number: maximum number of memories; use the value that build-data had.
-        memory_length: total length of all memories, in tokens; use the value that build-data had.
-        history_length: total length of the turns before the question, in tokens; use the value that build-data had.
+            selected when the page opens. By default, and without --adapter, the roles of the newest run's rows, if
+            they are from build-data or the demo's; '[]' for none.
+        asker: the name before questions to a role; each visitor can change it. By default, the most frequent one in
+            the run's rows.
+        retrieval: how memories are ranked, see build-data. By default, as in the run's rows, else auto.
+        memory_number: maximum number of memories. By default, as in the run's rows, else 8.
+        memory_length: total length of all memories, in the unit of the run's rows, else in tokens. By default, as in
+            the run's rows, else 1000.
+        history_length: total length of the turns before the question, in the same unit. By default, as in the run's
+            rows, else 500.
         template: raw or chatglm2; by default, the one that the adapter was trained with.
         max_tokens: maximum length of prompt and reply together; memories and older turns are left out to fit.
         max_new_tokens: maximum length of a reply, in tokens, when the page opens.
@@ -110,11 +113,12 @@ def web(
     context_limits = ContextLimits(memory_number, memory_length, history_length)
     found = find_roles(names, {}) if names else []
     model = load_chat_model(adapter, which, base, revision, template)
-    if characters is None and adapter is None and trained_on_demo(model):
-        found = find_roles(["demo"], {})
-        log.info("roles: those of the demo, on whose rows the adapter was trained; --characters '[]' for none")
+    if characters is None and adapter is None and (recorded := roles_of_run(model)):
+        found = find_roles(recorded, {})
+        log.info("roles: those on whose rows the adapter was trained; --characters '[]' for none")
     sampling = sampling_for(plain, temperature, top_p, plays_role=bool(found))
-    roles = {role.name: RolePlay(role, retrieval, context_limits, model.count_tokens) for role in found}
+    played = (RolePlay(role, retrieval, context_limits, model.count_tokens, model.roles) for role in found)
+    roles = {play.role.name: play for play in played}
     initial = SessionSettings(
         next(iter(roles), ""), asker, compares=compare and bool(model.adapters), sampling=sampling
     )

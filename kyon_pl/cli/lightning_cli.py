@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
 from kyon_pl.cli.streams import require_stdout
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.dialogue_data import SOURCES
+from kyon_pl.data.reading.files import files_of_each
 from kyon_pl.data.report import bad_rows_output
 from kyon_pl.doctor import check_precision, check_run
 from kyon_pl.errors import MachineError
@@ -47,6 +49,7 @@ from kyon_pl.runs.fingerprint import (
     fingerprint_of_settings,
     keep_accumulation,
 )
+from kyon_pl.runs.prompt_format import PromptFormat, character_option, read_prompt_format, read_role_formats
 from kyon_pl.runs.resume import (
     RECORD,
     Start,
@@ -197,7 +200,8 @@ class KyonCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with this package's callbacks and checkpoint writer."""
-        writer = AdapterCheckpointIO(self.model.write_adapter, self._config_text())
+        self.prompt_format = self._prompt_format()
+        writer = AdapterCheckpointIO(self.model.write_adapter, self._config_text(), self.prompt_format)
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         callbacks = self._get(self.config_init, "trainer.callbacks") or []
@@ -206,6 +210,13 @@ class KyonCLI(LightningCLI):
         return super().instantiate_trainer(
             **kwargs, callbacks=callbacks, plugins=[*plugins, writer], use_distributed_sampler=False
         )
+
+    def _prompt_format(self) -> PromptFormat:
+        """How the prompts of this run's rows are written; `build-data` tells it beside the rows."""
+        data: DialogueDataModule = self.datamodule
+        named = files_of_each(data.source, data.split, data.name) if self.command == "fit" else []
+        roles = read_role_formats(file for files in named for file in files or ())
+        return PromptFormat(data.encoding.template, data.encoding.train_turns, roles)
 
     def _config_text(self) -> str:
         return str(self._parser(self.subcommand).dump(self.config[str(self.subcommand)], skip_none=False))
@@ -388,7 +399,9 @@ class KyonCLI(LightningCLI):
         """
         self._check_run()
         if (path := self.config[str(self.subcommand)].ckpt_path) is not None:
-            self.config_init[str(self.subcommand)]["ckpt_path"] = find_checkpoint(path, self.trainer)
+            checkpoint = find_checkpoint(path, self.trainer)
+            self.config_init[str(self.subcommand)]["ckpt_path"] = checkpoint
+            self._ask_as_trained(Path(checkpoint).with_suffix(""))
         runs = folder_of_runs(self.trainer)
         if runs and self.trainer.is_global_zero and self._logger_arguments().get("version") is None:
             check_writable(runs)
@@ -397,11 +410,24 @@ class KyonCLI(LightningCLI):
 
     before_validate = before_test = before_predict
 
+    def _ask_as_trained(self, adapter: Path) -> None:
+        """Encode the rows with the wording that the adapter was trained with, whatever the settings say."""
+        data: DialogueDataModule = self.datamodule
+        trained, given = read_prompt_format(adapter), data.encoding
+        if trained is None:
+            return
+        used = replace(given, template=trained.template, train_turns=trained.train_turns)
+        if used != given:
+            data.encoding = used
+            own, other = (f"data.template {one.template}, data.train_turns {one.train_turns}" for one in (used, given))
+            log.warning("the adapter was trained with %s, which is used; not %s", own, other)
+
     def after_fit(self) -> None:
         """Log what was written where, and the next command."""
         run = from_here(self.trainer.log_dir or self.trainer.default_root_dir)  # on all ranks: it is broadcast
         if self.trainer.is_global_zero:
-            say_where(self.trainer, run, self.config["fit"].data.source)
+            of_demo = self.config["fit"].data.source in ("demo", ["demo"])
+            say_where(self.trainer, run, ["--character", "demo"] if of_demo else character_option(self.prompt_format))
 
 
 def run_files(folder: Path) -> list[Output]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shlex
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,13 +39,13 @@ def say_start(settings: Namespace, trainer: Trainer) -> None:
     log.info("batches: %s, %s each, %d of them an optimizer step and device", data.batching, size, accumulated)
 
 
-def say_where(trainer: Trainer, run: Path, sources: str | list[str]) -> None:
+def say_where(trainer: Trainer, run: Path, character: Sequence[str]) -> None:
     """Log what was written where, and the next commands.
 
     Args:
         trainer: of the run.
         run: its folder.
-        sources: `data.source`, which tells the role of the demo.
+        character: the words of `chat` that play a role.
     """
     callbacks = trainer.checkpoint_callbacks
     best = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
@@ -60,8 +61,7 @@ def say_where(trainer: Trainer, run: Path, sources: str | list[str]) -> None:
         elif isinstance(logger, CSVLogger):
             log.info("metrics: %s", from_here(logger.experiment.metrics_file_path))
     for file in ([Path(callback.best_model_path) for callback in best] + last)[:1]:
-        role = " --character demo" if sources in ("demo", ["demo"]) else ""
-        log.info("next: kyon-pl chat --adapter %s%s", shlex.quote(str(run)), role)
+        log.info("next: %s", shlex.join(["kyon-pl", "chat", "--adapter", str(run), *character]))
         log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(file))
 
 

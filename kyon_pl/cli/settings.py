@@ -50,6 +50,11 @@ def with_named_configs(words: list[str]) -> list[str]:
     return replaced
 
 
+def config_name(word: str) -> str:
+    """The word for a config on a command line: the name in place of the path that `with_named_configs` put there."""
+    return word.replace(f"{CONFIGS}/", "").removesuffix(".yaml") if str(CONFIGS) in word else word
+
+
 def config_files(words: list[str]) -> list[str]:
     """The config files that a command line names, in any of the parser's spellings.
 

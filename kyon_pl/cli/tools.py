@@ -12,6 +12,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 
 from kyon_pl.cli.messages import explain
 from kyon_pl.cli.options import SPELLINGS
+from kyon_pl.cli.settings import config_name
 from kyon_pl.errors import SettingError
 
 
@@ -33,7 +34,7 @@ def run_preview(words: list[str]) -> None:
     add_preview_options(parser)
     add_settings(parser, types={})
     settings = parse_settings(parser, words, types={})
-    preview(DialogueData(**settings.data.as_dict()), rows=settings.rows, png=settings.png)
+    preview(DialogueData(**settings.data.as_dict()), settings.rows, settings.png, settings_of_fit(words[1:]))
 
 
 def add_preview_options(parser: ArgumentParser) -> None:
@@ -44,7 +45,22 @@ def add_preview_options(parser: ArgumentParser) -> None:
     """
     from kyon_pl.preview.command import preview
 
-    parser.add_function_arguments(preview, skip={"data"})
+    parser.add_function_arguments(preview, skip={"data", "given"})
+
+
+def settings_of_fit(words: list[str]) -> list[str]:
+    """The words of `preview` that `fit` takes, too: all but `--rows` and `--png`; configs of the package by name.
+
+    Args:
+        words: the options.
+    """
+    kept, skipped = list[str](), False
+    for word in map(config_name, words):
+        option, has_value, _ = word.partition("=")
+        if not skipped and option not in ("--rows", "--png"):
+            kept.append(word)
+        skipped = option in ("--rows", "--png") and not has_value
+    return kept
 
 
 def run_doctor(words: list[str]) -> None:

@@ -30,7 +30,7 @@ from kyon_pl.imports import need_package
 from kyon_pl.logs import from_here
 from kyon_pl.lora.saved import read_adapter
 from kyon_pl.runs.adapters import adapter_base, find_adapter
-from kyon_pl.runs.prompt_format import read_prompt_format
+from kyon_pl.runs.prompt_format import read_prompt_format, write_prompt_format
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,9 @@ def _write_gguf(
     prompts = read_prompt_format(adapter)
     if (adapter / "tokenizer.model").is_file():
         shutil.copyfile(adapter / "tokenizer.model", staging / "tokenizer.model")
-    write_record(staging, {**record, **(prompts.as_record() if prompts else {})})
+    if prompts:
+        write_prompt_format(prompts, staging)
+    write_record(staging, record)
 
 
 def _write_peft(

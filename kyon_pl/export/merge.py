@@ -27,7 +27,7 @@ from kyon_pl.imports import need_package
 from kyon_pl.logs import from_here
 from kyon_pl.runs.adapters import base_with_weights, find_adapter
 from kyon_pl.runs.facts import read_sources
-from kyon_pl.runs.prompt_format import PromptFormat, read_prompt_format
+from kyon_pl.runs.prompt_format import PromptFormat, character_option, read_prompt_format, write_prompt_format
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def merge(
             from kyon_pl.export.gguf.merged import GgufExport, quantize_commands, server_command, write_gguf
 
             prompts = prompts or PromptFormat("raw", "last")
-            system = _role_system(adapter_folder) if system is None else system
+            system = _role_system(prompts, adapter_folder) if system is None else system
             export = GgufExport(output.name, quantization or "f16", prompts, system)
             rounding = write_gguf(live, weights, base_folder, folder, export)
             record |= {"format": format, "quantization": export.quantization}
@@ -100,7 +100,9 @@ def merge(
             form, torch_dtype = FORMATS[format], getattr(torch, dtype or "float16")
             rounding = _write_safetensors(live, weights, base_folder, folder, form, torch_dtype)
             record |= {"format": format, "dtype": dtype or "float16"}
-        write_record(folder, record | (prompts.as_record() if prompts else {}))
+        if prompts:
+            write_prompt_format(prompts, folder)
+        write_record(folder, record)
     shown = from_here(output)
     stored_as = (quantization or "f16") if format == "gguf" else (dtype or "float16")
     log.info(
@@ -111,8 +113,9 @@ def merge(
         log.info("next: %s", server_command(folder_word, export))
         log.info("in 4 bits: %s", quantize_commands(folder_word, export).replace("\n", "; or "))
     else:
+        words = ["kyon-pl", "chat", "--adapter", str(shown), *(character_option(prompts) if prompts else [])]
         served = f", or transformers serve {folder_word}" if format == "glm" else ""
-        log.info("next: kyon-pl chat --adapter %s%s", folder_word, served)
+        log.info("next: %s%s", shlex.join(words), served)
 
 
 def _check_options(format: str, others: Mapping[str, str | None], ggufs: Mapping[str, str | None]) -> None:
@@ -129,8 +132,10 @@ def _check_options(format: str, others: Mapping[str, str | None], ggufs: Mapping
             raise SettingError(f"--{name}", f"--format {format} has no such option", fix)
 
 
-def _role_system(adapter: Path | None) -> str:
-    """The system prompt of the role that an adapter was trained on; empty if its run does not know it."""
+def _role_system(prompts: PromptFormat, adapter: Path | None) -> str:
+    """The system prompt of the first role that an adapter was trained on; empty if its run does not know it."""
+    if prompts.roles:
+        return next(iter(prompts.roles.values())).system_prompt
     return CHARACTERS[0].system_prompt if adapter and read_sources(adapter) == ("demo",) else ""
 
 

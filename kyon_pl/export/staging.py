@@ -15,8 +15,7 @@ from kyon_pl.disk import sync, temporary
 from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import locked, resolve
-from kyon_pl.runs.integrity import size_and_sha256
-from kyon_pl.runs.prompt_format import EXPORT_RECORD
+from kyon_pl.runs.integrity import EXPORT_RECORD, size_and_sha256
 
 log = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *PICKLED_WEIGHTS)
 LICENCE_FILES = ("MODEL_LICENSE", "LICENSE")  # the former in THUDM/chatglm2-6b
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "prompt_format.yaml")
 
 _NAMES_IN_CACHE = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
 _NAME_IN_CACHE = re.compile(r'(W/)?"?(?!\.+"?$)[\w.:-]{1,200}"?', re.ASCII)

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -24,10 +24,9 @@ from kyon_pl.preview.histogram import bar_lines, png_output, write_png
 log = logging.getLogger(__name__)
 
 _MOST_ROWS_OF_A_CHARACTER = 5000  # configs/character.yaml takes at most 2,000 steps of 4 rows
-_BASE_OF_CONFIGS = "THUDM/chatglm2-6b"
 
 
-def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
+def preview(data: DialogueData, rows: int = 3, png: str | None = None, given: Sequence[str] = ()) -> None:
     """Show the first rows of the first epoch as the model sees them, and count rows and tokens.
 
     Trained tokens are green, masked ones grey, special tokens reversed. Without colours (NO_COLOR, or not a terminal),
@@ -37,6 +36,7 @@ def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
         data: the rows and their batches.
         rows: number of rows to show.
         png: file for histograms of tokens per row; needs matplotlib (pip install 'kyon-pl[report]').
+        given: the settings of fit on the command line, for the next command.
 
     Raises:
         SettingError: the number of rows is negative, or an output is an input or a file that is not ours.
@@ -58,22 +58,21 @@ def preview(data: DialogueData, rows: int = 3, png: str | None = None) -> None:
     written = f"histograms written to {png}" if png else "nothing written (--png FILE writes the histograms)"
     shown = f"preview: {min(rows, len(train)):,} of {len(train):,} rows shown; {written}"
     print(replace_control_characters(shown))
-    log.info("next: %s", fit_command(data, len(train)))
+    log.info("next: %s", fit_command(given, data, len(train)))
 
 
-def fit_command(data: DialogueData, rows: int) -> str:
-    """The command that trains on the rows of a preview.
+def fit_command(given: Sequence[str], data: DialogueData, rows: int) -> str:
+    """The command that trains on the rows of a preview, with the same settings.
 
     Args:
+        given: the settings of fit on the command line.
         data: the rows that were shown.
         rows: number of training rows.
     """
-    source = data.source if isinstance(data.source, str) else f"[{', '.join(data.source)}]"
-    if source == "demo":
-        return "kyon-pl fit --config demo"
-    config = "character" if rows <= _MOST_ROWS_OF_A_CHARACTER else "lora"
-    base = f" --model.base {shlex.quote(data.tokenizer)}" if data.tokenizer not in (None, _BASE_OF_CONFIGS) else ""
-    return f"kyon-pl fit --config {config} --data.source {shlex.quote(source)}{base}"
+    if not any(word.startswith(("--config", "-c")) for word in given):
+        config = "character" if rows <= _MOST_ROWS_OF_A_CHARACTER else "lora"
+        given = ["--config", "demo" if data.source == "demo" else config, *given]
+    return shlex.join(["kyon-pl", "fit", *given])
 
 
 def preview_lines(data: DialogueData, rows: int, paint: Paint) -> Iterator[str]:

@@ -28,8 +28,8 @@ from kyon_pl.lora.saved import check_fit, check_ranks, read_adapter, weights_fil
 from kyon_pl.publish.model_card import hub_id, model_card
 from kyon_pl.publish.repository import prepare_repository, push_errors, repository_url
 from kyon_pl.runs.adapters import SETTINGS, adapter_base, find_adapter
-from kyon_pl.runs.integrity import MARKER, fault_of_adapter, size_and_sha256
-from kyon_pl.runs.prompt_format import EXPORT_RECORD
+from kyon_pl.runs.integrity import EXPORT_RECORD, MARKER, fault_of_adapter, size_and_sha256
+from kyon_pl.runs.prompt_format import PROMPT_FORMAT, read_prompt_format
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ WRITTEN = (
         "pytorch_model.bin.index.json",
     ),
     *(*TOKENIZER_FILES, "tokenizer.json", "added_tokens.json", "chat_template.jinja", *LICENCE_FILES, *LEFT_OUT),
+    PROMPT_FORMAT,
 )
 _SHOWN_NAMES = 5
 _EXPORT_AGAIN = "Export it again; do not publish this one"
@@ -164,13 +165,18 @@ def _print_dry_run(folder: Path, files: Sequence[str], card: str) -> None:
 
 
 def _additions(folder: Path, files: Sequence[str], card: str, base: str | None) -> list[CommitOperationAdd]:
-    """The files and the card; the adapter's settings name the base by its public id, or a folder by its name alone."""
+    """The files and the card, without paths of this machine.
+
+    The adapter's settings name the base by its public id, or a folder by its name alone.
+    """
     contents: dict[str, Any] = {name: folder / name for name in files}
     contents[CARD] = card.encode()
     public = base if base is None or hub_id(base) else Path(base).name
     if SETTINGS in contents and public != base_name(folder):
         settings = read_json_object(folder / SETTINGS) | {"base_model_name_or_path": public}
         contents[SETTINGS] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    if PROMPT_FORMAT in contents and (prompts := read_prompt_format(folder)):
+        contents[PROMPT_FORMAT] = prompts.without_locations().text().encode()
     return [CommitOperationAdd(name, content) for name, content in contents.items()]
 
 

@@ -9,26 +9,26 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from kyon_pl.data.encoding.encode import load_tokenizer
+from kyon_pl.data.encoding.encode import load_tokenizer, token_ids
 from kyon_pl.data.reading.files import READERS, has_reader
 from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.report import jsonl_writer
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
-from kyon_pl.outputs import Output, check_outputs, output_file, rows_with, writing
+from kyon_pl.outputs import Output, check_outputs, output_file, rows_with, text_that_starts, writing
 from kyon_pl.publish.push_data import check_push, push_data
-from kyon_pl.roles.contexts import MEMORY_NUMBER, ContextLimits, context_settings
+from kyon_pl.roles.contexts import MEMORY_NUMBER, ContextLimits, Unit, context_settings
 from kyon_pl.roles.dialogues import Mode
 from kyon_pl.roles.memory_order import MemoryOrder, order_output, remove_orders, write_order
+from kyon_pl.roles.prompt_format import QuestionForms, role_format
 from kyon_pl.roles.role import Role, find_roles
 from kyon_pl.roles.rows import (
     BAD_ROW_KEYS,
@@ -39,9 +39,11 @@ from kyon_pl.roles.rows import (
     is_our_report,
     with_order_by_use,
 )
+from kyon_pl.runs.prompt_format import HEAD, role_formats_file, role_formats_text
 
 log = logging.getLogger("kyon_pl.data")
 
+Rows = Iterator[Mapping[str, str | None]]
 _CACHED_LENGTHS = 10_000  # of memories and turns, which occur in many rows
 _ROWS_PER_GROUP = 10_000
 _SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
@@ -76,7 +78,8 @@ def build_data(
     Args:
         characters: role folders, folders of role folders, or role files (JSONL with text and base64 vectors); demo or
             demo/NAME for roles of the demo.
-        output: the file to write, .parquet or .jsonl; the report is written to .report.txt beside it.
+        output: the file to write, .parquet or .jsonl. Beside it, the report is written to .report.txt, and how prompts
+            are written to .prompt_format.yaml, which fit keeps for chat and web.
         dialogues: files, folders or globs; by default, those in the role folders. With several roles, the file name
             must contain the name of the role's folder between underscores, as in bo_at_the_quay.jsonl.
         aliases: for each role, what the names of its speaker start with; by default, the name of its folder.
@@ -122,28 +125,34 @@ def build_data(
     check_drop(drop, "drop")
     names = [characters] if isinstance(characters, str) else characters
     ids = _token_ids(tokenizer, tokenizer_revision) if tokenizer else _code_points
-    unit: Literal["tokens", "characters"] = "tokens" if tokenizer else "characters"
+    unit: Unit = "tokens" if tokenizer else "characters"
     count = lru_cache(maxsize=_CACHED_LENGTHS)(lambda text: len(ids(text))) if tokenizer else len
     limits = ContextLimits(memory_number, memory_length, history_length)
-    settings = BuildSettings(mode, retrieval, context_settings(limits, unit, exclude_own_scene, count), drop, ids)
+    context = context_settings(limits, unit, exclude_own_scene, count, mode)
+    settings = BuildSettings(retrieval, context, drop, ids)
     roles = [replace(role, memory_ranks=None) for role in find_roles(names, aliases or {})]
     files = files_of_roles(roles, [dialogues] if isinstance(dialogues, str) else dialogues)
     rows_output = output_of_rows(output)
     report_output = output_file("the report of output", rows_output.path.with_suffix(".report.txt"), is_our_report)
+    form_output = output_file("prompt form of output", role_formats_file(rows_output.path), text_that_starts(HEAD))
     bad_output = output_file("bad_rows_file", bad_rows_file, rows_with(BAD_ROW_KEYS)) if bad_rows_file else None
     read: dict[str, str | list[str] | None] = {"dialogues": dialogues}
     read |= {f"a file of role {role.name}": str(role.folder) for role in roles if role.folder}
     read["characters"] = [name if Path(name).is_file() else f"{name}/*.jsonl" for name in names]  # role files
-    check_outputs([rows_output, report_output, *([bad_output] if bad_output else [])], read)
+    check_outputs([rows_output, report_output, form_output, *([bad_output] if bad_output else [])], read)
     kept = {role.name: _order_output(role, memory_order) for role, _ in files}
     repo_id = check_push(push) if push else None  # before the rows are built
     if memory_order == "frequency":
         files = [(_ordered(role, paths, settings, kept[role.name]), paths) for role, paths in files]
     report = BuildReport(unit)
+    questions: dict[str, QuestionForms] = {role.name: QuestionForms() for role in roles}
     with jsonl_writer(bad_output) if bad_output else nullcontext(report.note) as report.note:
-        write_rows(rows_output, built_rows(files, settings, report))
+        write_rows(rows_output, _with_questions(built_rows(files, settings, report), questions))
     if memory_order == "likeness":
         remove_orders([output for output in kept.values() if output])
+    forms = {r.name: role_format(r, questions[r.name], retrieval, context) for r, _ in files}
+    with writing(form_output) as written:
+        written.write_text(role_formats_text(forms), encoding="utf-8")
     _write_report(report, report_output)
     if bad_rows_file:
         log.info("bad, odd and dropped rows are listed in %s", from_here(bad_rows_file))
@@ -258,9 +267,6 @@ def is_our_rows_file(path: Path) -> bool:
     return rows_with(COLUMNS)(path)
 
 
-Rows = Iterator[Mapping[str, str | None]]
-
-
 def _write_jsonl(path: Path, rows: Rows) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
@@ -275,6 +281,13 @@ def _write_parquet(path: Path, rows: Rows) -> None:
 WRITERS: dict[str, Callable[[Path, Rows], None]] = {".parquet": _write_parquet, ".jsonl": _write_jsonl}
 
 
+def _with_questions(rows: Rows, questions: Mapping[str, QuestionForms]) -> Rows:
+    """The rows; the questions are counted by role as they pass."""
+    for row in rows:
+        questions[str(row["character"])].add(str(row["question"]))
+        yield row
+
+
 def _write_report(report: BuildReport, output: Output) -> None:
     """Write the report beside the rows, and log it."""
     lines = list(report.lines())
@@ -285,14 +298,11 @@ def _write_report(report: BuildReport, output: Output) -> None:
 
 
 def _token_ids(name: str, revision: str | None) -> Callable[[str], list[int]]:
-    tokenizer: Any = load_tokenizer(name, revision)
+    tokenizer = load_tokenizer(name, revision)
     if tokenizer is None:
         raise SettingError("tokenizer", f"there is none called {name}", "Name a folder or Hub id.")
 
-    def ids(text: str) -> list[int]:
-        return list(tokenizer([text], add_special_tokens=False, return_attention_mask=False)["input_ids"][0])
-
-    return ids
+    return partial(token_ids, tokenizer=tokenizer)
 
 
 def _code_points(text: str) -> list[int]:

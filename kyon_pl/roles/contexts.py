@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from kyon_pl.data.prompt import SEPARATOR, Context
 from kyon_pl.errors import SettingError
+from kyon_pl.roles.dialogues import Mode
 from kyon_pl.roles.role import TITLE_END
 
+Unit = Literal["tokens", "characters"]
 MEMORY_NUMBER = 8
 DEFAULT_LENGTHS = {"characters": (2000, 1000), "tokens": (1000, 500)}  # of memories, and of the history
 _SHORT_ANSWER = 8  # characters; a shorter answer ("Yes, of course") occurs in many scenes that are not its own
@@ -51,6 +53,8 @@ class ContextSettings:
         history_length: total length of the history, in units of `count`.
         exclude_own_scene: leave out memories that contain the answer, see `contains_answer`.
         count: the length of a text, in characters or tokens.
+        mode: `original`: as by `original_context`, which uses `memory_number` and `memory_length` only.
+        unit: of `count`.
     """
 
     memory_number: int
@@ -58,10 +62,21 @@ class ContextSettings:
     history_length: int
     exclude_own_scene: bool
     count: Callable[[str], int] = len
+    mode: Mode = "fixed"
+    unit: Unit = "characters"
+
+    @property
+    def candidates(self) -> int:
+        """Number of memories to rank; in mode fixed twice as many, to replace those that are skipped."""
+        return self.memory_number if self.mode == "original" else 2 * self.memory_number
 
 
 def context_settings(
-    limits: ContextLimits, unit: Literal["tokens", "characters"], exclude_own_scene: bool, count: Callable[[str], int]
+    limits: ContextLimits,
+    unit: Unit,
+    exclude_own_scene: bool,
+    count: Callable[[str], int],
+    mode: Mode = "fixed",
 ) -> ContextSettings:
     """Settings from limits, with defaults filled in.
 
@@ -70,10 +85,11 @@ def context_settings(
         unit: of the lengths.
         exclude_own_scene: see `ContextSettings`.
         count: the length of a text in that unit.
+        mode: see `ContextSettings`.
     """
     defaults = (MEMORY_NUMBER, *DEFAULT_LENGTHS[unit])
     number, memories, history = (b if a is None else a for a, b in zip(astuple(limits), defaults, strict=True))
-    return ContextSettings(number, memories, history, exclude_own_scene, count)
+    return ContextSettings(number, memories, history, exclude_own_scene, count, mode, unit)
 
 
 @dataclass(frozen=True)
@@ -104,12 +120,16 @@ def build_context(
 
     Args:
         system_prompt: the text of its file.
-        memories: nearest first; more than `memory_number`, to replace those that are skipped.
+        memories: nearest first, as many as `settings.candidates`.
         row: with `query`, `answer`, `chat_history`.
         settings: how to build it.
         ranks: place of each memory in an order of the role, in which the chosen memories are put; memories without one
             come last. None: nearest first.
     """
+    if settings.mode == "original":
+        memory = original_memory(memories, settings.memory_length)
+        text = original_context(system_prompt, memory, row["chat_history"], row["query"])
+        return BuiltContext(text, tuple(filter(None, memory.split(SEPARATOR))), frozenset())
     remarks: set[str] = set()
     kept: list[str] = []
     remaining = settings.memory_length

@@ -54,12 +54,13 @@ class LexicalIndex:
         self.memories = self.vectorizer.fit_transform(memories).T.tocsr()  # (character pairs, memories)
 
     def nearest(self, questions: Sequence[str], number: int) -> Tensor:
-        """As `nearest_vectors`, for questions as text."""
+        """As `nearest_vectors`, for questions as text; equally near memories are in their order."""
         number = min(number, self.memories.shape[1])
         batches = []
         for start in range(0, len(questions), _QUERIES_PER_BATCH):
             queries = self.vectorizer.transform(questions[start : start + _QUERIES_PER_BATCH])
-            batches.append(torch.from_numpy((queries @ self.memories).toarray()).topk(number).indices)
+            similarities = torch.from_numpy((queries @ self.memories).toarray())
+            batches.append(similarities.sort(descending=True, stable=True).indices[:, :number])
         return torch.cat(batches) if batches else torch.empty(0, number, dtype=torch.int64)
 
 

@@ -43,6 +43,7 @@ class Role:
         memory_number: maximum number of memories in its rows; None: the default of `build_data`.
         order_file: keeps the order of its memories, see `memory_order`; it need not exist. None for a role of the demo.
         memory_ranks: place of each memory in that order; None: memories are ordered by likeness.
+        location: absolute path of the folder or file, or `demo/NAME`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Role:
     memory_number: int | None = None
     order_file: Path | None = None
     memory_ranks: Mapping[str, int] | None = None
+    location: str = ""
 
 
 def find_roles(characters: Sequence[str], aliases: Mapping[str, list[str]]) -> list[Role]:
@@ -112,12 +114,12 @@ def read_role(path: Path, aliases: Sequence[str] | None = None) -> Role:
         aliases = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not all(aliases := tuple(aliases or (name,))):
         raise SettingError(f"aliases of {name}", "an empty one", "Leave it out: it would match every speaker.")
-    return _with_order(Role(name, system_prompt, memories, vectors, aliases, path), path)
+    return _at(Role(name, system_prompt, memories, vectors, aliases, path), path)
 
 
-def _with_order(role: Role, path: Path) -> Role:
+def _at(role: Role, path: Path) -> Role:
     file = order_file(path)
-    return replace(role, order_file=file, memory_ranks=read_order(file))
+    return replace(role, order_file=file, memory_ranks=read_order(file), location=str(path.absolute()))
 
 
 def read_memories(folder: Path) -> tuple[tuple[str, ...], dict[int, Tensor]]:
@@ -184,7 +186,15 @@ def _demo_roles(path: str) -> list[Role]:
         names = ", ".join(speaker.name for speaker in CHARACTERS)
         raise SettingError(f"role {path}", "the demo has no role of that name", f"Name one of: {names}.")
     return [
-        Role(s.name, s.system_prompt, role_memories(s), aliases=(s.name,), memory_number=ROW_MEMORIES) for s in speakers
+        Role(
+            s.name,
+            s.system_prompt,
+            role_memories(s),
+            aliases=(s.name,),
+            memory_number=ROW_MEMORIES,
+            location=f"demo/{s.name}",
+        )
+        for s in speakers
     ]
 
 
@@ -227,7 +237,7 @@ def _read_role_file(path: Path, aliases: tuple[str, ...]) -> Role:
         fix = 'Add a line {"text": the system prompt, "luotuo_openai": "system_prompt"}.'
         raise DataError(str(path), "no line with the system prompt", fix)
     complete = [vectors for vectors in columns.values() if len(vectors) == len(texts)]
-    return _with_order(Role(path.stem, system_prompt, tuple(texts), _by_dimensions(complete), aliases), path)
+    return _at(Role(path.stem, system_prompt, tuple(texts), _by_dimensions(complete), aliases), path)
 
 
 def _role_text(where: str, row: Mapping[str, Any]) -> str:

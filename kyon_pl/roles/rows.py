@@ -16,8 +16,8 @@ from kyon_pl.data.reading.quality import ODDITIES, Oddity, Seen, bits, names, od
 from kyon_pl.errors import DataError
 from kyon_pl.outputs import text_that_starts
 from kyon_pl.preview.histogram import bar_lines
-from kyon_pl.roles.contexts import BuiltContext, ContextSettings, build_context, original_context, original_memory
-from kyon_pl.roles.dialogues import DialogueRow, Dropped, Mode, ReadRow, read_dialogue_rows, speakers_in
+from kyon_pl.roles.contexts import BuiltContext, ContextSettings, build_context
+from kyon_pl.roles.dialogues import DialogueRow, Dropped, ReadRow, read_dialogue_rows, speakers_in
 from kyon_pl.roles.memory_order import ranks_by_use
 from kyon_pl.roles.retrieval import Retriever
 from kyon_pl.roles.role import Role
@@ -39,14 +39,12 @@ class BuildSettings:
     """How rows are made.
 
     Attributes:
-        mode: see `build_data`.
         retrieval: see `build_data`.
         context: how contexts are built.
         drop: kinds of odd rows to leave out.
         ids: the tokens or characters of a text, in which loops are searched.
     """
 
-    mode: Mode
     retrieval: str
     context: ContextSettings
     drop: Sequence[Oddity]
@@ -216,7 +214,7 @@ def built_rows(
         retriever = Retriever(role, settings.retrieval)
         for path in paths:
             before, dropped_before = report.rows, report.dropped.copy()
-            items = read_dialogue_rows(path, role.aliases, settings.mode)
+            items = read_dialogue_rows(path, role.aliases, settings.context.mode)
             while batch := list(islice(items, _ROWS_PER_BATCH)):
                 yield from _rows_of_batch(role, retriever, batch, settings, seen, report)
             if report.rows == before:
@@ -237,7 +235,7 @@ def with_order_by_use(role: Role, paths: Sequence[Path], settings: BuildSettings
     """
     retriever, uses = Retriever(role, settings.retrieval), Counter[str]()
     for path in paths:
-        items = read_dialogue_rows(path, role.aliases, settings.mode)
+        items = read_dialogue_rows(path, role.aliases, settings.context.mode)
         while batch := list(islice(items, _ROWS_PER_BATCH)):
             rows = [item.row for item in batch if not isinstance(item.row, Dropped)]
             for context in _contexts(role, retriever, rows, settings):
@@ -256,7 +254,7 @@ def _rows_of_batch(
             continue
         context, target = next(contexts), item.row["answer"]
         problem = str(check_row({"context": context.text, "target": target}, ColumnNames())["problem"])
-        if problem and (settings.mode == "fixed" or not _is_unicode(context.text + target)):
+        if problem and (settings.context.mode == "fixed" or not _is_unicode(context.text + target)):
             report.count_dropped(item, problem)
             continue
         odd = 0 if problem else oddities(context.text, target, settings.ids(target))
@@ -276,17 +274,9 @@ def _is_unicode(text: str) -> bool:
 def _contexts(
     role: Role, retriever: Retriever, rows: list[DialogueRow], settings: BuildSettings
 ) -> Iterator[BuiltContext]:
-    number, original = settings.context.memory_number, settings.mode == "original"
-    # in mode fixed twice as many, to replace those that are skipped
-    ranked = retriever.rank(rows, number if original else 2 * number)
-    for row, indices in zip(rows, ranked, strict=True):
+    for row, indices in zip(rows, retriever.rank(rows, settings.context.candidates), strict=True):
         memories = [role.memories[i] for i in indices]
-        if original:
-            memory = original_memory(memories, settings.context.memory_length)
-            text = original_context(role.system_prompt, memory, row["chat_history"], row["query"])
-            yield BuiltContext(text, (), frozenset())
-        else:
-            yield build_context(role.system_prompt, memories, row, settings.context, role.memory_ranks)
+        yield build_context(role.system_prompt, memories, row, settings.context, role.memory_ranks)
 
 
 def _output_row(role: Role, item: ReadRow, row: DialogueRow, context: str) -> dict[str, str | None]:

@@ -30,6 +30,7 @@ from kyon_pl.files import LIBRARY_ERRORS, entry, fault_of_values, shorten
 from kyon_pl.logs import from_here
 from kyon_pl.runs.fingerprint import FINGERPRINT
 from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, checksums, flatten, size_and_sha256
+from kyon_pl.runs.prompt_format import PromptFormat, write_prompt_format
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ _KINDS: dict[str, type] = {
 
 
 class AdapterCheckpointIO(TorchCheckpointIO):
-    """Writes `NAME.ckpt` and the folder `NAME` with the PEFT adapter, the tokenizer's files and `config.yaml`.
+    """Writes `NAME.ckpt` and the folder `NAME`: PEFT adapter, tokenizer's files, `config.yaml`, `prompt_format.yaml`.
 
     Lightning itself writes to a temporary folder, possibly on another file system, and a kill during the copy leaves an
     incomplete file. Here everything is written in the same folder, synced and renamed.
@@ -52,12 +53,19 @@ class AdapterCheckpointIO(TorchCheckpointIO):
     Args:
         write_adapter: writes the adapter in a checkpoint's `state_dict` into a folder.
         config: the resolved configuration as YAML; stored in the checkpoint and in the folder.
+        prompt_format: how the prompts of the run are written; None: it is not kept.
     """
 
-    def __init__(self, write_adapter: Callable[[Mapping[str, torch.Tensor], Path], None], config: str) -> None:
+    def __init__(
+        self,
+        write_adapter: Callable[[Mapping[str, torch.Tensor], Path], None],
+        config: str,
+        prompt_format: PromptFormat | None = None,
+    ) -> None:
         super().__init__()
         self.write_adapter = write_adapter
         self.config = config
+        self.prompt_format = prompt_format
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -93,6 +101,8 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         remove_unfinished(file.parent)
         self.write_adapter(checkpoint["state_dict"], temporary_folder)
         (temporary_folder / "config.yaml").write_text(self.config, encoding="utf-8")
+        if self.prompt_format:
+            write_prompt_format(self.prompt_format, temporary_folder)
         torch.save(checkpoint, temporary_file)
         check_readable(checkpoint, temporary_file)
         marker = {

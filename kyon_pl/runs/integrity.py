@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"  # folder of a run
 MARKER = "COMPLETE"
+EXPORT_RECORD = "kyon_pl.json"  # of an export: where it comes from, and the SHA-256 of each file
 ADAPTER = "adapter_model.safetensors"
 CHECKSUMS = "contents"  # key in a checkpoint
 MOST_TIMES = 4  # the weights, AdamW's two moments, and an average of the weights

@@ -23,13 +23,15 @@ from limits import HANG_S
 from web_host import write_small_adapter
 
 from kyon_pl.chat.command import chat
-from kyon_pl.chat.conversation import Conversation, RolePlay, Turn
+from kyon_pl.chat.conversation import Conversation, Turn
 from kyon_pl.chat.loading import load_chat_model
 from kyon_pl.chat.model import ChatModel, ChatReply, Sampling
+from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.cli import main
 from kyon_pl.demo import ASSETS, BASE
 from kyon_pl.roles.contexts import ContextLimits
 from kyon_pl.roles.role import read_role
+from kyon_pl.runs.prompt_format import PROMPT_FORMAT
 
 ROWS = 3
 NEW_TOKENS = "16"
@@ -187,10 +189,9 @@ def test_several_adapters_take_turns(adapter: Path, second: Path, rows: list[dic
 def changed_adapter(adapter: Path, folder: Path, **settings: str) -> Path:
     """A copy that says something else of its base, or of the words that it was trained with."""
     shutil.copytree(adapter, folder)
-    for file, key in (("adapter_config.json", "base_model_name_or_path"), ("config.yaml", "template")):
+    for file, key in (("adapter_config.json", "base_model_name_or_path"), (PROMPT_FORMAT, "template")):
         if key in settings:
-            content = yaml.safe_load((folder / file).read_text(encoding="utf-8"))
-            (content["data"] if file == "config.yaml" else content)[key] = settings[key]
+            content = yaml.safe_load((folder / file).read_text(encoding="utf-8")) | {key: settings[key]}
             (folder / file).write_text(json.dumps(content), encoding="utf-8")  # which is YAML too
     return folder
 

@@ -15,9 +15,10 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kyon_pl import ChatGLM2ForCausalLM, ChatGLM2LoRA, ChatGLMTokenizer
-from kyon_pl.chat.conversation import Conversation, RolePlay
+from kyon_pl.chat.conversation import Conversation
 from kyon_pl.chat.loading import load_chat_model
 from kyon_pl.chat.model import Sampling
+from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.cli import main
 from kyon_pl.demo import ASSETS, BASE
 from kyon_pl.demo.grammar import CHARACTERS, QUESTIONS

@@ -24,9 +24,14 @@ from kyon_pl.demo import BASE
 from kyon_pl.lora import attach_lora, load_adapter, write_adapter
 from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO
 from kyon_pl.runs.integrity import size_and_sha256
+from kyon_pl.runs.prompt_format import PromptFormat, RoleFormat
 
 MODEL, DATA = "THUDM/chatglm2-6b", "silk-road/Chat_Suzumiya_Fusion"
 WEIGHTS = "adapter_model.safetensors"
+ROLE = RoleFormat(
+    *("You are Bo.", "{asker}:{words}", "Ada", "fixed", "###", "auto"),
+    *(8, 1000, 500, "tokens", "likeness", "0, CRC 00000000", "/home/me/roles/Bo"),
+)
 SETTINGS = {
     "seed_everything": 2023,
     "trainer": {"precision": "16-mixed", "max_epochs": 2, "max_steps": -1},
@@ -57,12 +62,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     best = {"monitor": "val/loss", "best_model_path": "best.ckpt", "best_model_score": torch.tensor(1.25)}
     for name, step in {"best": 20, "step=30": 30}.items():
         checkpoint = {"global_step": step, "state_dict": {}, "callbacks": {"ModelCheckpoint": best}}
-        AdapterCheckpointIO(write, yaml.dump(SETTINGS)).save_checkpoint(checkpoint, folder / f"checkpoints/{name}.ckpt")
-    with SummaryWriter(str(folder)) as writer:
+        writer = AdapterCheckpointIO(write, yaml.dump(SETTINGS), PromptFormat("raw", roles={"Bo": ROLE}))
+        writer.save_checkpoint(checkpoint, folder / f"checkpoints/{name}.ckpt")
+    with SummaryWriter(str(folder)) as curves:
         for step, loss in {0: 4.5, 20: 1.25, 30: 1.5}.items():
-            writer.add_scalar("val/loss", loss, step)
-            writer.add_scalar("val/perplexity", 2**loss, step)
-        writer.add_scalar("train/loss", 2.0, 10)
+            curves.add_scalar("val/loss", loss, step)
+            curves.add_scalar("val/perplexity", 2**loss, step)
+        curves.add_scalar("train/loss", 2.0, 10)
     return folder
 
 
@@ -113,9 +119,8 @@ def test_pushed_files_and_card_work(hub: HubServer, kyon_pl: PushAsker, run: Pat
     sent, folder = content(hub, "kyon/haruhi"), run / "checkpoints/best"
     assert {WEIGHTS, "adapter_config.json", "tokenizer.model"} <= sent.keys()
     assert not {"COMPLETE", "config.yaml"} & sent.keys()
-    assert all(
-        data == (folder / name).read_bytes() for name, data in sent.items() if name[0] != "." and name[-3:] != ".md"
-    )
+    changed = {".gitattributes", "README.md", "prompt_format.yaml"}
+    assert all(data == (folder / name).read_bytes() for name, data in sent.items() if name not in changed)
     assert hub.commits[-1][2] == "best, with kyon-pl push"
     assert not [request for request in hub.asked("PUT *") if request.authorized], "storage gets no token"
 
@@ -136,6 +141,8 @@ def test_pushed_files_and_card_work(hub: HubServer, kyon_pl: PushAsker, run: Pat
         + """
 assert model.peft_config["default"].r == 2
 from kyon_pl.runs.adapters import find_adapter
+from kyon_pl.runs.prompt_format import read_prompt_format
+assert read_prompt_format(find_adapter("kyon/haruhi")).roles["Bo"].asker == "Ada"
 print(find_adapter("kyon/haruhi"))
 """
     )
@@ -173,7 +180,7 @@ def test_patterns(hub: HubServer, kyon_pl: PushAsker, run: Path) -> None:
 
     assert push("--allow_patterns", '["adapter_*"]') == {"README.md", "adapter_config.json", WEIGHTS}
     assert push("--ignore_patterns", '["token*", "*.jinja"]') == {
-        *("README.md", "adapter_config.json", WEIGHTS, "COMPLETE", "config.yaml"),
+        *("README.md", "adapter_config.json", WEIGHTS, "COMPLETE", "config.yaml", "prompt_format.yaml"),
     }
     words = ("--allow_patterns", '["adapter_*"]', "--delete_patterns", '["*.yaml", "COMPLETE", "adapter_*"]')
     assert push(*words) == {"README.md", "adapter_config.json", WEIGHTS}

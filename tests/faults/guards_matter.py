@@ -68,6 +68,7 @@ TWO_RUNS_TEST = (
 RESUME_TEST = "tests/faults/test_kill_and_resume.py::test_kill_and_resume"
 MIDDLEWARE_TEST = "tests/unit/chat/test_middleware.py::"
 TERMINAL_TEST = "tests/unit/chat/test_terminal.py::"
+ASKED_TEST = "tests/cli/test_asked_as_trained.py::"
 VISITORS_TEST = "tests/cli/test_web_visitors.py::"
 READING = "data/reading/"
 READERS_TEST = "tests/unit/data/test_readers.py::"
@@ -714,6 +715,34 @@ GGUF = [
     ),
 ]
 CHAT = [
+    Guard(
+        "questions are written as in the rows of the run",
+        "chat/role_play.py",
+        "        if self.form:\n            return write_question",
+        "        if False:\n            return write_question",
+        f"{ASKED_TEST}test_chat_asks_what_build_data_writes[memories]",
+    ),
+    Guard(
+        "predict takes the template of the run",
+        "cli/lightning_cli.py",
+        "            data.encoding = used\n",
+        "",
+        f"{ASKED_TEST}test_predict_asks_as_the_run_was_trained",
+    ),
+    Guard(
+        "a pushed form of prompts has no paths of this machine",
+        "publish/push.py",
+        "prompts.without_locations()",
+        "prompts",
+        "tests/cli/test_push.py::test_pushed_files_and_card_work",
+    ),
+    Guard(
+        "a form of prompts that is not known is refused",
+        "runs/prompt_format.py",
+        "if found[key] not in _CHOICES.get(key, (found[key],)) or (is_number and found[key] < 0):",
+        "if False:",
+        "tests/unit/runs/test_prompt_format.py::test_what_cannot_be_followed_is_refused",
+    ),
     Guard(
         "a request of the page that says it is long is not read",
         "chat/middleware.py",

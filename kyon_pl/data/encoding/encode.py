@@ -76,6 +76,7 @@ class EncodedRow:
             replies are trained.
         cut_tokens: tokens of the context that were removed to make the row fit.
         problem: why the row cannot be used, as kind, `: ` and details; empty if it can.
+        context: the context or messages that were encoded, after what was removed; empty if the row came as ids.
     """
 
     input_ids: list[int]
@@ -83,6 +84,7 @@ class EncodedRow:
     masked: tuple[int, ...] = ()
     cut_tokens: int = 0
     problem: str = ""
+    context: str | Sequence[Message] = ""
 
     @property
     def prompt_len(self) -> int:
@@ -109,6 +111,11 @@ def load_tokenizer(repo_or_folder: str | None, revision: str | None) -> ChatGLMT
     tokenizer = read_tokenizer(folder)
     assert tokenizer.pad_token_id == PAD_TOKEN_ID != tokenizer.eos_token_id
     return tokenizer
+
+
+def token_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a text without special tokens, in which lengths are counted."""
+    return _ids([text], tokenizer, prefix=False)[0]
 
 
 def preprocess_dialogue(
@@ -165,10 +172,15 @@ def _encode(pairs: Sequence[Pair], tokenizer: Tokenizer, settings: EncodeSetting
     first = _ids([row[0].text for row in rows], tokenizer, prefix=True)
     rest = iter(_ids([segment.text for row in rows for segment in row[1:]], tokenizer, prefix=False))
     end = [tokenizer.eos_token_id] if settings.append_eos else []
-    return [_join(row, [ids, *(next(rest) for _ in row[1:])], end) for row, ids in zip(rows, first, strict=True)]
+    return [
+        _join(row, [ids, *(next(rest) for _ in row[1:])], end, context)
+        for row, ids, (context, _) in zip(rows, first, pairs, strict=True)
+    ]
 
 
-def _join(segments: list[Segment], ids_of_segments: list[list[int]], end: list[int]) -> EncodedRow:
+def _join(
+    segments: list[Segment], ids_of_segments: list[list[int]], end: list[int], context: str | Sequence[Message]
+) -> EncodedRow:
     ids: list[int] = []
     bounds: list[int] = []  # starts and ends of trained stretches, alternating
     for segment, segment_ids in zip(segments, ids_of_segments, strict=True):
@@ -176,7 +188,8 @@ def _join(segments: list[Segment], ids_of_segments: list[list[int]], end: list[i
             bounds.append(len(ids))
         ids += segment_ids + end if segment.trained else segment_ids
     seq_len, *masked = bounds or [len(ids)]
-    return EncodedRow(ids, seq_len, tuple(masked if len(masked) % 2 == 0 else [*masked, len(ids)]))
+    masked = masked if len(masked) % 2 == 0 else [*masked, len(ids)]
+    return EncodedRow(ids, seq_len, tuple(masked), context=context)
 
 
 def _ids(texts: list[str], tokenizer: Tokenizer, *, prefix: bool) -> list[list[int]]:

@@ -199,10 +199,11 @@ def test_the_chat_template_words_a_conversation_as_in_training(
 
 def test_the_folder_has_all_that_is_needed(folders: Callable[[str], Path]) -> None:
     folder = folders("f32")
-    names = {"f32-f32.gguf", "Modelfile", "README.md", "kyon_pl.json", "tokenizer.model", "tokenizer_config.json"}
+    names = {"f32-f32.gguf", "Modelfile", "README.md", "kyon_pl.json", "prompt_format.yaml"}
+    names |= {"tokenizer.model", "tokenizer_config.json"}
     assert {path.name for path in folder.iterdir()} == names
     record = json.loads((folder / "kyon_pl.json").read_text(encoding="utf-8"))
-    assert (record["format"], record["quantization"], record["template"]) == ("gguf", "f32", "raw")
+    assert (record["format"], record["quantization"]) == ("gguf", "f32")
     assert {*record["files"]} == names - {"kyon_pl.json"}
 
 

@@ -230,7 +230,8 @@ def test_a_file_without_a_row_is_an_error_and_leaves_the_old_file(zhao: Path) ->
     with pytest.raises(DataError, match=rf"no row .*no turn of the role.* {names}"):
         build(zhao, aliases={"zhao": ["Zhao"]})
     assert read_jsonl_file(zhao.parent / "rows.jsonl") == before
-    assert {path.name for path in zhao.parent.iterdir()} == {"zhao", "rows.jsonl", "rows.report.txt"}
+    beside = {"rows.report.txt", "rows.prompt_format.yaml"}
+    assert {path.name for path in zhao.parent.iterdir()} == {"zhao", "rows.jsonl", *beside}
 
 
 def test_invalid_settings_are_refused(zhao: Path, tmp_path: Path) -> None:

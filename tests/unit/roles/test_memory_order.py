@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from role_folder import PROMPT, dialogue, write_lines, write_role
 
-from kyon_pl.chat.conversation import RolePlay
+from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.data import read_jsonl_file
 from kyon_pl.errors import DataError, SettingError
 from kyon_pl.roles.build import build_data
