@@ -21,6 +21,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 
 HERE = Path(__file__).parent
 ROWS, VALIDATION_ROWS, LONGEST_ROW = 34, 6, 40  # LONGEST_ROW: tokens
+FAMILIES = 5  # of rows that begin alike, if beginnings are shared
 EPOCHS, ACCUMULATE = 3, 2
 BATCHES = 9  # micro-batches of an epoch over all ranks, padded or packed; of two ranks the second ends with a dummy
 SHAPE = {
@@ -41,7 +42,7 @@ class Way:
 
     Attributes:
         batching: `padded` validates in the middle of an epoch, at step 2 and every second one, where a checkpoint is
-            due too; `packed` validates at the end of an epoch.
+            due too; `packed` and `shared` validate at the end of an epoch. The rows of `shared` begin alike.
         accumulate: micro-batches of one process in an optimizer step.
     """
 
@@ -109,7 +110,7 @@ class Way:
             "max_tokens": LONGEST_ROW,
             "batching": self.batching,
             "rows_per_batch": 4,
-            "tokens_per_batch": 96,
+            "tokens_per_batch": 76 if self.batching == "shared" else 96,
             "workers": 2,
             "processes": 1,
         }
@@ -123,7 +124,11 @@ def write_inputs(folder: Path, way: Way) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(way.config()))
     rng = Random(7)
     for name, rows in (("train", ROWS), ("validation", VALIDATION_ROWS)):
-        lines = "".join(json.dumps(random_row(rng)) + "\n" for _ in range(rows))
+        made = [random_row(rng) for _ in range(rows)]
+        if way.batching == "shared":
+            for number, row in enumerate(made):
+                begin_alike(row, number % FAMILIES)
+        lines = "".join(json.dumps(row) + "\n" for row in made)
         (folder / f"{name}.jsonl").write_text(lines)
 
 
@@ -131,6 +136,13 @@ def random_row(rng: Random) -> dict[str, Any]:
     """Eight to 40 ids, the end of sequence last, trained from a random place on."""
     length = rng.randint(8, LONGEST_ROW)
     return {"input_ids": [*rng.choices(range(3, 96), k=length - 1), 2], "seq_len": rng.randint(2, length - 2)}
+
+
+def begin_alike(row: dict[str, Any], family: int) -> None:
+    """Replace the context: half a row's ids, the same in all rows of a family as far as they go."""
+    ids = row["input_ids"]
+    row["seq_len"] = context = len(ids) // 2
+    ids[:context] = [3, *[4 + family] * LONGEST_ROW][:context]
 
 
 Undisturbed = Callable[[Way], Path]

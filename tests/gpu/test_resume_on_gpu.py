@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-WAY = Way(1, "16-mixed", "packed")
 KILL = "late on_train_batch_end 15"  # inside an accumulation window of the second epoch
 
 
@@ -36,10 +35,11 @@ def fit(folder: Path, kill_at: str = "") -> int:
     return run.returncode
 
 
-def write_gpu_inputs(folder: Path, deterministic: bool) -> None:
+def write_gpu_inputs(folder: Path, batching: str, deterministic: bool) -> None:
     """As on a CPU, with a scale so large that the first steps overflow and are skipped."""
-    write_inputs(folder, WAY)
-    config = WAY.config()
+    way = Way(1, "16-mixed", batching)
+    write_inputs(folder, way)
+    config = way.config()
     scaler = {"class_path": "torch.amp.GradScaler", "init_args": {"device": "cuda", "init_scale": 2.0**26}}
     precision = {"precision": "16-mixed", "device": "cuda", "scaler": scaler}
     plugin = {"class_path": "lightning.pytorch.plugins.precision.MixedPrecision", "init_args": precision}
@@ -47,11 +47,12 @@ def write_gpu_inputs(folder: Path, deterministic: bool) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
 
 
+@pytest.mark.parametrize("batching", ["packed", "shared"])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_kill_and_resume(tmp_path: Path, deterministic: bool) -> None:
+def test_kill_and_resume(tmp_path: Path, batching: str, deterministic: bool) -> None:
     """Without deterministic kernels the difference is measured and printed, not promised."""
     for name in ("undisturbed", "killed"):
-        write_gpu_inputs(tmp_path / name, deterministic)
+        write_gpu_inputs(tmp_path / name, batching, deterministic)
     assert fit(tmp_path / "undisturbed") == 0
     assert fit(tmp_path / "killed", KILL) == -9
     assert fit(tmp_path / "killed") == 0
@@ -60,7 +61,7 @@ def test_kill_and_resume(tmp_path: Path, deterministic: bool) -> None:
     scale = checkpoints[0]["MixedPrecision"]["scale"]
     states = [checkpoint["state_dict"] for checkpoint in checkpoints]
     distance = max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0])
-    print(f"deterministic {deterministic}: final scale {scale}, weights {distance:.3g} apart at most")
+    print(f"{batching}, deterministic {deterministic}: final scale {scale}, weights {distance:.3g} apart at most")
     assert scale < 2.0**26  # steps were skipped
     if deterministic:
         assert run_differences(*runs) == []
