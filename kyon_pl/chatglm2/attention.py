@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -16,9 +17,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kyon_pl.chatglm2.flash4 import PACKAGE, flash4, obstacle_to_flash4
 from kyon_pl.errors import SettingError
 
-VARLEN = "varlen"
+VARLEN, FA4 = "varlen", "fa4"
+FLASH = frozenset((VARLEN, FA4))
+"""Implementations of variable-length flash attention: torch's own, and flash-attn-4."""
+
 ROTARY_BASE = 10000.0
 
 # Grouped keys and values are not expanded. torch 2.11 infers the groups; later versions need enable_gqa=True.
@@ -26,9 +31,11 @@ _ENABLE_GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_a
 
 
 def register_attention() -> None:
-    """Register `attn_implementation="varlen"` with transformers. Its mask is SDPA's, for when it falls back to SDPA."""
+    """Register `FLASH` with transformers. Their mask is SDPA's, for when they fall back to SDPA."""
     AttentionInterface.register(VARLEN, varlen_attention_forward)
-    AttentionMaskInterface.register(VARLEN, sdpa_mask)
+    AttentionInterface.register(FA4, flash4_attention_forward)
+    for implementation in FLASH:
+        AttentionMaskInterface.register(implementation, sdpa_mask)
 
 
 def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
@@ -43,18 +50,24 @@ def choose_attention(attention: str, device: torch.device, dtype: torch.dtype) -
         The name, and the reason in words.
 
     Raises:
-        SettingError: `attention` is `varlen`, which cannot work here.
+        SettingError: `attention` is `varlen` or `fa4`, which cannot work here.
     """
-    if attention not in ("auto", VARLEN):
+    if attention != "auto" and attention not in FLASH:
         return attention, "as set"
     obstacle = _obstacle_to_varlen(device, dtype)
-    if obstacle is None:
-        reason = f"flash attention over packed rows, in {_dtype_name(dtype)} on {_architecture(device)}"
-        return VARLEN, f"{reason}; padded batches and generation use sdpa"
-    if attention == VARLEN:
+    if obstacle and attention == "auto":
+        return "sdpa", f"{obstacle}; packed rows are kept apart by a mask"
+    if obstacle:
         fix = "Set it to auto or sdpa: packed rows are then kept apart by a mask."
-        raise SettingError("attention: varlen", obstacle, fix)
-    return "sdpa", f"{obstacle}; packed rows are kept apart by a mask"
+        raise SettingError(f"attention: {attention}", obstacle, fix)
+    reason = f"over packed rows, in {_dtype_name(dtype)} on {_architecture(device)}"
+    reason += "; padded batches and generation use sdpa"
+    missing = None if attention == VARLEN else obstacle_to_flash4(device)
+    if attention == FA4 and missing:
+        raise SettingError("attention: fa4", missing, "Set it to auto: torch's flash attention is then used.")
+    if attention == VARLEN or missing:
+        return VARLEN, f"torch's flash attention {reason}" + (f"; {missing}" if missing else "")
+    return FA4, f"flash-attn-4 {version(PACKAGE)} {reason}"
 
 
 def _obstacle_to_varlen(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -188,7 +201,7 @@ def varlen_attention_forward(
     max_seqlen: int | None = None,
     cu_seqlens_k: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each packed row, by flash attention over the flattened batch.
+    """Causal attention within each packed row, by torch's flash attention over the flattened batch.
 
     A row may have more keys than queries: its queries are then the last tokens of the row.
 
@@ -213,21 +226,64 @@ def varlen_attention_forward(
     if cu_seqlens is None or max_seqlen is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling)
         return output, None
+    key_bounds = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    q, k, v = (_tokens_first(x) for x in (query, key, value))
+    attended = torch_flash(q, k, v, cu_seqlens, key_bounds, max_seqlen, scaling)
+    return attended.unflatten(0, (len(query), query.shape[2])), None
+
+
+def flash4_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    cu_seqlens_k: Tensor | None = None,
+) -> tuple[Tensor, None]:
+    """As `varlen_attention_forward`, by flash-attn-4; `scaling` is given."""
+    if cu_seqlens is None or max_seqlen is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling)
+        return output, None
+    assert scaling is not None
+    key_bounds = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    q, k, v = (_tokens_first(x) for x in (query, key, value))
+    attended, _ = flash4(q, k, v, cu_seqlens, key_bounds, max_seqlen, scaling)
+    return attended.unflatten(0, (len(query), query.shape[2])), None
+
+
+def torch_flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen: int,
+    scale: float | None,
+) -> Tensor:
+    """Torch's flash attention of rows; arguments and result as of `flash4`, without the softmax's denominator."""
     attended = varlen_attn(
-        query.transpose(1, 2).flatten(0, 1),
-        key.transpose(1, 2).flatten(0, 1),
-        value.transpose(1, 2).flatten(0, 1),
+        query,
+        key,
+        value,
         cu_seqlens,
-        cu_seqlens if cu_seqlens_k is None else cu_seqlens_k,
+        cu_seqlens_k,
         max_seqlen,
         max_seqlen,
-        scale=scaling,
+        scale=scale,
         window_size=(-1, 0),  # causal
         **_ENABLE_GQA,  # type: ignore[arg-type]
     )
     assert isinstance(attended, Tensor)  # a tuple only with return_aux
-    rows, _, tokens, _ = query.shape
-    return attended.unflatten(0, (rows, tokens)), None
+    return attended
+
+
+def _tokens_first(heads_first: Tensor) -> Tensor:
+    """(R, heads, T, D) to (R * T, heads, D)."""
+    return heads_first.transpose(1, 2).flatten(0, 1)
 
 
 def decode_attention(

@@ -45,7 +45,7 @@ def load_base(
         folder: from `kyon_pl.demo.fetch_base`.
         dtype: of all weights that are not quantized.
         device: of the model.
-        attn_implementation: `varlen`, `sdpa` or `eager`.
+        attn_implementation: `fa4`, `varlen`, `sdpa` or `eager`.
         quantize: replaces each linear layer of the decoder when its weight is on the device.
 
     Returns:
@@ -128,7 +128,7 @@ def random_base(
         config: of the model.
         dtype: of all weights that are not quantized.
         device: of the model.
-        attn_implementation: `varlen`, `sdpa` or `eager`.
+        attn_implementation: `fa4`, `varlen`, `sdpa` or `eager`.
         quantize: as in `load_base`.
 
     Returns:

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm.modeling_glm import GlmRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
-from kyon_pl.chatglm2.attention import VARLEN, GatherKeys, decode_attention
+from kyon_pl.chatglm2.attention import FLASH, GatherKeys, decode_attention
 from kyon_pl.chatglm2.configuration import ChatGLM2Config
 
 
@@ -66,7 +66,7 @@ class ChatGLM2Attention(nn.Module):
             return self.dense(decode_attention(query, key, value, attention_mask, self.scaling)), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         rows = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen, "cu_seqlens_k": cu_seqlens_k}
-        rows = rows if implementation == VARLEN else {}
+        rows = rows if implementation in FLASH else {}
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **rows)
         output = output.flatten(2)
         if kept is not None:

@@ -19,7 +19,7 @@ from transformers.models.glm.modeling_glm import GlmRMSNorm
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from kyon_pl.chatglm2.attention import VARLEN, can_run_varlen, rotary_angles, row_bounds, row_starts, shared_mask
+from kyon_pl.chatglm2.attention import FLASH, can_run_varlen, rotary_angles, row_bounds, row_starts, shared_mask
 from kyon_pl.chatglm2.configuration import ChatGLM2Config
 from kyon_pl.chatglm2.layers import ChatGLM2Attention, ChatGLM2Layer
 from kyon_pl.chatglm2.published_chat import PublishedChat
@@ -112,7 +112,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
             position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0) + seen
 
         mask: Any = None  # (…, T, keys), as the attention implementation takes it
-        if packed and self.config._attn_implementation == VARLEN and can_run_varlen(hidden):
+        if packed and self.config._attn_implementation in FLASH and can_run_varlen(hidden):
             if cu_seqlens is None or max_seqlen is None:
                 cu_seqlens, max_seqlen = row_bounds(position_ids.expand(hidden.shape[:2]))
         elif key_index is not None:
@@ -157,9 +157,9 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
 class ChatGLM2ForCausalLM(PublishedChat, ChatGLM2PreTrainedModel, GenerationMixin):
     """ChatGLM2 with a language modeling head. Loads and saves the published parameter names.
 
-    `attn_implementation` is `eager`, `sdpa` or `varlen`. `varlen` is flash attention over packed rows (`position_ids`
-    without `attention_mask`) on CUDA in half precision; with a mask, with a cache, on a CPU or in float32 it falls back
-    to `sdpa`. `sdpa` and `eager` keep packed rows apart by a mask.
+    `attn_implementation` is `eager`, `sdpa`, `varlen` or `fa4`. `varlen` and `fa4` are torch's flash attention and
+    flash-attn-4 over packed rows (`position_ids` without `attention_mask`) on CUDA in half precision; with a mask, with
+    a cache, on a CPU or in float32 they fall back to `sdpa`. `sdpa` and `eager` keep packed rows apart by a mask.
 
     Norms and rotary angles are computed in float32 for weights of any dtype.
     """

@@ -55,7 +55,7 @@ class MemorySettings:
         precision: `trainer.precision`.
         lora: PEFT's settings; the extra memory of variants such as DoRA is not estimated.
         checkpointing: `model.checkpointing`.
-        attention: the implementation that runs: `varlen`, `sdpa` or `eager`.
+        attention: the implementation that runs: `fa4`, `varlen`, `sdpa` or `eager`.
         packed: whether batches are packed.
         training: the training batch that needs the most memory.
         validation: the largest validation batch, padded; None: no validation.

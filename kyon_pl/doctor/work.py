@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.chatglm2.attention import FLASH
 from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.data.batches.sampler import PlannedBatchSampler, largest_batches
 from kyon_pl.data.dialogue_data import DialogueData
@@ -241,7 +242,7 @@ def estimate_time(
         return None
     batch = settings.precision, settings.training.slots
     measured = MEASURED_TOKENS_PER_S.get((*batch, settings.checkpointing, settings.compiled, settings.quantization))
-    if measured and settings.attention == "varlen" and _is_measured_gpu(device) and _is_6b(config):
+    if measured and settings.attention in FLASH and _is_measured_gpu(device) and _is_6b(config):
         source = f"{measured:,} tokens/s were measured with these settings on such a GPU"
         return TrainingTime(work.slots / measured, source)
     row_tokens = settings.training.slots if work.row_tokens is None else work.row_tokens

@@ -17,21 +17,23 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from kyon_pl.batch import BatchSource
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
-from kyon_pl.chatglm2.attention import choose_attention
+from kyon_pl.chatglm2.attention import FA4, VARLEN, choose_attention
 from kyon_pl.chatglm2.checkpoint import load_base, random_base
 from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.demo import fetch_base, fetch_base_config
-from kyon_pl.errors import CheckpointError
+from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.lora import Checkpointing, Quantization, check_combination, checkpointed_layers, frozen_dtype, quantizer
 from kyon_pl.runs.fingerprint import fingerprint_of_base
 from kyon_pl.training.adapter import InitialAdapter
+from kyon_pl.training.attention_check import find_difference
 
 log = logging.getLogger(__name__)
 
-AttentionChoice = Literal["auto", "varlen", "sdpa", "eager"]
+AttentionChoice = Literal["auto", "fa4", "varlen", "sdpa", "eager"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ class FrozenBase:
             )
         return tokenizer
 
-    def load(self, dtype: torch.dtype, device: torch.device, *, ranks: int) -> ChatGLM2ForCausalLM:
+    def load(
+        self, dtype: torch.dtype, device: torch.device, *, ranks: int, source: BatchSource | None = None
+    ) -> ChatGLM2ForCausalLM:
         """Load the model, frozen and without an adapter, in evaluation mode.
 
         Args:
@@ -134,13 +138,14 @@ class FrozenBase:
             device: device of this rank.
             ranks: number of ranks that share the weights. With more than one, the model is loaded on the CPU, and
                 `shard_base` moves it to the device.
+            source: the training data, on which flash-attn-4 is compared with torch's flash attention.
 
         Raises:
             MissingFileError: there is no such base, or files of it are missing.
             CheckpointError: the weights cannot be read, or do not fit the model.
+            SettingError: an attention implementation that does not work here.
         """
-        attention, reason = choose_attention(self.attention, device, dtype)
-        log.info("attention: %s (%s)", attention, reason)
+        attention = self._choose_attention(dtype, device, source)
         where = f"{device}, sharded over {ranks} ranks" if ranks > 1 else str(device)
         log.info("base: %s in %s on %s", self.name, self.quantization or str(dtype).removeprefix("torch."), where)
         make = partial(random_base, self.config) if self.folder is None else partial(load_base, self.folder)
@@ -152,6 +157,18 @@ class FrozenBase:
         )
         base.is_loaded_in_4bit = self.quantization == "nf4"  # type: ignore[assignment]  # PEFT reads this flag
         return base
+
+    def _choose_attention(self, dtype: torch.dtype, device: torch.device, source: BatchSource | None) -> str:
+        attention, reason = choose_attention(self.attention, device, dtype)
+        batches = source.largest_batches(1) if attention == FA4 and source is not None else []
+        problem = find_difference(self.config, batches[0], dtype, device) if batches else None
+        if problem and self.attention == FA4:
+            raise SettingError("attention: fa4", problem, "Set it to auto: torch's flash attention is then used.")
+        if problem:
+            log.warning("flash-attn-4 is not used: it was compared with torch's flash attention, and %s", problem)
+            attention, reason = choose_attention(VARLEN, device, dtype)
+        log.info("attention: %s (%s)", attention, reason)
+        return attention
 
     def fingerprint(self) -> dict[str, str]:
         """Hashes of the base's files, or the configuration of a random base, to compare runs by."""

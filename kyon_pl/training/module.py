@@ -17,7 +17,7 @@ from torch import nn
 from torchmetrics import MeanMetric
 from typing_extensions import Self
 
-from kyon_pl.batch import Batch, IdSource, PlannedSource, PromptBatch, Workload
+from kyon_pl.batch import Batch, BatchSource, IdSource, PlannedSource, PromptBatch, Workload
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import name_to_record
 from kyon_pl.errors import SettingError
@@ -68,7 +68,8 @@ class ChatGLM2LoRA(LightningModule):
             more compute and reduces memory to a fraction.
         compile: compile each decoder layer with torch.compile: a slower first step, faster steps afterwards.
         attention: attention implementation; `auto` chooses the fastest one for device, precision and batches, and logs
-            the choice.
+            the choice. `fa4`: flash-attn-4, which a first batch compares with torch's; `varlen`: torch's flash
+            attention; `sdpa`; `eager`.
         loss_normalization: `tokens`: the loss of an optimizer step is the mean over its trained tokens, independent of
             batch size, accumulation and number of processes. `batch`: the mean of the micro-batches' means, as in the
             original.
@@ -197,7 +198,8 @@ class ChatGLM2LoRA(LightningModule):
         self.frozen_base.check(self.initial_adapter, precision, device)
         self.tokenizer = self.frozen_base.tokenizer()
         started_s = time.monotonic()
-        base = self.frozen_base.load(dtype, device, ranks=self.trainer.world_size if self.sharded else 1)
+        ranks = self.trainer.world_size if self.sharded else 1
+        base = self.frozen_base.load(dtype, device, ranks=ranks, source=self._batch_source())
         self.precision_loaded = precision
         loading_s = time.monotonic() - started_s
         self.model = self.initial_adapter.attach(base, name_to_record(self.frozen_base.name))
@@ -377,6 +379,13 @@ class ChatGLM2LoRA(LightningModule):
         write_adapter(self.model, {name.removeprefix("model."): value for name, value in state.items()}, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+    def _batch_source(self) -> BatchSource | None:
+        """The training data of `fit`; None in other commands, and without a trainer."""
+        if self._trainer is None or self._trainer.state.fn != "fit":
+            return None
+        data = self._trainer.datamodule  # type: ignore[attr-defined]
+        return data if isinstance(data, BatchSource) else None
 
     def _trained_parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

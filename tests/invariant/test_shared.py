@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from flash_on_cpu import install_flash4, row_by_row
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from one_step import SEED, tiny_base, with_adapter
@@ -16,6 +17,8 @@ from test_packed import SAME, distance, gradient
 from torch import Tensor
 
 from kyon_pl.batch import Batch
+from kyon_pl.chatglm2 import attention, modeling
+from kyon_pl.chatglm2.attention import FLASH
 from kyon_pl.data import DialogueCollator
 from kyon_pl.data.batches.clusters import cut_clusters
 from kyon_pl.data.batches.collate import LabelBoundary, PlannedCollator
@@ -43,18 +46,30 @@ def model(request: pytest.FixtureRequest) -> PeftModel:
     return with_adapter(tiny_base(request.param))
 
 
+@pytest.fixture(scope="module", params=["eager", "sdpa", "varlen", "fa4"])
+def any_model(request: pytest.FixtureRequest) -> Iterator[PeftModel]:
+    """With the arithmetic of flash attention on a CPU, which has no such kernels."""
+    torch.manual_seed(SEED)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.param in FLASH:
+            monkeypatch.setattr(attention, "varlen_attn", row_by_row)
+            monkeypatch.setattr(modeling, "can_run_varlen", lambda hidden: True)
+            install_flash4(monkeypatch)
+        yield with_adapter(tiny_base(request.param))
+
+
 def make_rows(drawn: list[tuple[list[int], list[int]]]) -> list[Row]:
     return [{"input_ids": [*context, *target], "seq_len": len(context), "masked": []} for context, target in drawn]
 
 
-def share(rows: list[Row], rows_per_cluster: int | None = None, boundary: LabelBoundary = "target") -> list[Batch]:
+def share(rows: list[Row], boundary: LabelBoundary = "target", longest: int = LONGEST) -> list[Batch]:
     """All clusters of the rows, each as a batch of its own with padding."""
     tokens = torch.tensor([len(row["input_ids"]) for row in rows]).numpy()
     contexts = torch.tensor([row["seq_len"] for row in rows]).numpy()
     ids = torch.tensor([token for row in rows for token in row["input_ids"]], dtype=torch.int32).numpy()
     tree = find_shared(ids, tokens.cumsum() - tokens, contexts)
-    clusters = cut_clusters(tree, tokens, rows_per_cluster, BUDGET)
-    collate = PlannedCollator(DialogueCollator(label_boundary=boundary), BUDGET, LONGEST, shares=True)
+    clusters = cut_clusters(tree, tokens, None, BUDGET)
+    collate = PlannedCollator(DialogueCollator(label_boundary=boundary), BUDGET, longest, shares=True)
     batches = []
     for number in range(len(clusters)):
         chosen, shared = clusters.chosen(torch.tensor([number]).numpy())
@@ -115,19 +130,23 @@ def test_kinds_of_lora(variant: str) -> None:
     assert_same(model, share(FAMILY), alone(FAMILY))
 
 
-def test_several_replies_of_a_conversation(model: PeftModel) -> None:
+def test_a_family(any_model: PeftModel) -> None:
+    assert_same(any_model, share(FAMILY), alone(FAMILY))
+
+
+def test_several_replies_of_a_conversation(any_model: PeftModel) -> None:
     """With `train_turns: all`, stretches after the shared context have no labels."""
     rows = [row | {"input_ids": [*row["input_ids"], 60, 61, 62, 63, 2], "masked": []} for row in FAMILY]
     for row in rows:
         row["masked"] = [row["seq_len"] + 1, row["seq_len"] + 3]
-    assert_same(model, share(rows), alone(rows))
+    assert_same(any_model, share(rows), alone(rows))
 
 
-def test_a_row_fills_the_pack(model: PeftModel) -> None:
+def test_a_row_fills_the_pack(any_model: PeftModel) -> None:
     rows = make_rows([([3] * 90, [7] * 6), ([3] * 90, [8])])
-    batches = share(rows)
+    batches = share(rows, longest=BUDGET)
     assert [batch.computed_tokens for batch in batches] == [97 - 1, 91]  # the two do not fit together
-    assert_same(model, batches, alone(rows))
+    assert_same(any_model, batches, alone(rows))
 
 
 def positions_that_count_on(batch: Batch) -> Batch:
@@ -162,23 +181,23 @@ def an_index_of_one_token_too_many(batch: Batch) -> Batch:
         an_index_of_one_token_too_many,
     ],
 )
-def test_control(model: PeftModel, spoil: Callable[[Batch], Batch]) -> None:
+def test_control(any_model: PeftModel, spoil: Callable[[Batch], Batch]) -> None:
     """What the comparison must notice."""
     (batch,) = share(FAMILY)
     assert batch.computed_tokens < batch.tokens
-    expected = loss_and_gradient(model, alone(FAMILY))
-    found = loss_and_gradient(model, [spoil(batch)])
+    expected = loss_and_gradient(any_model, alone(FAMILY))
+    found = loss_and_gradient(any_model, [spoil(batch)])
     assert max(distance(one, other) for one, other in zip(found, expected, strict=True)) > 100 * SAME
 
 
-def test_the_last_layer_computes_labels_only(model: PeftModel) -> None:
+def test_the_last_layer_computes_labels_only(any_model: PeftModel) -> None:
     """Its feed-forward network sees as many tokens as there are labels; with hidden states returned, all tokens."""
     seen: list[int] = []
-    layer = model.get_base_model().transformer.encoder.layers[-1]
+    layer = any_model.get_base_model().transformer.encoder.layers[-1]
     hook = layer.mlp.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[:-1].numel()))
     (batch,) = share(FAMILY)
     inputs = batch.model_inputs() | {"use_cache": False, "skip_logits": True}
-    few, many = model(**inputs).loss, model(**inputs, output_hidden_states=True).loss
+    few, many = any_model(**inputs).loss, any_model(**inputs, output_hidden_states=True).loss
     hook.remove()
     assert seen == [batch.trained_tokens, BUDGET]
     assert distance(few, many) <= SAME
