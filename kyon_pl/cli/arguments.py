@@ -246,6 +246,8 @@ def check_trainer(settings: Namespace) -> None:
     _check_devices(trainer.devices, trainer.accelerator)
     for key, minimum in _MINIMUM.items():
         value = trainer[key]
+        if value == "auto":
+            continue
         if value is not None and value < minimum:
             raise SettingError(f"trainer.{key}", f"{value} is too low", f"Set {minimum} or more.")
         if isinstance(value, int) and value > _MAX_INT:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
@@ -24,6 +24,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allowed_code
 from kyon_pl.cli.arguments import check_integers, check_trainer, drop_demo_validation, link_settings
+from kyon_pl.cli.auto import CONFIG, Recorded, resolve_auto, share_choice
 from kyon_pl.cli.messages import explain, explain_misuse, explain_refused_arguments
 from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
 from kyon_pl.cli.streams import require_stdout
@@ -32,6 +33,7 @@ from kyon_pl.data.dialogue_data import SOURCES
 from kyon_pl.data.reading.files import files_of_each
 from kyon_pl.data.report import bad_rows_output
 from kyon_pl.doctor import check_precision, check_run
+from kyon_pl.doctor.device import count_devices
 from kyon_pl.errors import MachineError
 from kyon_pl.evaluation.held_out import REPLIES
 from kyon_pl.logs import from_here
@@ -43,6 +45,8 @@ from kyon_pl.runs.checkpoint_io import (
     restoring_explained,
 )
 from kyon_pl.runs.fingerprint import (
+    ACCUMULATE,
+    DEVICE,
     FINGERPRINT,
     MICRO_BATCHES,
     check_fingerprint,
@@ -87,7 +91,8 @@ from kyon_pl.training.callbacks import (
 )
 from kyon_pl.training.callbacks.reply_writer import replies_output
 from kyon_pl.training.callbacks.stop_signals import LAUNCHER
-from kyon_pl.training.elastic import keep_optimizer_steps
+from kyon_pl.training.elastic import keep_optimizer_steps, rescale_intervals
+from kyon_pl.training.strategy import DDP_TIMEOUT, adapter_ddp
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +145,9 @@ class KyonCLI(LightningCLI):
         self.command = words[0]
         self.held = held
         self.saved: dict[str, str] = {}  # the fingerprint of the run that is resumed
+        self.recorded: Recorded | None = None
+        self.choice: list[str] = []
+        self.checkpointing_is_auto = False
         super().__init__(
             ChatGLM2LoRA,
             DialogueDataModule,
@@ -154,6 +162,26 @@ class KyonCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning has it without self
         """Only the command that runs: building a parser takes 0.1 s."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == self.command}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As Lightning does, except that `trainer.accumulate_grad_batches` can be `auto`."""
+        parser.add_class_arguments(
+            Trainer,
+            "trainer",
+            skip={"accumulate_grad_batches"},
+            instantiate=False,
+            fail_untyped=False,
+            sub_configs=True,
+        )
+        parser.add_argument(
+            f"--{ACCUMULATE}",
+            type=int | Literal["auto"],
+            default=1,
+            help="micro-batches of an optimizer step on each device. auto: as many as make data.tokens_per_step, or "
+            "data.rows_per_step, over all devices",
+        )
+        parser.add_lightning_class_args(ChatGLM2LoRA, "model")
+        parser.add_lightning_class_args(DialogueDataModule, "data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings that LightningCLI does not have."""
@@ -198,17 +226,33 @@ class KyonCLI(LightningCLI):
         if path and Path(path).is_file():
             read_checkpoint(path)
 
+    def before_instantiate_classes(self) -> None:
+        """Replace `auto` by values; only fit needs those of this machine.
+
+        Raises:
+            KyonError: as `resolve_auto`.
+        """
+        settings = self.config[self.command]
+        self.checkpointing_is_auto = settings.model.checkpointing == "auto"
+        if self.command == "fit":
+            self.recorded, self.choice = resolve_auto(settings, self._settings_alone())
+        elif settings[ACCUMULATE] == "auto":
+            settings[ACCUMULATE] = 1
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with this package's callbacks and checkpoint writer."""
         self.prompt_format = self._prompt_format()
-        writer = AdapterCheckpointIO(self.model.write_adapter, self._config_text(), self.prompt_format)
+        self.writer = AdapterCheckpointIO(self.model.write_adapter, self._config_text(), self.prompt_format)
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         callbacks = self._get(self.config_init, "trainer.callbacks") or []
         callbacks = self._callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
         # the batches are planned over ranks already; Lightning's sampler would split them again
+        trainer = self.config[self.command].trainer
+        if trainer.strategy == "auto" and count_devices(trainer) > 1:
+            kwargs["strategy"] = adapter_ddp()
         return super().instantiate_trainer(
-            **kwargs, callbacks=callbacks, plugins=[*plugins, writer], use_distributed_sampler=False
+            **kwargs, callbacks=callbacks, plugins=[*plugins, self.writer], use_distributed_sampler=False
         )
 
     def _prompt_format(self) -> PromptFormat:
@@ -228,7 +272,7 @@ class KyonCLI(LightningCLI):
             OptionalCurves(),
             FiniteGuard(),
             AdapterGuard(),
-            MemoryGuard(),
+            MemoryGuard(self._record_full_checkpointing if self.checkpointing_is_auto else None),
             RunEstimate(),
             FirstValidation(),
             StepMetrics(),
@@ -246,17 +290,31 @@ class KyonCLI(LightningCLI):
             return [*callbacks, *chosen]
         return [*callbacks, *best_before_newest(chosen), StopSignals(timeout)]
 
+    def _record_full_checkpointing(self) -> None:
+        """Write that all layers are checkpointed into the configuration of the run, and of its next checkpoints."""
+        settings = self.config["fit"]
+        settings.model.checkpointing = "full"
+        self.writer.config = self._config_text()
+        logger = self.trainer.logger  # its folder: trainer.log_dir waits for the other ranks
+        file = Path((logger and logger.log_dir) or self.trainer.default_root_dir) / CONFIG
+        if self.trainer.is_global_zero and file.is_file():
+            self._parser("fit").save(settings, file, skip_none=False, overwrite=True, multifile=False)
+
     def fingerprint(self) -> dict[str, str]:
         """What the result depends on: settings, base and data. Downloads base and data if they are missing."""
         model: ChatGLM2LoRA = self.model
         rows: dict[str, str] = self.datamodule.fingerprint()
         return self._settings() | model.frozen_base.fingerprint() | model.initial_adapter.fingerprint() | rows
 
+    def _settings_alone(self) -> dict[str, str]:
+        return fingerprint_of_settings(yaml.safe_load(self._config_text()))
+
     def _settings(self) -> dict[str, str]:
-        settings = fingerprint_of_settings(yaml.safe_load(self._config_text()))
-        settings["kind of device"] = self.trainer.strategy.root_device.type
-        accumulated = self.config[str(self.subcommand)].trainer.accumulate_grad_batches
-        settings[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
+        settings = self._settings_alone()
+        settings[DEVICE] = self.trainer.strategy.root_device.type
+        if ACCUMULATE in settings:  # otherwise data.tokens_per_step is compared
+            accumulated = self.config[str(self.subcommand)].trainer.accumulate_grad_batches
+            settings[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
         return keep_accumulation(self.saved, settings)
 
     def _identity(self, fingerprint: dict[str, str]) -> dict[str, str]:
@@ -276,7 +334,7 @@ class KyonCLI(LightningCLI):
             MachineError: the base does not fit this machine, or the run folder is not writable.
             SettingError: a precision that the model does not support.
         """
-        say_start(self.config["fit"], self.trainer)
+        say_start(self.config["fit"], self.trainer, self.choice)
         self._check_run()
         start = self._locked_start()
         if start.folder:
@@ -286,6 +344,7 @@ class KyonCLI(LightningCLI):
         self.config_init["fit"]["ckpt_path"] = start.checkpoint
         if self.trainer.local_rank == 0:
             os.environ[LAUNCHER] = str(os.getpid())
+            share_choice(self.config["fit"])
 
     def _start(self) -> Start:
         settings = self.config["fit"]
@@ -361,8 +420,10 @@ class KyonCLI(LightningCLI):
     def _share_steps(self, saved: dict[str, str]) -> None:
         """Keep the optimizer steps of the resumed run if the number of devices has changed."""
         self.saved = saved
-        if saved.get(MICRO_BATCHES) == self._settings()[MICRO_BATCHES]:
+        if MICRO_BATCHES in saved and saved[MICRO_BATCHES] == self._settings().get(MICRO_BATCHES):
             keep_optimizer_steps(self.trainer, saved)
+        elif saved and self.recorded:
+            rescale_intervals(self.trainer, self.recorded.values[ACCUMULATE])
 
     def _log_into(self, folder: Path) -> None:
         """Let the logger write into an existing run folder."""
@@ -436,7 +497,7 @@ def run_files(folder: Path) -> list[Output]:
     Args:
         folder: the run folder.
     """
-    starts = {"config.yaml": "# lightning.pytorch==", RECORD: '{\n "finished_at_step"', REPLIES: '{"row"'}
+    starts = {CONFIG: "# lightning.pytorch==", RECORD: '{\n "finished_at_step"', REPLIES: '{"row"'}
     return [output_file("the run folder", folder / name, text_that_starts(start)) for name, start in starts.items()]
 
 
@@ -490,5 +551,7 @@ def timeout_of(strategy: Any) -> timedelta:
     Args:
         strategy: `trainer.strategy`, parsed.
     """
+    if strategy == "auto":
+        return DDP_TIMEOUT
     timeout = strategy.get("init_args.timeout") if isinstance(strategy, Namespace) else None
     return timeout or default_pg_timeout

@@ -23,12 +23,13 @@ from kyon_pl.training.callbacks import StepCheckpoint
 log = logging.getLogger(__name__)
 
 
-def say_start(settings: Namespace, trainer: Trainer) -> None:
-    """Log versions, config files, devices and batches.
+def say_start(settings: Namespace, trainer: Trainer, choice: list[str]) -> None:
+    """Log versions, config files, devices, batches, and what was chosen for this machine.
 
     Args:
-        settings: of fit, parsed.
+        settings: of fit, resolved.
         trainer: of the run.
+        choice: lines about the settings that were `auto`.
     """
     log.info("kyon-pl fit: %s", versions())
     files = ", ".join(str(from_here(str(file))) for file in settings.config or []) or "no file, defaults"
@@ -37,6 +38,8 @@ def say_start(settings: Namespace, trainer: Trainer) -> None:
     data, accumulated = settings.data, settings.trainer.accumulate_grad_batches
     size = f"{data.tokens_per_batch:,} tokens" if data.batching in PACKED else f"{data.rows_per_batch} rows"
     log.info("batches: %s, %s each, %d of them an optimizer step and device", data.batching, size, accumulated)
+    for line in choice:
+        log.info("%s", line)
 
 
 def say_where(trainer: Trainer, run: Path, character: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
@@ -14,6 +14,9 @@ from kyon_pl.cli.messages import explain
 from kyon_pl.cli.options import SPELLINGS
 from kyon_pl.cli.settings import config_name
 from kyon_pl.errors import SettingError
+
+GpuName = Literal["t4", "3090", "4090", "a100-40", "a100-80", "h100", "h200"]
+"""GPUs that `doctor` knows, as in `kyon_pl.doctor.speed`, which imports torch."""
 
 
 def run_preview(words: list[str]) -> None:
@@ -110,6 +113,7 @@ def add_doctor_options(parser: ArgumentParser) -> None:
         parser: to add to.
     """
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--gpu", type=GpuName | None, default=None, help="a GPU of another machine to plan for")
     parser.add_argument(
         "--gpu_gib", type=float | None, default=None, help="memory of a GPU of another machine to plan for, in GiB"
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
 from kyon_pl.batch import Batch
 from kyon_pl.data.batches.collate import DialogueCollator, LabelBoundary, PlannedCollator
 from kyon_pl.data.batches.loader import TokenRows, Use
-from kyon_pl.data.batches.plan import PACKED, Batching, BatchPlanner
+from kyon_pl.data.batches.plan import PACKED, Batching, BatchPlanner, pack_of_step
 from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler, largest_batches, smaller_batch_settings
 from kyon_pl.data.encoding.encode import PAD_TOKEN_ID, EncodeSettings, OverLength, load_tokenizer
 from kyon_pl.data.encoding.table import BadRows, EncodedTable, encode_rows
@@ -41,12 +42,15 @@ _MAX_PROCESSES = 16
 _RANGES = {
     "rows_per_batch": (1, 2**31),
     "tokens_per_batch": (1, 2**24),  # a packed batch has several tensors of this length
+    "tokens_per_step": (1, 2**24),
+    "rows_per_step": (1, 2**31),
     "validation_rows_per_batch": (1, 2**31),
     "processes": (1, 1024),  # as many are started
     "workers": (0, 1024),
     "seed": (0, 2**63),
 }
 """The lowest and highest value of settings that are numbers."""
+_MAY_BE_NULL = ("tokens_per_step", "rows_per_step")
 
 SOURCES = ("source", "validation_source", "test_source", "predict_source")
 """Settings that name rows."""
@@ -112,7 +116,13 @@ class DialogueData:
         rows_per_cluster: most rows that share a beginning in a `shared` batch; null: no limit. More rows save more, but
             an optimizer step then sees rows from fewer places of the data: with 4, take twice as many rows a step.
         rows_per_batch: rows of a padded training batch on one device.
-        tokens_per_batch: tokens of a packed training batch on one device.
+        tokens_per_batch: tokens of a packed training batch on one device. `auto`: `kyon-pl fit` takes the fastest size
+            for this machine; elsewhere the smallest.
+        tokens_per_step: tokens of an optimizer step over all devices, if packed. It is divided into packs that have
+            room for the longest row, and a batch is one or more of them, so that the rows of a step do not depend on
+            batch size, accumulation and devices. null: a step is what these make.
+        rows_per_step: rows of an optimizer step over all devices, if not packed; for an accumulation that is `auto`.
+            null: a step is what batch size, accumulation and devices make.
         validation_rows_per_batch: rows of a batch on one device in validate, test and predict; padded, by length.
         shuffle: shuffle the training rows in every epoch; false: keep their order.
         seed: seed of that order; the command line sets it from `seed_everything`.
@@ -154,7 +164,9 @@ class DialogueData:
         batching: Batching = "packed",
         rows_per_cluster: int | None = 2,
         rows_per_batch: int = 8,
-        tokens_per_batch: int = 4096,
+        tokens_per_batch: int | Literal["auto"] = 4096,
+        tokens_per_step: int | None = None,
+        rows_per_step: int | None = None,
         validation_rows_per_batch: int = 8,
         shuffle: bool = True,
         seed: int = 2023,
@@ -190,7 +202,10 @@ class DialogueData:
         self.batching: Batching = batching
         self.rows_per_cluster = rows_per_cluster
         self.rows_per_batch = rows_per_batch
-        self.tokens_per_batch = tokens_per_batch
+        self.tokens_per_step = tokens_per_step
+        self.rows_per_step = rows_per_step
+        self.tokens_per_pack: int | None = None
+        self.tokens_per_batch = (max_tokens or 1) if tokens_per_batch == "auto" else tokens_per_batch
         self.validation_rows_per_batch = validation_rows_per_batch
         self.shuffle = shuffle
         self.seed = seed
@@ -200,21 +215,34 @@ class DialogueData:
         self.collator = DialogueCollator(PAD_TOKEN_ID, label_boundary)
         self.rows: dict[Use, TokenRows] = {}
         self.train_sampler: PlannedBatchSampler | None = None
+        self._check_numbers()
+        if batching in PACKED and tokens_per_step is not None and max_tokens is not None:
+            self.tokens_per_pack = pack_of_step(tokens_per_step, max_tokens)
+            self.tokens_per_batch = self.tokens_per_pack if tokens_per_batch == "auto" else tokens_per_batch
         self._check_settings()
 
-    def _check_settings(self) -> None:
+    def _check_numbers(self) -> None:
         for name, (lowest, highest) in _RANGES.items():
             value = getattr(self, name)
+            if value is None and name in _MAY_BE_NULL:
+                continue
             if value is None:
                 raise SettingError(f"data.{name}", "null is no number", f"Set {lowest} or more, or leave it out.")
             if value < lowest:
                 raise SettingError(f"data.{name}", f"{value} is too low", f"Set {lowest} or more.")
             if value > highest:
                 raise SettingError(f"data.{name}", f"{value} is too high", f"Set {highest} or less.")
+
+    def _check_settings(self) -> None:
         max_tokens = self.encoding.max_tokens
         if self.batching in PACKED and (max_tokens is None or max_tokens > self.tokens_per_batch):
             found = f"{max_tokens or 'null'}, but a packed batch has {self.tokens_per_batch} tokens"
             raise SettingError("data.max_tokens", found, "Lower it to data.tokens_per_batch or less, or raise that.")
+        if self.tokens_per_pack and self.tokens_per_batch % self.tokens_per_pack:
+            found = (
+                f"{self.tokens_per_batch:,} is no multiple of {self.tokens_per_pack:,}, the packs of tokens_per_step"
+            )
+            raise SettingError("data.tokens_per_batch", found, f"Set auto, or a multiple of {self.tokens_per_pack}.")
         if not 0 <= self.validation_share < 1:
             found = f"{self.validation_share} is not a share"
             raise SettingError("data.validation_share", found, "Set 0, or a share below 1.")
@@ -302,6 +330,7 @@ class DialogueData:
             batching=self.batching,
             rows_per_batch=self.rows_per_batch,
             tokens_per_batch=self.tokens_per_batch,
+            tokens_per_pack=self.tokens_per_pack,
             shuffle=self.shuffle and shuffle,
             seed=self.seed,
             rows_per_cluster=self.rows_per_cluster,

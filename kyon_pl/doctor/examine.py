@@ -12,18 +12,17 @@ from huggingface_hub import constants
 from jsonargparse import Namespace
 
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.doctor.device import Target, check_device
+from kyon_pl.doctor.device import USABLE_SHARE, Target, check_device
 from kyon_pl.doctor.machine import SHARED_MEMORY, Machine, free_bytes, inspect_machine, machine_findings
 from kyon_pl.doctor.plan import PACK_STEP, Base, Needs, Plan, make_plan
 from kyon_pl.doctor.report import MEMORY_PARTS, Finding, Report, error_finding, gib
+from kyon_pl.doctor.speed import CARDS
 from kyon_pl.doctor.work import Work
 from kyon_pl.errors import KyonError
 from kyon_pl.hub.modelscope import PREFIX, is_modelscope, modelscope_cache
 from kyon_pl.lora import check_combination, frozen_dtype, quantizer, reference_lora
 from kyon_pl.training.throughput import duration
 
-# with little free memory the allocator still left 3 % unused (13.89 GiB reserved, 13.50 GiB allocated)
-USABLE_SHARE = 0.97
 BF16_CAPABILITY = (8, 0)
 # torch prefetches two batches per worker, each of four int64 tensors
 PREFETCHED_BATCHES, SLOT_BYTES = 2, 4 * 8
@@ -57,7 +56,7 @@ def examine_config(report: Report, settings: Namespace, machine: Machine) -> Non
         machine: this machine.
     """
     try:
-        plan = make_plan(settings, machine, settings.gpu_gib)
+        plan = make_plan(settings, machine, settings.gpu_gib, CARDS[settings.gpu] if settings.gpu else None)
     except KyonError as error:
         report.config.append(error_finding("config", error))
         return
@@ -113,6 +112,7 @@ def config_findings(plan: Plan, machine: Machine, settings: Namespace) -> Iterat
     yield from plan.problems
     yield from _device_findings(plan, machine, settings)
     yield from _quantization_findings(plan, settings)
+    yield from (Finding("auto", "ok", line) for line in plan.choice)
     yield _work_finding(plan.work)
     if plan.needs is not None:
         yield _memory_finding(plan, plan.needs, machine)

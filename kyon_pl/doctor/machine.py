@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from kyon_pl.doctor.report import Finding, gib
 
 # torch's loader workers pass their batches through it
 SHARED_MEMORY = Path("/dev/shm")
+OLDEST_COMPILED = (8, 0)
 # Major version of CUDA -> the oldest driver that it supports.
 # Source: NVIDIA, CUDA Toolkit release notes, table "CUDA Toolkit and Minimum Required Driver Version"
 OLDEST_DRIVER = {12: 525, 13: 580}
@@ -134,15 +136,55 @@ def free_bytes(folder: Path) -> int:
 
 
 def driver_version() -> str | None:
-    """Version of the NVIDIA driver, from `nvidia-smi`; None if the program is not installed or fails."""
+    """Version of the NVIDIA driver; None if `nvidia-smi` is not installed or fails."""
+    return next((fields[0] for fields in _ask_nvidia_smi("driver_version")), None)
+
+
+def held_bytes() -> dict[str, int]:
+    """Memory of each GPU that processes hold, by the GPU's UUID; empty if `nvidia-smi` is not installed or fails.
+
+    Unlike torch's count this needs no CUDA context on each GPU, which would take half a GiB.
+    """
+    answers = _ask_nvidia_smi("uuid,memory.used")
+    return {uuid.removeprefix("GPU-"): int(mib) * 2**20 for uuid, mib in answers if mib.isdecimal()}
+
+
+def _ask_nvidia_smi(fields: str) -> list[list[str]]:
+    """Fields of each GPU; none if the program is not installed or fails."""
     if not (program := shutil.which("nvidia-smi")):
-        return None
-    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+        return []
+    command = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None
-    return next(iter(answer.stdout.split()), None)
+        return []
+    return [[field.strip() for field in line.split(",")] for line in answer.stdout.splitlines() if line.strip()]
+
+
+def why_too_old(capability: tuple[int, int]) -> str | None:
+    """Why layers are not compiled on such a GPU unless that is set; None: they can be.
+
+    Args:
+        capability: compute capability of the GPU.
+    """
+    return "not tried on GPUs before Ampere" if capability < OLDEST_COMPILED else None
+
+
+def why_not_compiled(capability: tuple[int, int]) -> str | None:
+    """Why layers are not compiled on a GPU of this machine unless that is set; None: they can be.
+
+    Triton compiles its launcher with a C compiler and Python's headers.
+
+    Args:
+        capability: compute capability of the GPU.
+    """
+    if reason := why_too_old(capability):
+        return reason
+    if "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
+        return "there is no C compiler on this machine"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "the headers of Python are not on this machine"
+    return None
 
 
 def machine_findings(machine: Machine) -> Iterator[Finding]:

@@ -14,15 +14,15 @@ from jsonargparse import Namespace
 from peft import LoraConfig
 
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.chatglm2.attention import choose_attention
 from kyon_pl.chatglm2.configuration import read_config
 from kyon_pl.chatglm2.files import weight_files
-from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.demo import BASE
 from kyon_pl.disk import expand_home
+from kyon_pl.doctor.choice import choose
 from kyon_pl.doctor.device import Target, choose_target
-from kyon_pl.doctor.machine import Machine
+from kyon_pl.doctor.machine import Machine, why_not_compiled, why_too_old
 from kyon_pl.doctor.memory import (
+    CONTEXT_BYTES,
     FLOAT32_BYTES,
     BatchShape,
     MemoryEstimate,
@@ -32,13 +32,13 @@ from kyon_pl.doctor.memory import (
     trained_parameters,
 )
 from kyon_pl.doctor.report import Finding, error_finding
+from kyon_pl.doctor.run_settings import memory_settings
+from kyon_pl.doctor.speed import Card
 from kyon_pl.doctor.work import LONGEST_ROW, Schedule, TrainingTime, Work, count_work, estimate_time, estimate_work
 from kyon_pl.errors import KyonError, MissingFileError
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.hub.modelscope import cached_from_modelscope, is_modelscope
-from kyon_pl.lora import Checkpointing, frozen_dtype, reference_lora
-from kyon_pl.lora.saved import CONFIG_FILE
-from kyon_pl.lora.saved import read_config as read_lora_config
+from kyon_pl.lora import Checkpointing
 
 # ids under which the model with the default configuration is published, in float16
 PUBLISHED = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b", "modelscope:ZhipuAI/chatglm2-6b")
@@ -182,6 +182,7 @@ class Plan:
         longest_row: the most tokens of a row; a packed batch is at least as long.
         problems: the errors that the run would raise for its base and rows.
         needs: memory, disk and time; None if the base's configuration is unknown.
+        choice: what was chosen for the settings that are `auto`, and why, in lines.
     """
 
     base: Base
@@ -190,15 +191,17 @@ class Plan:
     longest_row: int
     problems: tuple[Finding, ...]
     needs: Needs | None
+    choice: tuple[str, ...] = ()
 
 
-def make_plan(settings: Namespace, machine: Machine, gpu_gib: float | None) -> Plan:
+def make_plan(settings: Namespace, machine: Machine, gpu_gib: float | None, card: Card | None = None) -> Plan:
     """Plan a run.
 
     Args:
         settings: the settings of fit.
         machine: this machine.
-        gpu_gib: memory in GiB of a GPU of another machine to plan for; None: plan for this machine.
+        gpu_gib: memory in GiB of a GPU of another machine to plan for; None: that of `card`, or plan for this machine.
+        card: GPU of another machine to plan for; None: it is known by its memory alone, or plan for this machine.
 
     Raises:
         SettingError: a setting with an invalid value.
@@ -209,7 +212,11 @@ def make_plan(settings: Namespace, machine: Machine, gpu_gib: float | None) -> P
     except KyonError as error:
         problems.append(error_finding("base", error))
         base = Base(model.base, None, None, None)
-    target = choose_target(settings.trainer, precision, base.config, machine, gpu_gib)
+    target = choose_target(settings.trainer, precision, base.config, machine, gpu_gib, card)
+    choice = choose(settings, base.config or ChatGLM2Config(), _with_free_memory(target, machine), _why_eager(target))
+    settings = settings.clone()
+    for name, value in choice.values.items():
+        settings[name] = value
     data, schedule = settings.data.as_dict(), _schedule(settings.trainer, target.devices)
     try:
         work = count_work(data, base.folder, schedule)
@@ -223,31 +230,35 @@ def make_plan(settings: Namespace, machine: Machine, gpu_gib: float | None) -> P
         longest_row=data["max_tokens"] or LONGEST_ROW,
         problems=tuple(problems),
         needs=_needs(base.config, settings, precision, target, work) if base.config else None,
+        choice=choice.lines,
     )
+
+
+def _with_free_memory(target: Target, machine: Machine) -> Target:
+    """The target with the memory that a run would find free; this process has a CUDA context, as the run will."""
+    if target.device_type == "cpu" or not target.is_local or not machine.gpus:
+        return target
+    free = min(min(gpu.free_bytes + CONTEXT_BYTES, gpu.memory_bytes) for gpu in machine.gpus)
+    return replace(target, available_bytes=free)
+
+
+def _why_eager(target: Target) -> str | None:
+    """Why layers cannot be compiled on the devices; of another machine only the GPU is known."""
+    if target.capability is None:
+        return None
+    return why_not_compiled(target.capability) if target.is_local else why_too_old(target.capability)
 
 
 def _needs(config: ChatGLM2Config, settings: Namespace, precision: str, target: Target, work: Work) -> Needs:
-    lora, device = _lora(settings.model), torch.device(target.device_type)
-    memory_settings = MemorySettings(
-        precision=precision,
-        lora=lora,
-        checkpointing=settings.model.checkpointing,
-        quantization=settings.model.quantization,
-        compiled=settings.model.compile,
-        attention=_attention(settings.model.attention, device, precision, is_local=target.is_local),
-        packed=settings.data.batching in PACKED,
-        training=work.training,
-        validation=None if settings.trainer.limit_val_batches == 0 else work.validation,
-        device_type=target.device_type,
-        sharded_over=target.devices if settings.model.shard_base else 1,
-    )
+    needed = memory_settings(settings, target, work.training, work.validation)
+    device = torch.device(target.device_type)
     checkpoints = _kept_checkpoints(settings.trainer) + 1  # an old one is deleted after the new one is complete
     return Needs(
         config=config,
-        settings=memory_settings,
-        memory=memory_estimate(config, memory_settings),
-        checkpoints_bytes=checkpoints * checkpoint_bytes(config, lora),
-        time=estimate_time(config, memory_settings, work, device) if target.is_local else None,
+        settings=needed,
+        memory=memory_estimate(config, needed),
+        checkpoints_bytes=checkpoints * checkpoint_bytes(config, needed.lora),
+        time=estimate_time(config, needed, work, device) if target.is_local else None,
     )
 
 
@@ -261,31 +272,6 @@ def _schedule(trainer: Namespace, devices: int) -> Schedule:
     epochs = 1000 if trainer.max_epochs is None and steps is None else trainer.max_epochs  # Lightning's default
     epochs = epochs if epochs and epochs > 0 else None
     return Schedule(epochs, steps, trainer.accumulate_grad_batches, devices, trainer.limit_train_batches)
-
-
-def _lora(model: Namespace) -> LoraConfig:
-    """The LoRA settings of the run: those of `model.adapter` if it is a folder, else `model.lora`."""
-    if model.adapter and Path(model.adapter).is_dir():
-        return read_lora_config(Path(model.adapter) / CONFIG_FILE)
-    if model.lora is None:
-        return reference_lora()
-    lora = model.lora.get("init_args", model.lora)
-    return LoraConfig(
-        r=lora.r,
-        lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
-        use_dora=lora.get("use_dora", False),
-    )
-
-
-def _attention(attention: str, device: torch.device, precision: str, *, is_local: bool) -> str:
-    """The attention implementation that will run; for another machine's GPU, that of a recent GPU."""
-    dtype = frozen_dtype(precision)
-    if is_local:
-        return choose_attention(attention, device, dtype)[0]
-    if attention == "auto":
-        return "varlen" if dtype.itemsize < FLOAT32_BYTES else "sdpa"
-    return attention
 
 
 def _kept_checkpoints(trainer: Namespace) -> int:

@@ -191,9 +191,9 @@ def _shape(module: DialogueData, row_numbers: tuple[int, ...]) -> BatchShape:
 def _estimated_work(module: DialogueData, schedule: Schedule) -> Work:
     published, packed = module.source == PUBLISHED_SOURCE, module.batching in PACKED
     longest = module.encoding.max_tokens or (PUBLISHED_LONGEST_ROW if published else LONGEST_ROW)
-    training = _assumed_shape(1, module.tokens_per_batch) if packed else _assumed_shape(module.rows_per_batch, longest)
+    training = assumed_shape(1, module.tokens_per_batch) if packed else assumed_shape(module.rows_per_batch, longest)
     validated = module.validation_share > 0 or module.validation_source is not None
-    validation = _assumed_shape(module.validation_rows_per_batch, longest) if validated else None
+    validation = assumed_shape(module.validation_rows_per_batch, longest) if validated else None
     if not published:
         return Work("settings", None, None, None, None, training, validation)
     share = 0.0 if module.validation_source else module.validation_share
@@ -206,7 +206,13 @@ def _estimated_work(module: DialogueData, schedule: Schedule) -> Work:
     return Work("published", rows, steps, total_slots, tokens, training, validation)
 
 
-def _assumed_shape(rows: int, slots: int) -> BatchShape:
+def assumed_shape(rows: int, slots: int) -> BatchShape:
+    """A batch of rows that were not counted.
+
+    Args:
+        rows: of the batch; 1 if packed.
+        slots: tokens of the longest row, or of the pack.
+    """
     trained = rows * ROW_TRAINED_TOKENS if rows > 1 else round(slots * PACK_TRAINED_SHARE)
     return BatchShape(rows=rows, slots=slots, trained_tokens=trained)
 

@@ -13,7 +13,9 @@ from kyon_pl.errors import CheckpointError
 from kyon_pl.hub.download import ADAPTER_FILES
 
 FINGERPRINT = "fingerprint"
+TOKENS_PER_BATCH = "data.tokens_per_batch"
 ACCUMULATE = "trainer.accumulate_grad_batches"
+DEVICE = "kind of device"
 MICRO_BATCHES = "micro-batches an optimizer step"
 SHOWN_KEYS = 5
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
@@ -41,7 +43,23 @@ def fingerprint_of_settings(settings: Mapping[str, Any]) -> dict[str, str]:
         flat.pop(f"{_WARMUP}_share", None)
     if flat.get("data.batching") != "shared":
         flat.pop("data.rows_per_cluster", None)
+    flat.pop("data.rows_per_step", None)  # accumulation and devices are compared
+    if plans_steps(settings):  # how a step is cut has no effect
+        for name in (TOKENS_PER_BATCH, ACCUMULATE):
+            flat.pop(name, None)
+    else:
+        flat.pop("data.tokens_per_step", None)
     return {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in flat.items()}
+
+
+def plans_steps(settings: Mapping[str, Any]) -> bool:
+    """Whether the rows of an optimizer step are independent of batch size, accumulation and devices.
+
+    Args:
+        settings: the resolved configuration, nested.
+    """
+    data = settings.get("data", {})
+    return data.get("batching") in ("packed", "shared") and data.get("tokens_per_step") is not None
 
 
 def fingerprint_of_base(folder: Path) -> dict[str, str]:

@@ -98,6 +98,24 @@ def runs_in(folder: Path) -> list[Run]:
     return [read_run(path) for _, path in sorted(_numbered(folder), reverse=True)]
 
 
+def find_similar_run(folder: Path, settings: Mapping[str, str], without: set[str]) -> Run | None:
+    """The newest run with the same settings, as far as they need no files and no trainer.
+
+    Args:
+        folder: of the runs.
+        settings: the part of the fingerprint to compare.
+        without: keys that may differ.
+
+    Raises:
+        CheckpointError: the record of a run cannot be read.
+    """
+    for run in runs_in(folder):
+        own = _settings_of(run, settings)
+        if own and not {key for key in own.keys() | settings.keys() if own.get(key) != settings.get(key)} - without:
+            return run
+    return None
+
+
 def next_version(folder: Path) -> Path:
     """The folder of the next new run in a folder of runs.
 
@@ -260,7 +278,7 @@ def find_resumable_run(trainer: Trainer, settings: dict[str, str], fingerprint: 
     return Start()
 
 
-def _settings_of(run: Run, settings: dict[str, str]) -> dict[str, str]:
+def _settings_of(run: Run, settings: Mapping[str, str]) -> dict[str, str]:
     """The part of a run's fingerprint that corresponds to the settings alone."""
     return {key: text for key, text in run.fingerprint.items() if ": " not in key or key in settings}
 

@@ -68,9 +68,7 @@ class FrozenBase:
             MissingFileError: there is no such base.
             SettingError: the configuration is not implemented.
         """
-        if self.name == "random":
-            return read_config(Path(self.random_config)) if self.random_config else ChatGLM2Config()
-        return read_config(fetch_base_config(self.name, self.revision))
+        return read_base_config(self.name, self.revision, self.random_config)
 
     @cached_property
     def folder(self) -> Path | None:
@@ -176,6 +174,23 @@ class FrozenBase:
             shape = self.config.to_dict() | {"transformers_version": None}  # does not change the weights
             return {f"base: {key}": json.dumps(value, default=str) for key, value in shape.items()}
         return fingerprint_of_base(self.folder)
+
+
+def read_base_config(name: str, revision: str | None, random_config: str | None) -> ChatGLM2Config:
+    """The configuration of a base. From the Hub, only `config.json` is downloaded.
+
+    Args:
+        name: `model.base`.
+        revision: `model.revision`.
+        random_config: `model.random_config`.
+
+    Raises:
+        MissingFileError: there is no such base.
+        SettingError: the configuration is not implemented.
+    """
+    if name == "random":
+        return read_config(Path(random_config)) if random_config else ChatGLM2Config()
+    return read_config(fetch_base_config(name, revision))
 
 
 def checkpoint_layers(base: ChatGLM2ForCausalLM, checkpointed: int) -> None:

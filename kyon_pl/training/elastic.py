@@ -48,6 +48,19 @@ def keep_optimizer_steps(trainer: Trainer, fingerprint: Mapping[str, str]) -> No
             devices,
             micro_batches,
         )
+    rescale_intervals(trainer, saved_accumulation)
+
+
+def rescale_intervals(trainer: Trainer, saved_accumulation: int) -> None:
+    """Convert the settings that are given in micro-batches per device to this run's accumulation.
+
+    Args:
+        trainer: the trainer of this run; changed in place.
+        saved_accumulation: accumulation of the run that is resumed.
+
+    Raises:
+        SettingError: one of them is no whole number of micro-batches.
+    """
     for name in _IN_MICRO_BATCHES:
         value = _rescale(name, getattr(trainer, name), saved_accumulation, trainer.accumulate_grad_batches)
         setattr(trainer, name, value)

@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 from typing_extensions import Self
 
 from kyon_pl.batch import Batch, BatchSource, IdSource, PlannedSource, PromptBatch, Workload
-from kyon_pl.chatglm2 import ChatGLMTokenizer
+from kyon_pl.chatglm2 import ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.demo import name_to_record
 from kyon_pl.errors import SettingError
 from kyon_pl.lora import Checkpointing, Quantization, frozen_dtype, reference_lora, write_adapter
@@ -65,8 +65,10 @@ class ChatGLM2LoRA(LightningModule):
         quantization: format of the decoder layers' frozen weights: `nf4`, 4 bits, for small GPUs, or `fp8`, 8 bits,
             for speed (see `lora.frozen`); unset, the compute precision.
         checkpointing: activation checkpointing: `full` for all layers, `none`, or a number of layers. It costs a third
-            more compute and reduces memory to a fraction.
-        compile: compile each decoder layer with torch.compile: a slower first step, faster steps afterwards.
+            more compute and reduces memory to a fraction. `auto`: `kyon-pl fit` checkpoints as few layers as fit this
+            machine; elsewhere all.
+        compile: compile each decoder layer with torch.compile: a slower first step, faster steps afterwards. `auto`:
+            `kyon-pl fit` compiles if that saves time in this run; elsewhere not.
         attention: attention implementation; `auto` chooses the fastest one for device, precision and batches, and logs
             the choice. `fa4`: flash-attn-4, which a first batch compares with torch's; `varlen`: torch's flash
             attention; `sdpa`; `eager`.
@@ -91,8 +93,8 @@ class ChatGLM2LoRA(LightningModule):
         adapter: str | None = None,
         shard_base: bool = False,
         quantization: Quantization | None = None,
-        checkpointing: Checkpointing = "full",
-        compile: bool = False,
+        checkpointing: Checkpointing | Literal["auto"] = "full",
+        compile: bool | Literal["auto"] = False,
         attention: AttentionChoice = "auto",
         loss_normalization: Literal["tokens", "batch"] = "tokens",
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0),
@@ -105,8 +107,16 @@ class ChatGLM2LoRA(LightningModule):
         self.precision_loaded: str | None = None  # of the Trainer that configure_model loaded the base for
         self.steps_planned: int | None = None
         self.frozen_base = FrozenBase(
-            base, revision, random_config, shard_base, quantization, checkpointing, compile, attention
+            base,
+            revision,
+            random_config,
+            shard_base,
+            quantization,
+            "full" if checkpointing == "auto" else checkpointing,
+            False if compile == "auto" else compile,
+            attention,
         )
+        self.checkpointing = self.frozen_base.checkpointing
         self.initial_adapter = InitialAdapter(lora or reference_lora(), adapter)
         self.loss_normalization = loss_normalization
         self.make_optimizer = optimizer
@@ -352,6 +362,14 @@ class ChatGLM2LoRA(LightningModule):
         with one small GPU may not have.
         """
         return self
+
+    def checkpoint_all_layers(self) -> None:
+        """Checkpoint all layers from now on, after `configure_model`; results stay the same."""
+        assert self.model is not None
+        base = self.model.get_base_model()
+        assert isinstance(base, ChatGLM2ForCausalLM)
+        checkpoint_layers(base, self.frozen_base.config.num_layers)
+        self.checkpointing = "full"
 
     @property
     def sharded(self) -> bool:

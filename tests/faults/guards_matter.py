@@ -405,9 +405,30 @@ RANKS = [
     Guard(
         "the largest batches are tried before the first step",
         "training/callbacks/memory_guard.py",
-        "try_batch(trainer, pl_module, batch)\n",
-        "pass\n",
+        "                try_batch(trainer, module, batch)\n",
+        "                pass\n",
         f"{GUARDS_TEST}test_out_of_memory_is_a_paragraph_before_the_first_step",
+    ),
+    Guard(
+        "all layers are checkpointed where the estimate was too low",
+        "training/callbacks/memory_guard.py",
+        "self.checkpoint_all is None or module",
+        "True or module",
+        f"{GUARDS_TEST}test_an_estimate_that_was_too_low_is_made_up_for_once",
+    ),
+    Guard(
+        "a resumed run keeps the numbers that were chosen for it",
+        "cli/auto.py",
+        "not recorded.finished and _can_keep(settings, recorded, target)",
+        "False",
+        "tests/cli/test_auto.py::test_a_resumed_run_keeps_its_numbers",
+    ),
+    Guard(
+        "the rows of a step do not depend on the size of a batch",
+        "data/batches/plan.py",
+        "self._plan_packs(epoch).joined(self.packs_per_batch)",
+        "replace(self, tokens_per_pack=None)._plan_packs(epoch)",
+        "tests/unit/data/test_batching.py::test_the_rows_of_a_step_do_not_depend_on_how_it_is_cut",
     ),
     Guard(
         "the trial of the largest batches has no side effects",

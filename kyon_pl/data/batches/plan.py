@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -82,6 +82,10 @@ class EpochPlan:
             bounds = np.sort(np.append(bounds, bounds[halved] + sizes[halved] // 2))
         return EpochPlan(self.rows, bounds)
 
+    def joined(self, count: int) -> EpochPlan:
+        """Join every `count` consecutive micro-batches into one; the last one can have fewer."""
+        return replace(self, bounds=np.append(self.bounds[:-1:count], self.bounds[-1]))
+
     def reordered(self, order: NDArray[np.int64]) -> EpochPlan:
         """Reorder the micro-batches; number `order[0]` becomes the first."""
         sizes = np.diff(self.bounds)
@@ -101,13 +105,16 @@ class BatchPlanner:
             length, padded; `padded`: `rows_per_batch` rows in shuffled order, padded.
         rows_per_batch: rows of a micro-batch, if not packed.
         tokens_per_batch: most tokens of a micro-batch, if packed.
+        tokens_per_pack: plan packs of this size and join consecutive ones into micro-batches, so that the rows of an
+            optimizer step do not depend on `tokens_per_batch`; None: a micro-batch is one pack.
         shuffle: False keeps the order of the rows in every epoch.
         seed: seed of the order, 0 or more.
         tree: what the rows have in common, if `batching` is `shared`.
         rows_per_cluster: most rows that share a beginning in a micro-batch; None: no limit.
 
     Raises:
-        SettingError: `batching` does not exist, a size is below 1, or a row is longer than `tokens_per_batch`.
+        SettingError: `batching` does not exist, a size is below 1, a row is longer than a pack, or a micro-batch is not
+            a whole number of packs.
     """
 
     row_tokens: NDArray[np.int64]
@@ -115,6 +122,7 @@ class BatchPlanner:
     batching: Batching = "packed"
     rows_per_batch: int = 32
     tokens_per_batch: int = 8192
+    tokens_per_pack: int | None = None
     shuffle: bool = True
     seed: int = 2023
     tree: SharedTree = _NO_TREE
@@ -125,13 +133,16 @@ class BatchPlanner:
             raise SettingError("batching", repr(self.batching), f"Use one of {', '.join(get_args(Batching))}.")
         if self.batch_size < 1:
             raise SettingError(self.size_name, str(self.batch_size), "Use 1 or more.")
+        if self.tokens_per_batch % self._pack_tokens:
+            found = f"{self.tokens_per_batch} is no multiple of the {self._pack_tokens} tokens of a pack"
+            raise SettingError("tokens_per_batch", found, f"Use a multiple of {self._pack_tokens}.")
         longest = int(self.row_tokens.max(initial=0))
         if (self.rows_per_cluster or 1) < 1:
             raise SettingError("rows_per_cluster", str(self.rows_per_cluster), "Use 1 or more.")
-        if self.packs and longest > self.tokens_per_batch:
+        if self.packs and longest > self._pack_tokens:
             raise SettingError(
                 "tokens_per_batch",
-                f"{self.tokens_per_batch}, but row {int(self.row_tokens.argmax())} has {longest} tokens",
+                f"{self._pack_tokens}, but row {int(self.row_tokens.argmax())} has {longest} tokens",
                 f"Raise tokens_per_batch to {longest} or more, or lower max_tokens.",
             )
 
@@ -139,6 +150,15 @@ class BatchPlanner:
     def packs(self) -> bool:
         """Whether rows are concatenated."""
         return self.batching in PACKED
+
+    @property
+    def _pack_tokens(self) -> int:
+        return self.tokens_per_pack or self.tokens_per_batch
+
+    @property
+    def packs_per_batch(self) -> int:
+        """Packs that are joined into one micro-batch; 1 if not packed."""
+        return self.tokens_per_batch // self._pack_tokens if self.packs else 1
 
     @property
     def size_name(self) -> str:
@@ -150,9 +170,14 @@ class BatchPlanner:
         """Value of the setting `size_name`."""
         return self.tokens_per_batch if self.packs else self.rows_per_batch
 
-    @cached_property
+    @property
     def batches_per_epoch(self) -> int:
-        """Micro-batches of every epoch, over all ranks and without dummies.
+        """Micro-batches of every epoch, over all ranks and without dummies."""
+        return math.ceil(self._packs_per_epoch / self.packs_per_batch)
+
+    @cached_property
+    def _packs_per_epoch(self) -> int:
+        """Packs, or padded micro-batches, of every epoch.
 
         Packed: the number that best-fit decreasing needs over all rows, plus 0.1 % so that windows also suffice. It
         depends on the lengths only. The last attempt of an epoch always reaches it; an epoch with fewer splits packs.
@@ -160,39 +185,42 @@ class BatchPlanner:
         """
         if self.batching == "shared":
             clusters = self._first_clusters
-            packs = _packs_needed(clusters.tokens(self.row_tokens), self.tokens_per_batch)
+            packs = _packs_needed(clusters.tokens(self.row_tokens), self._pack_tokens)
             return min(len(clusters), packs + packs // 200)
         rows = len(self.row_tokens)
         if self.batching != "packed":
             return math.ceil(rows / self.rows_per_batch)
-        packs = _packs_needed(self.row_tokens, self.tokens_per_batch)
+        packs = _packs_needed(self.row_tokens, self._pack_tokens)
         return min(rows, packs + packs // 1000)
 
     def plan_epoch(self, epoch: int) -> EpochPlan:
         """Plan the micro-batches of an epoch, over all ranks."""
+        return self._plan_packs(epoch).joined(self.packs_per_batch)
+
+    def _plan_packs(self, epoch: int) -> EpochPlan:
         rng = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
         rows = np.arange(len(self.row_tokens))
         if self.batching == "shared":
             return self._shared(rng)
         rows = rng.permutation(rows) if self.shuffle else rows
         plan = self._packed(rows, self.row_tokens, rng) if self.packs else self._padded(rows, rng)
-        plan = plan.split_to(self.batches_per_epoch, rng)
+        plan = plan.split_to(self._packs_per_epoch, rng)
         return plan.reordered(rng.permutation(len(plan)) if self.shuffle else _by_lowest(plan, np.arange(len(rows))))
 
     def _shared(self, rng: np.random.Generator) -> EpochPlan:
-        """Draw clusters until their packs are few enough; at last take the clusters of `batches_per_epoch`."""
+        """Draw clusters until their packs are few enough; at last take the clusters of the packs of every epoch."""
         clusters, plan = self._first_clusters, None
         for _ in range(_DRAWS if self.shuffle else 0):
             cut = self._cut(self.tree.shuffled(rng))
             drawn = self._halved(cut, self._halved_share, int(rng.integers(1 << 32)))
             packed = self._packed(rng.permutation(len(drawn)), drawn.tokens(self.row_tokens), rng)
-            if len(packed) <= self.batches_per_epoch <= len(drawn):
+            if len(packed) <= self._packs_per_epoch <= len(drawn):
                 clusters, plan = drawn, packed
                 break
         if plan is None:
             longest_first = np.argsort(-clusters.tokens(self.row_tokens), kind="stable")
-            plan = _pack(longest_first, clusters.tokens(self.row_tokens), self.tokens_per_batch)
-        plan = plan.split_to(self.batches_per_epoch, rng)
+            plan = _pack(longest_first, clusters.tokens(self.row_tokens), self._pack_tokens)
+        plan = plan.split_to(self._packs_per_epoch, rng)
         lowest = np.minimum.reduceat(clusters.rows, clusters.bounds[:-1]) if len(clusters) else np.zeros(0, np.int64)
         return plan.reordered(rng.permutation(len(plan)) if self.shuffle else _by_lowest(plan, lowest)).rows_of(
             clusters
@@ -204,7 +232,7 @@ class BatchPlanner:
 
         def packs(share: float) -> int:
             halved = self._halved(self._first_cut, share, 0)
-            return _packs_needed(halved.tokens(self.row_tokens), self.tokens_per_batch)
+            return _packs_needed(halved.tokens(self.row_tokens), self._pack_tokens)
 
         return min(_HALVED_SHARES, key=packs)
 
@@ -217,11 +245,11 @@ class BatchPlanner:
         return self._cut(self.tree)
 
     def _cut(self, tree: SharedTree) -> Clusters:
-        return cut_clusters(tree, self.row_tokens, self.rows_per_cluster, self.tokens_per_batch)
+        return cut_clusters(tree, self.row_tokens, self.rows_per_cluster, self._pack_tokens)
 
     def _halved(self, clusters: Clusters, share: float, seed: int) -> Clusters:
         rng = np.random.default_rng([self.seed, seed])
-        return clusters.halved(share, self.row_tokens, self.tokens_per_batch // 2, rng)
+        return clusters.halved(share, self.row_tokens, self._pack_tokens // 2, rng)
 
     def _padded(self, rows: NDArray[np.int64], rng: np.random.Generator) -> EpochPlan:
         bounds = np.append(np.arange(0, len(rows), self.rows_per_batch), len(rows))
@@ -235,7 +263,7 @@ class BatchPlanner:
 
     def _packed(self, items: NDArray[np.int64], item_tokens: NDArray[np.int64], rng: np.random.Generator) -> EpochPlan:
         """Pack rows or clusters, within windows of their order."""
-        budget, tokens = self.tokens_per_batch, int(item_tokens.sum())
+        budget, tokens = self._pack_tokens, int(item_tokens.sum())
         for window_packs, blur in _WINDOW_PACKS_AND_BLUR:
             windows = max(1, tokens // (window_packs * budget)) if window_packs else 1
             parts = [self._longest_first(part, item_tokens, blur, rng) for part in np.array_split(items, windows)]
@@ -244,7 +272,7 @@ class BatchPlanner:
                 np.concatenate([part.rows for part in plans]),
                 _bounds(np.concatenate([np.diff(part.bounds) for part in plans])),
             )
-            if len(plan) <= self.batches_per_epoch:
+            if len(plan) <= self._packs_per_epoch:
                 break
         return plan
 
@@ -253,6 +281,23 @@ class BatchPlanner:
     ) -> NDArray[np.int64]:
         blurred = item_tokens[items] * (1 - blur * rng.random(len(items)) if self.shuffle else 1.0)
         return items[np.argsort(-blurred, kind="stable")]
+
+
+def pack_of_step(tokens_per_step: int, longest_row: int) -> int:
+    """The smallest equal part of an optimizer step that has room for the longest row, in tokens.
+
+    Args:
+        tokens_per_step: `data.tokens_per_step`.
+        longest_row: `data.max_tokens`.
+
+    Raises:
+        SettingError: a row can be longer than a step.
+    """
+    for parts in range(tokens_per_step // max(1, longest_row), 0, -1):
+        if tokens_per_step % parts == 0:
+            return tokens_per_step // parts
+    found = f"{longest_row:,}, but an optimizer step has {tokens_per_step:,} tokens (data.tokens_per_step)"
+    raise SettingError("data.max_tokens", found, "Lower it to data.tokens_per_step or less, or raise that.")
 
 
 def _best_fit(lengths: list[int], capacity: int) -> list[int]:

@@ -141,15 +141,19 @@ class PlannedBatchSampler(Sampler[MicroBatch]):
 
     def _plan_state(self) -> dict[str, Any]:
         planner = self.planner
+        micro_batches = self.world_size * self.accumulate_grad_batches
+        size = {planner.size_name: planner.batch_size, "micro_batches_per_step": micro_batches}
+        if planner.tokens_per_pack:  # the step does not depend on how it is cut into micro-batches
+            packs = micro_batches * planner.packs_per_batch
+            size = {"tokens_per_pack": planner.tokens_per_pack, "packs_per_step": packs}
         sharing = {"rows_per_cluster": planner.rows_per_cluster, "tree_crc32": planner.tree.crc32}
         return {
             "rows": len(planner.row_tokens),
             "row_tokens_crc32": zlib.crc32(planner.row_tokens.astype("<i8").tobytes()),
             "batching": planner.batching,
-            planner.size_name: planner.batch_size,
+            **size,
             "shuffle": planner.shuffle,
             "seed": planner.seed,
-            "micro_batches_per_step": self.world_size * self.accumulate_grad_batches,
             "steps_per_epoch": self.steps_per_epoch,
             **(sharing if planner.batching == "shared" else {}),
         }

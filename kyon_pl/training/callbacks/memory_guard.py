@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
+from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,10 +28,16 @@ class MemoryGuard(Callback):
     """Tries the batches that need the most memory before the first step, and explains out-of-memory errors.
 
     The trial is a forward and a backward pass without side effects: it keeps no gradients, changes no weights and
-    leaves the random state as it was.
+    leaves the random state as it was. Where the estimate that chose the checkpointed layers was too low, all layers
+    are checkpointed, with a warning, and the trial is repeated once; this changes no result.
+
+    Args:
+        checkpoint_all: called when all layers have been checkpointed, to record it; None: the number of checkpointed
+            layers was not chosen by an estimate, and stays as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint_all: Callable[[], None] | None = None) -> None:
+        self.checkpoint_all = checkpoint_all
         self.moment = "the base is loaded"
         self.weights_bytes = 0
 
@@ -42,13 +49,34 @@ class MemoryGuard(Callback):
         self.weights_bytes = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         epochs = math.ceil(total_steps(trainer) / source.steps_per_epoch) if source.steps_per_epoch else 0
         batches = source.largest_batches(epochs) if epochs else []
-        for batch in batches:
-            self.moment = f"trying the largest batches, {describe_size(batch)}"
-            try_batch(trainer, pl_module, batch)
+        self._try_batches(trainer, pl_module, batches)
         if batches and device.type == "cuda":
             peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
             size = describe_size(batches[0])
             log.info("largest batch: %s; peak memory %.1f of %.1f GiB", size, peak / GIB, total / GIB)
+
+    def _try_batches(self, trainer: Trainer, module: ChatGLM2LoRA, batches: list[Batch]) -> None:
+        try:
+            for batch in batches:
+                self.moment = f"trying the largest batches, {describe_size(batch)}"
+                try_batch(trainer, module, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or self.checkpoint_all is None or module.checkpointing == "full":
+                raise
+            traceback.clear_frames(error.__traceback__)
+        else:
+            return
+        self._step_down(trainer, module, batches)
+
+    def _step_down(self, trainer: Trainer, module: ChatGLM2LoRA, batches: list[Batch]) -> None:
+        assert self.checkpoint_all is not None
+        log.warning("%s: the memory is not enough, so that all layers are checkpointed now", self.moment)
+        module.checkpoint_all_layers()
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
+        self.checkpoint_all()
+        self._try_batches(trainer, module, batches)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Store the size of the batch; storing the batch would keep its memory."""
@@ -79,7 +107,7 @@ def settings_to_lower(trainer: Trainer, module: LightningModule) -> str:
     source = trainer.datamodule  # type: ignore[attr-defined]
     if not trainer.training:
         return "Halve data.validation_rows_per_batch"
-    if isinstance(module, ChatGLM2LoRA) and module.frozen_base.checkpointing != "full":
+    if isinstance(module, ChatGLM2LoRA) and module.checkpointing != "full":
         return "Set model.checkpointing to full: a third more compute, a fraction of the memory"
     if isinstance(source, BatchSource):
         return f"Lower {source.smaller_batch_settings(trainer.accumulate_grad_batches)}"

@@ -331,3 +331,44 @@ def test_a_million_rows_take_the_time_of_plain_loops_and_a_gibibyte(batching: st
     loops, peak_gib = map(float, run.stdout.split())
     assert loops < MOST_LOOPS
     assert peak_gib < 1
+
+
+@pytest.mark.parametrize("batching", ["packed", "shared"])
+def test_the_rows_of_a_step_do_not_depend_on_how_it_is_cut(batching: Batching) -> None:
+    """Steps of eight packs, over batch sizes, accumulation and ranks: the same rows and the same number of labels."""
+    tokens = np.random.default_rng(5).integers(20, 101, 300)
+
+    def steps(packs: int, world_size: int) -> list[tuple[list[int], int]]:
+        accumulate = 8 // packs // world_size
+        planner = planner_of(tokens, batching=batching, tokens_per_batch=100 * packs, tokens_per_pack=100)
+        ranks = samplers(planner, world_size, accumulate_grad_batches=accumulate)
+        found: dict[int, list[MicroBatch]] = {}
+        for sampler in ranks:
+            for index, batch in enumerate(epochs(sampler, 2)):
+                epoch, index = divmod(index, len(sampler))
+                found.setdefault(epoch * sampler.steps_per_epoch + index // accumulate, []).append(batch)
+                if batching == "packed":
+                    assert tokens[[*batch.row_numbers]].sum() <= planner.tokens_per_batch
+        assert len(found) == 2 * ranks[0].steps_per_epoch
+        counted = [sorted(row for batch in step for row in batch.row_numbers) for step in found.values()]
+        return [(rows, step[0].step_trained_tokens) for rows, step in zip(counted, found.values(), strict=True)]
+
+    expected = steps(1, 1)
+    for packs, world_size in ((8, 1), (2, 1), (2, 4), (1, 2), (4, 2)):
+        assert steps(packs, world_size) == expected
+    with pytest.raises(SettingError, match="150 is no multiple of the 100 tokens of a pack"):
+        planner_of(tokens, tokens_per_batch=150, tokens_per_pack=100)
+
+
+def test_a_position_in_steps_that_are_cut_differently() -> None:
+    def sampler(packs: int, step_packs: int) -> PlannedBatchSampler:
+        planner = planner_of(np.arange(10, 90), tokens_per_batch=100 * packs, tokens_per_pack=100)
+        return PlannedBatchSampler(planner, accumulate_grad_batches=step_packs // packs)
+
+    saved = sampler(1, 4)
+    saved.step = 3
+    resumed = sampler(4, 4)
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed.step == 3
+    with pytest.raises(CheckpointError, match="packs_per_step: 4 in the checkpoint, 8 now"):
+        sampler(4, 8).load_state_dict(saved.state_dict())

@@ -201,11 +201,14 @@ def test_findings_on_a_gpu() -> None:
     assert "bf16-mixed" in found["device"].fix
     assert "1 × NVIDIA L4" in found["device"].found
     assert "1 of them here" in on_l4(trainer__devices=2)["device"].found
-    no_checkpointing = on_l4(model__checkpointing="none", data__tokens_per_batch=4096)["GPU memory"]
+    no_checkpointing = on_l4(model__checkpointing="none", model__compile=False, data__tokens_per_batch=4096)[
+        "GPU memory"
+    ]
     assert no_checkpointing.state == "missing"
     assert "model.checkpointing to 1" in no_checkpointing.fix
     assert "validation_rows_per_batch from 64 to 16" in on_l4(data__validation_rows_per_batch=64)["GPU memory"].fix
-    assert "data.tokens_per_batch" in on_l4(data__tokens_per_batch=65536)["GPU memory"].fix
+    large = {"data__tokens_per_step": None, "trainer__accumulate_grad_batches": 1, "data__tokens_per_batch": 65536}
+    assert "data.tokens_per_batch" in on_l4(**large)["GPU memory"].fix
     assert on_l4(data__workers=10_000)["shared memory"].state == "missing"
 
 

@@ -27,6 +27,8 @@ WITHOUT_EFFECT = {
     "tokenizer_revision",
     "form",  # the encoded rows are compared
     "rows_per_cluster",  # where no rows share
+    "tokens_per_step",  # where it is null: batch size, accumulation and devices are compared
+    "rows_per_step",  # these are compared
 }
 CHANGES = {
     "drop": ["leak"],
@@ -47,6 +49,19 @@ def fingerprint(**changes: object) -> dict[str, str]:
 def test_all_settings_but_those_without_effect_are_compared() -> None:
     names = {*inspect.signature(DialogueDataModule).parameters} - WITHOUT_EFFECT
     assert set(fingerprint()) == {f"data.{name}" for name in names}
+
+
+def test_how_the_tokens_of_a_step_are_cut_is_not_compared() -> None:
+    """Only where `tokens_per_step` holds: packed."""
+
+    def compared(batching: str, **numbers: int) -> dict[str, str]:
+        trainer = {"accumulate_grad_batches": numbers.pop("accumulate")}
+        return fingerprint_of_settings({"data": {"batching": batching, **numbers}, "trainer": trainer})
+
+    cuts = [{"tokens_per_batch": size, "accumulate": 32 // size, "tokens_per_step": 32} for size in (2, 8)]
+    assert differences(*(compared("shared", **cut) for cut in cuts)) == []
+    assert len(differences(*(compared("grouped", **cut) for cut in cuts))) == 2
+    assert len(differences(compared("packed", **cuts[0]), compared("packed", **cuts[0] | {"tokens_per_step": 64}))) == 1
 
 
 @pytest.mark.parametrize("name", CHANGES)

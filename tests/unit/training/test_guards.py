@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import rigged
 import torch
+import yaml
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback, Trainer
 from limits import HANG_S
@@ -286,6 +287,37 @@ def test_out_of_memory_is_a_paragraph_before_the_first_step(
     assert said.startswith("kyon-pl fit: trying the largest batches, a batch of "), said
     assert fix in said
     assert "tokens" in said
+
+
+def test_an_estimate_that_was_too_low_is_made_up_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All layers are checkpointed, which is said, recorded and changes no weight; if that fails too, the run ends."""
+    monkeypatch.chdir(tmp_path)
+    loss = ChatGLM2LoRA.loss
+
+    def limited(self: ChatGLM2LoRA, batch: Batch, num_items_in_batch: float | None) -> torch.Tensor:
+        if self.checkpointing != "full" and self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss(self, batch, num_items_in_batch)
+
+    short = [*DEMO, "--trainer.max_steps", "2", "--trainer.num_sanity_val_steps", "0", "--held_out", "null"]
+    main([*short, "--model.checkpointing", "full", "--trainer.default_root_dir", "by_hand"])
+    monkeypatch.setattr(ChatGLM2LoRA, "loss", limited)
+    capsys.readouterr()
+    main([*short, "--model.checkpointing", "auto", "--trainer.default_root_dir", "auto"])
+    assert capsys.readouterr().err.count("all layers are checkpointed now") == 1
+    by_hand, auto = (Path(name) / "lightning_logs/version_0" for name in ("by_hand", "auto"))
+    assert yaml.safe_load((auto / "config.yaml").read_text())["model"]["checkpointing"] == "full"
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (auto / "checkpoints/step=2" / file).read_bytes() == (by_hand / "checkpoints/step=2" / file).read_bytes()
+    assert "checkpointing: full" in (auto / "checkpoints/step=2/config.yaml").read_text()
+    monkeypatch.setattr(ChatGLM2LoRA, "loss", out_of_memory_above(256))
+    with pytest.raises(SystemExit):
+        main([*short, "--model.checkpointing", "auto", "--trainer.default_root_dir", "short"])
+    said = capsys.readouterr().err
+    assert said.count("all layers are checkpointed now") == 1
+    assert "Lower data.tokens_per_batch" in said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
