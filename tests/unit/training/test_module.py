@@ -89,7 +89,9 @@ def test_checkpointing_keeps_a_fraction_of_the_activations(folder: Path) -> None
 def test_each_rank_loads_the_base_onto_its_own_device(folder: Path) -> None:
     module = ChatGLM2LoRA(base="random", random_config=str(folder / "config.json"))
     strategy = SimpleNamespace(root_device=torch.device("meta"))
-    module._trainer = SimpleNamespace(strategy=strategy, precision="bf16-mixed", datamodule=None)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        strategy=strategy, precision="bf16-mixed", datamodule=None, state=SimpleNamespace(fn=None)
+    )
     module.configure_model()
     assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
     # what Lightning calls at the end of a run would bring all weights into host memory; from here it would fail
