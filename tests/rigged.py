@@ -116,15 +116,15 @@ def fit(
         "num_sanity_val_steps": 0,
         "logger": False,
         "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
     }
     trainer = Trainer(
         max_epochs=epochs,
         accumulate_grad_batches=2,
         callbacks=callbacks,
         default_root_dir=folder / "run",
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         **settings | more,
     )
     trainer.fit(module, datamodule=rows, ckpt_path=ckpt_path)

@@ -23,6 +23,7 @@ from kyon_pl.chatglm2.attention import FLASH, can_run_varlen, rotary_angles, row
 from kyon_pl.chatglm2.configuration import ChatGLM2Config
 from kyon_pl.chatglm2.layers import ChatGLM2Attention, ChatGLM2Layer
 from kyon_pl.chatglm2.published_chat import PublishedChat
+from kyon_pl.errors import SettingError
 
 NOT_TRAINED = -100
 
@@ -178,6 +179,15 @@ class ChatGLM2ForCausalLM(PublishedChat, ChatGLM2PreTrainedModel, GenerationMixi
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head."""
         self.transformer.output_layer = new_embeddings
+
+    def heal_tokens(self, input_ids: Tensor, tokenizer: Any = None) -> Tensor:  # type: ignore[override]
+        """Refuse `generate(token_healing=True)`.
+
+        Raises:
+            SettingError: always: transformers heals with a beginning-of-sequence token, which ChatGLM2 does not use.
+        """
+        found = "it needs a beginning-of-sequence token, which ChatGLM2 does not use"
+        raise SettingError("token_healing", found, "Leave it out")
 
     def prepare_inputs_for_generation(
         self, *args: Any, tokenizer: Any = None, assistant_tokenizer: Any = None, **kwargs: Any

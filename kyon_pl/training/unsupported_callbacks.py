@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -33,6 +34,10 @@ UNSUPPORTED: dict[type[Callback], tuple[str, str]] = {
     LearningRateFinder: (
         "it trains on batches and a schedule that were planned for the run itself",
         "Set the rate in the optimizer; for LoRA, 1e-4 is usual",
+    ),
+    SpikeDetection: (
+        "its state holds objects, and pickled objects in checkpoints are never read",
+        "Use kyon_pl.training.callbacks.FiniteGuard, which warns of spikes; `kyon-pl fit` always has it",
     ),
     StochasticWeightAveraging: (_COPIES, _AVERAGE),
     WeightAveraging: (_COPIES, _AVERAGE),

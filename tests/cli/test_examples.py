@@ -32,3 +32,13 @@ def test_train_learns_and_writes_an_adapter_that_peft_loads(tmp_path: Path) -> N
         before = base(ids).logits
         after = PeftModel.from_pretrained(base, tmp_path / folder).eval()(ids).logits
     assert not torch.equal(before, after)
+
+
+def test_the_code_of_the_library_page_runs_as_it_is_written(tmp_path: Path) -> None:
+    page = (EXAMPLES.parent / "docs/library.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    base = ChatGLM2ForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    weights = PeftModel.from_pretrained(base, tmp_path / "adapter").named_parameters()
+    assert all(weight.count_nonzero() for name, weight in weights if "lora_B" in name)

@@ -153,6 +153,7 @@ MADE: dict[type[Callback], Any] = {
     of_lightning.WeightAveraging: of_lightning.EMAWeightAveraging,
     of_lightning.ModelPruning: lambda: of_lightning.ModelPruning("l1_unstructured"),
     of_lightning.BaseFinetuning: Finetuning,
+    of_lightning.SpikeDetection: of_lightning.SpikeDetection,
 }
 
 
