@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from kyon_pl.batch import BatchSource
+from kyon_pl.batch import Batch
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.chatglm2.attention import FA4, VARLEN, choose_attention
 from kyon_pl.chatglm2.checkpoint import load_base, random_base
@@ -127,7 +128,12 @@ class FrozenBase:
         return tokenizer
 
     def load(
-        self, dtype: torch.dtype, device: torch.device, *, ranks: int, source: BatchSource | None = None
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        ranks: int,
+        batches: Callable[[], list[Batch]] = list,
     ) -> ChatGLM2ForCausalLM:
         """Load the model, frozen and without an adapter, in evaluation mode.
 
@@ -136,14 +142,14 @@ class FrozenBase:
             device: device of this rank.
             ranks: number of ranks that share the weights. With more than one, the model is loaded on the CPU, and
                 `shard_base` moves it to the device.
-            source: the training data, on which flash-attn-4 is compared with torch's flash attention.
+            batches: returns batches of the run; flash-attn-4 is compared with torch's flash attention on the first one.
 
         Raises:
             MissingFileError: there is no such base, or files of it are missing.
             CheckpointError: the weights cannot be read, or do not fit the model.
             SettingError: an attention implementation that does not work here.
         """
-        attention = self._choose_attention(dtype, device, source)
+        attention = self._choose_attention(dtype, device, batches)
         where = f"{device}, sharded over {ranks} ranks" if ranks > 1 else str(device)
         log.info("base: %s in %s on %s", self.name, self.quantization or str(dtype).removeprefix("torch."), where)
         make = partial(random_base, self.config) if self.folder is None else partial(load_base, self.folder)
@@ -156,10 +162,10 @@ class FrozenBase:
         base.is_loaded_in_4bit = self.quantization == "nf4"  # type: ignore[assignment]  # PEFT reads this flag
         return base
 
-    def _choose_attention(self, dtype: torch.dtype, device: torch.device, source: BatchSource | None) -> str:
+    def _choose_attention(self, dtype: torch.dtype, device: torch.device, batches: Callable[[], list[Batch]]) -> str:
         attention, reason = choose_attention(self.attention, device, dtype)
-        batches = source.largest_batches(1) if attention == FA4 and source is not None else []
-        problem = find_difference(self.config, batches[0], dtype, device) if batches else None
+        tried = batches()[:1] if attention == FA4 else []
+        problem = next((find_difference(self.config, batch, dtype, device) for batch in tried), None)
         if problem and self.attention == FA4:
             raise SettingError("attention: fa4", problem, "Set it to auto: torch's flash attention is then used.")
         if problem:

@@ -209,7 +209,7 @@ class ChatGLM2LoRA(LightningModule):
         self.tokenizer = self.frozen_base.tokenizer()
         started_s = time.monotonic()
         ranks = self.trainer.world_size if self.sharded else 1
-        base = self.frozen_base.load(dtype, device, ranks=ranks, source=self._batch_source())
+        base = self.frozen_base.load(dtype, device, ranks=ranks, batches=self._largest_batches)
         self.precision_loaded = precision
         loading_s = time.monotonic() - started_s
         self.model = self.initial_adapter.attach(base, name_to_record(self.frozen_base.name))
@@ -398,12 +398,12 @@ class ChatGLM2LoRA(LightningModule):
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
-    def _batch_source(self) -> BatchSource | None:
-        """The training data of `fit`; None in other commands, and without a trainer."""
+    def _largest_batches(self) -> list[Batch]:
+        """The largest batches of the first epoch of `fit`; none in other commands, and without a trainer."""
         if self._trainer is None or self._trainer.state.fn != "fit":
-            return None
+            return []
         data = self._trainer.datamodule  # type: ignore[attr-defined]
-        return data if isinstance(data, BatchSource) else None
+        return data.largest_batches(1) if isinstance(data, BatchSource) else []
 
     def _trained_parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -36,13 +36,6 @@ def batch(tokens: int | None = 32, shared: tuple[int, ...] = (0, 3, 2)) -> Batch
     return collate((MicroBatch((0, 1, 2), 0, shared), ROWS))
 
 
-class Source:
-    """Stands for training data."""
-
-    def largest_batches(self, epochs: int) -> list[Batch]:
-        return [batch()]
-
-
 def difference(found: Batch) -> str | None:
     return find_difference(ChatGLM2Config(**SHAPE), found, torch.float32, CPU)
 
@@ -81,10 +74,10 @@ def test_the_run_falls_back_aloud(
     module.error = error
     settings = "random", None, str(tmp_path), False, None, "none", False
     with caplog.at_level(logging.INFO):
-        model = base.FrozenBase(*settings, "auto").load(torch.float32, CPU, ranks=1, source=Source())
+        model = base.FrozenBase(*settings, "auto").load(torch.float32, CPU, ranks=1, batches=lambda: [batch()])
     assert model.config._attn_implementation == used
     assert f"attention: {used} (as this test says)" in caplog.text
     assert ("flash-attn-4 is not used" in caplog.text) == (used == "varlen")
     if used == "varlen":
         with pytest.raises(SettingError, match="attention: fa4: outputs or gradients differ by"):
-            base.FrozenBase(*settings, "fa4").load(torch.float32, CPU, ranks=1, source=Source())
+            base.FrozenBase(*settings, "fa4").load(torch.float32, CPU, ranks=1, batches=lambda: [batch()])
