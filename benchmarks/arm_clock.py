@@ -114,10 +114,12 @@ class StepClock(Callback):
 
     Attributes:
         clock: which one; set before fit, because a configuration can only name the class.
+        last_step: training ends after it. `auto` chooses for a whole run, which a limit in its settings would shorten.
         found: its result.
     """
 
     clock: Clock
+    last_step: int
     found: dict[str, Any]
 
     def __init__(self) -> None:
@@ -141,6 +143,7 @@ class StepClock(Callback):
             self.waits = len(waits_s(trainer))
         self.tokens = self.rows = 0
         self.loss = 0.0
+        trainer.should_stop = self.steps >= self.last_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the clock, before what comes after training."""

@@ -27,7 +27,7 @@ def fit(arm: Arm, rows_file: Path, folder: Path, steps: int, clock: Clock, tiny:
         clock: takes the times.
         tiny: `config.json` of a tiny shape, for a CPU.
     """
-    StepClock.clock = clock
+    StepClock.clock, StepClock.last_step = clock, steps
     main(["fit", *fit_options(arm, rows_file, folder, steps, clock.device.type, tiny)])
     return StepClock.found
 
@@ -39,7 +39,6 @@ def fit_options(arm: Arm, rows_file: Path, folder: Path, steps: int, device: str
         "model.base": "random",
         "data.source": rows_file,
         "data.cache_dir": folder / "encoded",
-        "trainer.max_steps": steps,
         "trainer.default_root_dir": folder,
         "trainer.profiler": "simple",
         "held_out": "null",
@@ -47,6 +46,7 @@ def fit_options(arm: Arm, rows_file: Path, folder: Path, steps: int, device: str
     }
     if not arm.shipped:
         settings |= {
+            "trainer.max_steps": steps,
             "trainer.precision": arm.precision if device == "cuda" else "32-true",
             "trainer.accumulate_grad_batches": 1,
             "trainer.num_sanity_val_steps": 0,
