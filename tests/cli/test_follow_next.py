@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_each_command_leads_to_the_next(clone: Path, name: str, content: bytes, 
     environment = os.environ | {"PYTHONPATH": str(clone)}
     road = subprocess.run(script, cwd=clone, env=environment, capture_output=True, text=True, timeout=HANG_S)
     assert road.returncode == 0, road.stdout + road.stderr
-    *commands, reply = road.stdout.splitlines()
     print(road.stdout)
+    *commands, reply = road.stdout.splitlines()
     assert len(commands) == 5
+    assert f"--character {shlex.quote(role)}" in commands[-1]
     assert reply
