@@ -36,7 +36,7 @@ UNSUPPORTED: dict[type[Callback], tuple[str, str]] = {
         "Set the rate in the optimizer; for LoRA, 1e-4 is usual",
     ),
     SpikeDetection: (
-        "its state holds objects, and pickled objects in checkpoints are never read",
+        "it keeps objects in its state, and pickled objects in checkpoints are never read",
         "Use kyon_pl.training.callbacks.FiniteGuard, which warns of spikes; `kyon-pl fit` always has it",
     ),
     StochasticWeightAveraging: (_COPIES, _AVERAGE),
