@@ -34,7 +34,8 @@ from rows import LAST_TEXT_ID, RowShape, write_rows
 from transformers import AutoModelForCausalLM, GenerationConfig
 from watch import watch
 
-from kyon_pl.chat.model import ChatModel, Sampling
+from kyon_pl.chat.loading import LocalModel
+from kyon_pl.chat.model import Sampling
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.checkpoint import random_base
 from kyon_pl.chatglm2.generation import generate_replies
@@ -207,7 +208,7 @@ def chat(
 ) -> tuple[float, float]:
     """Seconds to the first token that is told, and to the end."""
     decoder = Decoder()
-    speaker = ChatModel(model, decoder, "random", "raw", "last", {"random": "default"})
+    speaker = LocalModel(decoder, "random", "raw", "last", ("random",), model=model, peft_names={"random": "default"})
     synchronize(options)
     started_s = time.perf_counter()
     speaker.reply(prompt, Sampling(max_new_tokens=new_tokens), adapter="random" if adapter else None)

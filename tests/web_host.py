@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from kyon_pl.chat.loading import load_chat_model
-from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, StopReply
+from kyon_pl.chat.loading import LocalModel, load_chat_model
+from kyon_pl.chat.model import ChatReply, Sampling, StopReply
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.sessions import SessionLimits, Sessions
 from kyon_pl.chatglm2.checkpoint import load_base
@@ -52,7 +52,7 @@ def make_sessions(adapters: list[Path], roles: list[Path], limits: SessionLimits
     return Sessions(model, {role.role.name: role for role in played}, max_tokens, limits)
 
 
-class ScriptedModel(ChatModel):
+class ScriptedModel(LocalModel):
     """A model whose replies do not depend on the prompt."""
 
     def reply(

@@ -7,8 +7,7 @@ import sys
 from typing import Literal
 
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, check_question
-from kyon_pl.chat.loading import load_chat_model, roles_of_run
-from kyon_pl.chat.model import Sampling, check_max_tokens, sampling_for
+from kyon_pl.chat.model import Sampling, check_max_tokens, load_model, roles_of_run, sampling_for
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.terminal import Terminal, json_line, print_piece
 from kyon_pl.errors import SettingError
@@ -24,6 +23,7 @@ def chat(
     which: Literal["best", "last"] | None = None,
     base: str | None = None,
     revision: str | None = None,
+    server: str | None = None,
     character: str | None = None,
     asker: str = "",
     retrieval: str | None = None,
@@ -54,6 +54,9 @@ def chat(
             nothing was validated.
         base: folder or Hub id of the base model; by default, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
+        server: address of a running llama-server, or of another server of OpenAI's completions, that computes the
+            replies, such as http://127.0.0.1:8080. Name the folder of its model with --adapter. A key is read from the
+            environment variable KYON_PL_SERVER_KEY.
         character: role folder or role file to play; demo or demo/NAME for a role of the demo. By default, and without
             --adapter, the first role of the newest run's rows, if they are from build-data or the demo's; '' for no
             role.
@@ -86,6 +89,7 @@ def chat(
         MissingFileError: no such adapter, base or role.
         CheckpointError: files that cannot be read, or do not match.
         DataError: a role's file cannot be used, or a question is too long.
+        MachineError: the server does not answer, or memory is not enough.
     """
     plain = Sampling(max_new_tokens, repetition_penalty=repetition_penalty, seed=seed)
     sampling = sampling_for(plain, temperature, top_p, plays_role=bool(character))
@@ -95,7 +99,7 @@ def chat(
     limits = ContextLimits(memory_number, memory_length, history_length)
     role = role_to_play(character) if character else None
     question = read_question(prompt)
-    model = load_chat_model(adapter, which, base, revision, template)
+    model = load_model(adapter, which, base, revision, template, server, max_tokens)
     if character is None and adapter is None and not system and (names := roles_of_run(model)):
         role = role_to_play(names[0])
         sampling = sampling_for(plain, temperature, top_p, plays_role=True)

@@ -1,10 +1,12 @@
 # mypy: allow-untyped-calls
-"""Loads the model of a chat from the command-line options: a base with adapters, or a merged model."""
+"""The model of a chat on this machine, and how it is loaded: a base with adapters, or a merged model."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +16,16 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoTokenizer, GlmConfig, GlmForCausalLM
 
-from kyon_pl.chat.model import ChatModel
+from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, StopReply, TextStreamer, choose_format
 from kyon_pl.chatglm2.checkpoint import check_weights, load_base, read_generation_config
 from kyon_pl.chatglm2.configuration import read_config
+from kyon_pl.chatglm2.generation import stream_reply
 from kyon_pl.chatglm2.glm import read_glm_config
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.chatglm2.tokenization import check_tokenizer_files, read_tokenizer
-from kyon_pl.data.prompt import TEMPLATES
 from kyon_pl.demo import fetch_base
 from kyon_pl.disk import expand_home
-from kyon_pl.errors import CheckpointError, MissingFileError, SettingError, no_such_choice
+from kyon_pl.errors import CheckpointError, MachineError, MissingFileError, SettingError
 from kyon_pl.files import COPY_AGAIN, explained, read_json_object
 from kyon_pl.hub.download import MODEL_FILES, TOKENIZER_FILES
 from kyon_pl.logs import from_here
@@ -31,11 +33,63 @@ from kyon_pl.lora.adapter import add_adapter, load_adapter
 from kyon_pl.runs.adapters import SETTINGS, adapter_base, base_with_weights, find_adapter
 from kyon_pl.runs.facts import read_sources
 from kyon_pl.runs.integrity import CHECKPOINTS
-from kyon_pl.runs.prompt_format import PromptFormat, read_prompt_format
+from kyon_pl.runs.prompt_format import PromptFormat
 
 log = logging.getLogger(__name__)
 
 _MAX_FLOAT32_PARAMETERS = 500_000_000  # a larger model is loaded in bfloat16 on a CPU
+
+
+@dataclass(kw_only=True)
+class LocalModel(ChatModel):
+    """A base with adapters, or a merged model, on this machine.
+
+    Attributes:
+        model: in evaluation mode.
+        peft_names: PEFT's name of each adapter by its name here.
+    """
+
+    model: nn.Module
+    peft_names: Mapping[str, str] = field(default_factory=dict)
+
+    def reply(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        on_text: Callable[[str], object] = lambda text: None,
+        adapter: str | None = "",
+    ) -> ChatReply:
+        """As in `ChatModel`."""
+        streamer = TextStreamer(self.tokenizer, on_text)
+        with self._using_adapter(adapter):
+            try:
+                reply = stream_reply(
+                    self.model,
+                    prompt,
+                    max_new_tokens=sampling.max_new_tokens,
+                    on_token=streamer.put,
+                    eos_token_id=self.tokenizer.eos_token_id,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    repetition_penalty=sampling.repetition_penalty,
+                    seed=sampling.seed,
+                )
+                streamer.end()
+            except (KeyboardInterrupt, StopReply):
+                return ChatReply(streamer.text, stopped=False)
+            except torch.OutOfMemoryError as error:
+                fix = "Lower --max_tokens, or use a GPU with more memory"
+                raise MachineError("memory of the GPU", "it is not enough for this prompt", fix) from error
+        return ChatReply(streamer.text, reply.stopped)
+
+    def _using_adapter(self, adapter: str | None) -> AbstractContextManager[None]:
+        model: Any = self.model
+        if not self.adapters:
+            return nullcontext()
+        if adapter is None:
+            return model.disable_adapter()  # type: ignore[no-any-return]
+        model.set_adapter(self.peft_names[adapter or self.adapters[0]], inference_mode=True)
+        return nullcontext()
 
 
 def load_chat_model(
@@ -44,7 +98,7 @@ def load_chat_model(
     base: str | None,
     revision: str | None,
     template: str | None,
-) -> ChatModel:
+) -> LocalModel:
     """Load a base with its adapters, or a merged model, onto the GPU, or onto the CPU if there is none.
 
     Args:
@@ -69,12 +123,12 @@ def load_chat_model(
             fix = "Load it alone, or name adapters of one base"
             raise SettingError("adapter", f"{merged[0]} is a merged model, which takes no adapter", fix)
         model, tokenizer = _load_merged(merged[0], device)
-        form = _prompt_format(merged[0], template)
-        return ChatModel(model, tokenizer, str(merged[0]), form.template, form.train_turns, {}, roles=form.roles)
+        form = choose_format(merged[0], template)
+        return LocalModel(tokenizer, str(merged[0]), form.template, form.train_turns, roles=form.roles, model=model)
     folders = [find_adapter(name, which) for name in names]
     first, *more = folders
     base_name = base_with_weights(base, first)
-    form = _prompt_format(first, template)
+    form = choose_format(first, template)
     for folder in more:
         _check_compatible(folder, first, None if base else base_name, form, template)
     base_folder = fetch_base(base_name, revision, patterns=[*MODEL_FILES, *TOKENIZER_FILES])
@@ -83,21 +137,17 @@ def load_chat_model(
     peft_names = {name: f"adapter_{i}" if i else "default" for i, name in enumerate(_adapter_names(folders))}
     for folder, peft_name in zip(more, [*peft_names.values()][1:], strict=True):
         add_adapter(peft_model, folder, base_name, peft_name)
-    sources = read_sources(first)
-    wording = form.template, form.train_turns
-    return ChatModel(peft_model.eval(), tokenizer, base_name, *wording, peft_names, sources, form.roles)
-
-
-def roles_of_run(model: ChatModel) -> list[str]:
-    """The roles of the first adapter's rows that can be played here, as `--characters` takes them.
-
-    Those of the demo, if it was trained on the demo's rows and nothing else; else those that `build-data` has recorded
-    and that are still where they were.
-    """
-    if model.sources == ("demo",):
-        return ["demo"]
-    locations = [form.location for form in model.roles.values()]
-    return [name for name in locations if name and (name.startswith("demo/") or Path(name).exists())]
+    return LocalModel(
+        tokenizer,
+        base_name,
+        form.template,
+        form.train_turns,
+        tuple(peft_names),
+        read_sources(first),
+        form.roles,
+        model=peft_model.eval(),
+        peft_names=peft_names,
+    )
 
 
 def _check_compatible(
@@ -108,7 +158,7 @@ def _check_compatible(
     if base_name and not _is_same_base(own_base := adapter_base(folder), base_name):
         found = f"{from_here(folder)} was trained on {own_base}, and {from_here(first)} on {base_name}"
         raise SettingError("adapter", found, fix)
-    forms = _prompt_format(folder, template), form
+    forms = choose_format(folder, template), form
     own, other = (f"template {one.template!r} and train_turns {one.train_turns!r}" for one in forms)
     if own != other:
         found = f"{from_here(folder)} was trained with {own}, and {from_here(first)} with {other}"
@@ -187,20 +237,3 @@ def _choose_dtype(device: torch.device, parameters: int) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float32 if parameters < _MAX_FLOAT32_PARAMETERS else torch.bfloat16
-
-
-def _prompt_format(folder: Path, template: str | None) -> PromptFormat:
-    """How the prompts of an adapter or a merged model were written.
-
-    Raises:
-        SettingError: another template than the recorded one, or one that does not exist.
-    """
-    if template and template not in TEMPLATES:
-        raise no_such_choice("template", template, TEMPLATES)
-    recorded = read_prompt_format(folder)
-    if recorded is None:
-        return PromptFormat(template or "raw")
-    if template not in (None, recorded.template):
-        found = f"{template!r}, but the adapter was trained with {recorded.template!r}"
-        raise SettingError("template", found, "Leave --template out, so that prompts match the training")
-    return recorded

@@ -1,20 +1,17 @@
-# mypy: allow-untyped-calls
-"""The model of a chat: a base with adapters, or a merged model, that streams replies as text."""
+"""The model of a chat, on this machine or on a server: what it is asked, and replies as text. No torch is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
-from torch import nn
-
-from kyon_pl.chatglm2.generation import stream_reply
 from kyon_pl.data.encoding.encode import token_ids
-from kyon_pl.data.prompt import TrainTurns
-from kyon_pl.errors import SettingError
-from kyon_pl.runs.prompt_format import RoleFormat
+from kyon_pl.data.prompt import TEMPLATES, TrainTurns
+from kyon_pl.errors import SettingError, no_such_choice
+from kyon_pl.runs.prompt_format import PromptFormat, RoleFormat, read_prompt_format
 
 REPLACEMENT_CHARACTER = "\ufffd"  # the bytes of an incomplete character decode to it
 SEEDS = range(-(2**63), 2**64)  # what torch.manual_seed takes
@@ -112,26 +109,24 @@ class StopReply(Exception):  # noqa: N818 (not an error)
 
 
 @dataclass
-class ChatModel:
+class ChatModel(ABC):
     """A model that replies.
 
     Attributes:
-        model: in evaluation mode.
-        tokenizer: its tokenizer.
+        tokenizer: a `ChatGLMTokenizer`, or one of the same interface.
         base: name of the base or merged model, for messages.
         template: the prompt template it was trained with.
         train_turns: which turns were trained, see `kyon_pl.data.prompt.TrainTurns`.
-        adapters: PEFT's name of each adapter by its name here; the first is the default. Empty for a merged model.
+        adapters: names; the first is the default. Empty for a merged model.
         sources: `data.source` of the first adapter's training; empty if it is not recorded.
         roles: how the rows of its training were written, by role; empty if it is not recorded.
     """
 
-    model: nn.Module
     tokenizer: Any
     base: str
     template: str
     train_turns: TrainTurns
-    adapters: Mapping[str, str]
+    adapters: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     roles: Mapping[str, RoleFormat] = field(default_factory=dict)
 
@@ -139,6 +134,7 @@ class ChatModel:
         """The number of tokens of a text, as `build-data` counts them."""
         return len(token_ids(text, self.tokenizer))
 
+    @abstractmethod
     def reply(
         self,
         prompt: list[int],
@@ -153,34 +149,78 @@ class ChatModel:
             sampling: how tokens are chosen.
             on_text: called with each new piece of text. It can raise `StopReply` to end the reply.
             adapter: name of an adapter; empty: the first; None: the base model without an adapter.
-        """
-        streamer = TextStreamer(self.tokenizer, on_text)
-        with self._using_adapter(adapter):
-            try:
-                reply = stream_reply(
-                    self.model,
-                    prompt,
-                    max_new_tokens=sampling.max_new_tokens,
-                    on_token=streamer.put,
-                    eos_token_id=self.tokenizer.eos_token_id,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    repetition_penalty=sampling.repetition_penalty,
-                    seed=sampling.seed,
-                )
-                streamer.end()
-            except (KeyboardInterrupt, StopReply):
-                return ChatReply(streamer.text, stopped=False)
-        return ChatReply(streamer.text, reply.stopped)
 
-    def _using_adapter(self, adapter: str | None) -> AbstractContextManager[None]:
-        model: Any = self.model
-        if not self.adapters:
-            return nullcontext()
-        if adapter is None:
-            return model.disable_adapter()  # type: ignore[no-any-return]
-        model.set_adapter(self.adapters[adapter or next(iter(self.adapters))], inference_mode=True)
-        return nullcontext()
+        Raises:
+            MachineError: memory or connection failed.
+        """
+
+
+def load_model(
+    adapters: str | Sequence[str] | None,
+    which: Literal["best", "last"] | None,
+    base: str | None,
+    revision: str | None,
+    template: str | None,
+    server: str | None,
+    max_tokens: int,
+) -> ChatModel:
+    """Load the model onto this machine, or connect to a server. Only the former imports torch.
+
+    Args:
+        adapters: as for `load_chat_model` or `load_server_model`.
+        which: as for `load_chat_model`.
+        base: as for `load_chat_model`.
+        revision: as for `load_chat_model`.
+        template: as for `load_chat_model`.
+        server: address; None: this machine.
+        max_tokens: maximum length of prompt and reply together, which the server's context must hold.
+
+    Raises:
+        SettingError: an option that a server does not have, a context that is too short, or from what loads the model.
+        KyonError: from what loads the model.
+    """
+    if server is None:
+        from kyon_pl.chat.loading import load_chat_model
+
+        return load_chat_model(adapters, which, base, revision, template)
+    from kyon_pl.chat.server.model import load_server_model
+
+    for name, value in (("which", which), ("base", base), ("revision", revision)):
+        if value is not None:
+            raise SettingError(f"--{name}", "the server has its model already", "Leave it out with --server")
+    return load_server_model(server, adapters, template, max_tokens)
+
+
+def roles_of_run(model: ChatModel) -> list[str]:
+    """The roles of the first adapter's rows that can be played here, as `--characters` takes them.
+
+    Those of the demo, if it was trained on the demo's rows and nothing else; else those that `build-data` has recorded
+    and that are still where they were.
+    """
+    if model.sources == ("demo",):
+        return ["demo"]
+    locations = [form.location for form in model.roles.values()]
+    return [name for name in locations if name and (name.startswith("demo/") or Path(name).exists())]
+
+
+def choose_format(folder: Path, template: str | None) -> PromptFormat:
+    """How prompts to a model are worded: as its folder records it, else as `--template` says.
+
+    Args:
+        folder: of an adapter or a merged model.
+        template: of the command line; None: not given.
+
+    Raises:
+        SettingError: there is no such template, or the training had another one.
+        CheckpointError: the record cannot be read.
+    """
+    recorded = read_prompt_format(folder)
+    if template and template not in TEMPLATES:
+        raise no_such_choice("template", template, TEMPLATES)
+    if template and recorded and template != recorded.template:
+        found = f"{template!r}, but the adapter was trained with {recorded.template!r}"
+        raise SettingError("template", found, "Leave --template out, so that prompts match the training")
+    return recorded or PromptFormat(template or "raw")
 
 
 class Decoder(Protocol):
@@ -209,17 +249,22 @@ class TextStreamer:
 
     def put(self, token: int) -> None:
         """Add a token."""
-        self.token_ids.append(token)
-        self._emit(self._decode().rstrip(REPLACEMENT_CHARACTER))
+        self.put_all([token])
+
+    def put_all(self, tokens: Sequence[int]) -> None:
+        """Add tokens."""
+        self.token_ids += tokens
+        self.emit(self._decode().rstrip(REPLACEMENT_CHARACTER))
 
     def end(self) -> None:
         """Emit the rest, including an incomplete character."""
-        self._emit(self._decode())
+        self.emit(self._decode())
 
     def _decode(self) -> str:
         return self.tokenizer.decode(self.token_ids, skip_special_tokens=True)
 
-    def _emit(self, text: str) -> None:
+    def emit(self, text: str) -> None:
+        """Pass on what is new in the text so far."""
         if len(text) > len(self.text):
             self.on_text(text[len(self.text) :])
             self.text = text

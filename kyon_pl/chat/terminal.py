@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 
-import torch
-
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, check_has_turns
 from kyon_pl.chat.history import read_history, write_history
 from kyon_pl.chat.model import ChatReply, Sampling, sampling_for
@@ -76,7 +74,7 @@ class Terminal:
             print(replace_control_characters(str(error)), file=sys.stderr if self.as_json else sys.stdout)
         except OSError as error:
             print(replace_control_characters(f"{error.filename or line}: {error.strerror}"))
-        except (MemoryError, torch.OutOfMemoryError):
+        except MemoryError:
             print("\n(out of memory; the conversation is as before)")
         except KeyboardInterrupt:
             print("\n(interrupted; the conversation is as before)")

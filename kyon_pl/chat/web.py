@@ -6,8 +6,7 @@ import logging
 import os
 from typing import Any, Literal
 
-from kyon_pl.chat.loading import load_chat_model, roles_of_run
-from kyon_pl.chat.model import Sampling, check_max_tokens, sampling_for
+from kyon_pl.chat.model import Sampling, check_max_tokens, load_model, roles_of_run, sampling_for
 from kyon_pl.chat.passwords import PASSWORD, PasswordGuesses, is_password, read_password
 from kyon_pl.chat.refusals import RefusalLog
 from kyon_pl.chat.role_play import RolePlay
@@ -29,6 +28,7 @@ def web(
     which: Literal["best", "last"] | None = None,
     base: str | None = None,
     revision: str | None = None,
+    server: str | None = None,
     characters: str | list[str] | None = None,
     asker: str = "",
     retrieval: str | None = None,
@@ -64,6 +64,9 @@ def web(
             nothing was validated.
         base: folder or Hub id of the base model; by default, the one that the adapter names.
         revision: branch, tag or commit of the base on the Hub.
+        server: address of a running llama-server, or of another server of OpenAI's completions, that computes the
+            replies, such as http://127.0.0.1:8080. Name the folder of its model with --adapter. A key is read from the
+            environment variable KYON_PL_SERVER_KEY.
         characters: role folders, folders of role folders, or role files; demo for the roles of the demo. The first is
             selected when the page opens. By default, and without --adapter, the roles of the newest run's rows, if
             they are from build-data or the demo's; '[]' for none.
@@ -99,7 +102,7 @@ def web(
         MissingFileError: no such adapter, base, role or password file.
         CheckpointError: files that cannot be read, or do not match.
         DataError: a role's file cannot be used.
-        MachineError: gradio is not installed, or the port is in use.
+        MachineError: gradio is not installed, the port is in use, or the server does not answer.
     """
     plain = Sampling(max_new_tokens, repetition_penalty=repetition_penalty, seed=seed)
     sampling_for(plain, temperature, top_p, plays_role=True)  # checks the numbers, before the model is loaded
@@ -112,7 +115,7 @@ def web(
     names = [characters] if isinstance(characters, str) else characters or []
     context_limits = ContextLimits(memory_number, memory_length, history_length)
     found = find_roles(names, {}) if names else []
-    model = load_chat_model(adapter, which, base, revision, template)
+    model = load_model(adapter, which, base, revision, template, server, max_tokens)
     if characters is None and adapter is None and (recorded := roles_of_run(model)):
         found = find_roles(recorded, {})
         log.info("roles: those on whose rows the adapter was trained; --characters '[]' for none")

@@ -86,7 +86,7 @@ class CharacterDataset(Dataset[dict[str, Any]]):
             sizes = " or ".join(f"{size:,}" for size in self.vectors)
             found = f"{len(embedding):,} numbers in 'embedding'; the memories have {sizes}"
             raise DataError(f"row {index}", found, "Use kyon-pl build-data, which ranks memories by their characters.")
-        nearest = nearest_vectors(embedding[None], vectors, self.memory_number)[0].tolist()
+        nearest = nearest_vectors(embedding[None].numpy(), vectors, self.memory_number)[0].tolist()
         memory = original_memory([self.memories[i] for i in nearest], self.memory_length)
         return {
             "query": row["query"],

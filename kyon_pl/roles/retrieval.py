@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from kyon_pl.errors import DataError
 from kyon_pl.imports import need_package
-from kyon_pl.roles.role import Role
+from kyon_pl.roles.role import Role, Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+_SPACES = re.compile(r"\s\s+")
 _QUERIES_PER_BATCH = 1000  # with 1,000 memories, 4 MB of similarities
 
 
-def nearest_vectors(queries: Tensor, memories: Tensor, number: int) -> Tensor:
+def nearest_vectors(queries: Vectors, memories: Vectors, number: int) -> NDArray[np.int64]:
     """The memories with the largest dot product with each query, nearest first.
 
-    As in the original, vectors are not normalized. The order of equally near memories is undefined.
+    As in the original, vectors are not normalized. Equally near memories are in their order.
 
     Args:
         queries: (queries, dimensions) float32.
@@ -33,35 +36,75 @@ def nearest_vectors(queries: Tensor, memories: Tensor, number: int) -> Tensor:
     Returns:
         (queries, min(number, memories)) int64, indices of memories.
     """
-    number = min(number, len(memories))
-    batches = [(batch @ memories.T).topk(number).indices for batch in torch.split(queries, _QUERIES_PER_BATCH)]
-    return torch.cat(batches) if batches else torch.empty(0, number, dtype=torch.int64)
+    return _nearest(len(queries), len(memories), number, lambda part: queries[part] @ memories.T)
+
+
+def _nearest(queries: int, memories: int, number: int, similarities: Callable[[slice], Vectors]) -> NDArray[np.int64]:
+    """The columns of the largest similarities of each row, largest first and equal ones in order, in batches of rows.
+
+    Args:
+        queries: number of rows.
+        memories: number of columns.
+        number: how many columns to return.
+        similarities: computes a batch of rows.
+    """
+    number = min(number, memories)
+    nearest = np.empty((queries, number), np.int64)
+    for start in range(0, queries, _QUERIES_PER_BATCH):
+        part = slice(start, min(start + _QUERIES_PER_BATCH, queries))
+        nearest[part] = np.argsort(-similarities(part), axis=1, kind="stable")[:, :number]
+    return nearest
 
 
 class LexicalIndex:
     """Ranks memories by cosine similarity of TF-IDF vectors of characters and character pairs.
 
-    It needs no model, and works for Chinese, which has no spaces between words.
+    It needs no model, and works for Chinese, which has no spaces between words. The weights are those of scikit-learn's
+    `TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True)`, whose import takes longer than a reply.
 
     Args:
-        memories: at least one of them not empty.
+        memories: the texts.
     """
 
     def __init__(self, memories: Sequence[str]) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer  # the import takes seconds
+        counts = [Counter(_character_pairs(memory)) for memory in memories]
+        found_in = Counter(pair for count in counts for pair in count)
+        self.rarity = {pair: math.log((1 + len(memories)) / (1 + number)) + 1 for pair, number in found_in.items()}
+        self.size = len(memories)
+        places: dict[str, list[int]] = {pair: [] for pair in found_in}
+        weights: dict[str, list[float]] = {pair: [] for pair in found_in}
+        for place, count in enumerate(counts):
+            for pair, weight in self._weights(count).items():
+                places[pair].append(place)
+                weights[pair].append(weight)
+        self.memories = {pair: (np.array(places[pair]), np.array(weights[pair], np.float32)) for pair in found_in}
 
-        self.vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
-        self.memories = self.vectorizer.fit_transform(memories).T.tocsr()  # (character pairs, memories)
-
-    def nearest(self, questions: Sequence[str], number: int) -> Tensor:
+    def nearest(self, questions: Sequence[str], number: int) -> NDArray[np.int64]:
         """As `nearest_vectors`, for questions as text; equally near memories are in their order."""
-        number = min(number, self.memories.shape[1])
-        batches = []
-        for start in range(0, len(questions), _QUERIES_PER_BATCH):
-            queries = self.vectorizer.transform(questions[start : start + _QUERIES_PER_BATCH])
-            similarities = torch.from_numpy((queries @ self.memories).toarray())
-            batches.append(similarities.sort(descending=True, stable=True).indices[:, :number])
-        return torch.cat(batches) if batches else torch.empty(0, number, dtype=torch.int64)
+        return _nearest(len(questions), self.size, number, lambda part: self._similarities(questions[part]))
+
+    def _similarities(self, questions: Sequence[str]) -> Vectors:
+        similarities = np.zeros((len(questions), self.size), np.float32)
+        for row, question in zip(similarities, questions, strict=True):
+            for pair, weight in self._weights(Counter(_character_pairs(question))).items():
+                places, weights = self.memories[pair]
+                row[places] += weight * weights
+        return similarities
+
+    def _weights(self, count: Counter[str]) -> dict[str, float]:
+        """The weight of each character and pair that a memory has, as a vector of length 1."""
+        weights = {
+            pair: (1 + math.log(number)) * self.rarity[pair] for pair, number in count.items() if pair in self.rarity
+        }
+        length = math.sqrt(sum(weight * weight for weight in weights.values()))
+        return {pair: weight / length for pair, weight in weights.items()}
+
+
+def _character_pairs(text: str) -> Iterator[str]:
+    """The characters of a text and its pairs, in lower case, several spaces as one."""
+    text = _SPACES.sub(" ", text.lower())
+    yield from text
+    yield from map("".join, pairwise(text))
 
 
 class Retriever:
@@ -114,14 +157,14 @@ class Retriever:
             nearest = nearest_vectors(self._encode(questions), self._encoded, number)
         elif dimensions:
             self.rankings["by stored vectors"] += len(rows)
-            vectors = [row["embedding"] for row in rows]
-            queries = np.array(vectors, dtype=np.float32)  # torch.tensor takes 2.5 times as long
-            nearest = nearest_vectors(torch.from_numpy(queries), self.role.vectors[dimensions], number)
+            queries = np.array([row["embedding"] for row in rows], dtype=np.float32)
+            nearest = nearest_vectors(queries, self.role.vectors[dimensions], number)
         else:
             self.rankings["by shared characters"] += len(rows)
             self._lexical = self._lexical or LexicalIndex(self.role.memories)
             nearest = self._lexical.nearest(questions, number)
-        return nearest.tolist()
+        ranked: list[list[int]] = nearest.tolist()
+        return ranked
 
     def _all_dimensions(self, rows: Sequence[Mapping[str, Any]]) -> list[int]:
         dimensions = {self._dimensions(row) for row in rows}
@@ -137,9 +180,10 @@ class Retriever:
         size = len(row.get("embedding") or ())
         return size if self.retrieval in ("auto", "stored") and size in self.role.vectors else 0
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
+    def _encode(self, texts: Sequence[str]) -> Vectors:
         assert self._model is not None
-        return torch.from_numpy(self._model.encode(list(texts), show_progress_bar=False, normalize_embeddings=True))
+        vectors: Vectors = self._model.encode(list(texts), show_progress_bar=False, normalize_embeddings=True)
+        return vectors
 
 
 def load_model(name: str) -> SentenceTransformer:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from kyon_pl.data.reading.files import must_exist
 from kyon_pl.data.reading.json_files import json_lines
@@ -21,6 +20,8 @@ from kyon_pl.demo.grammar import CHARACTERS
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.roles.memory_order import order_file, read_order
+
+Vectors = NDArray[np.float32]
 
 SYSTEM_PROMPT = "system_prompt.txt"
 EMBEDDINGS = "jsonl/title_text_embed.jsonl"
@@ -49,7 +50,7 @@ class Role:
     name: str
     system_prompt: str
     memories: tuple[str, ...] = ()
-    vectors: Mapping[int, Tensor] = field(default_factory=dict)
+    vectors: Mapping[int, Vectors] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     folder: Path | None = None
     memory_number: int | None = None
@@ -122,7 +123,7 @@ def _at(role: Role, path: Path) -> Role:
     return replace(role, order_file=file, memory_ranks=read_order(file), location=str(path.absolute()))
 
 
-def read_memories(folder: Path) -> tuple[tuple[str, ...], dict[int, Tensor]]:
+def read_memories(folder: Path) -> tuple[tuple[str, ...], dict[int, Vectors]]:
     """The memories of a role folder: from `jsonl/title_text_embed.jsonl`, else from `texts/*.txt`, else none.
 
     Returns:
@@ -208,7 +209,7 @@ def _role_paths(path: Path) -> list[Path]:
     return found
 
 
-def _read_embeddings(path: Path) -> tuple[tuple[str, ...], dict[int, Tensor]]:
+def _read_embeddings(path: Path) -> tuple[tuple[str, ...], dict[int, Vectors]]:
     texts: list[str] = []
     vectors: list[list[float]] = []
     for where, row in json_objects(path):
@@ -263,5 +264,5 @@ def _as_vector(where: str, vector: Any, others: list[Any]) -> list[float]:
     return vector
 
 
-def _by_dimensions(columns: list[list[list[float]]]) -> dict[int, Tensor]:
-    return {len(vectors[0]): torch.tensor(vectors, dtype=torch.float32) for vectors in columns if vectors}
+def _by_dimensions(columns: list[list[list[float]]]) -> dict[int, Vectors]:
+    return {len(vectors[0]): np.array(vectors, dtype=np.float32) for vectors in columns if vectors}

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from kyon_pl.chat import history
+from kyon_pl.chat import history, loading
 from kyon_pl.chat.command import read_question
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, Turn
 from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, sampling_for
 from kyon_pl.chat.terminal import Terminal
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import BASE
-from kyon_pl.errors import DataError, KyonError, SettingError
+from kyon_pl.errors import DataError, KyonError, MachineError, SettingError
 from kyon_pl.roles.role import role_to_play
 
 
@@ -39,7 +39,7 @@ class EchoModel(ChatModel):
 def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Terminal:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
-    model = EchoModel(torch.nn.Module(), tokenizer, "base", "raw", "last", {})
+    model = EchoModel(tokenizer, "base", "raw", "last")
     conversation = Conversation(model, turns=[Turn("before", "before", ChatReply("yes", True))])
     return Terminal(conversation, Sampling(), lambda name: role_to_play(name))  # type: ignore[arg-type, return-value]
 
@@ -110,7 +110,17 @@ def test_every_accepted_factor_leaves_something_to_draw(factor: float) -> None:
         assert scores.softmax(-1).multinomial(1).shape == (1, 1)
 
 
-@pytest.mark.parametrize("failure", [MemoryError(), torch.OutOfMemoryError(), KeyboardInterrupt(), OSError(28, "full")])
+def test_a_gpu_without_enough_memory_is_one_paragraph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(loading, "stream_reply", fail)
+    model = loading.LocalModel(ChatGLMTokenizer.from_pretrained(BASE), "base", "raw", "last", model=torch.nn.Module())
+    with pytest.raises(MachineError, match=r"memory of the GPU.*Lower --max_tokens"):
+        model.reply([1], Sampling())
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), KeyboardInterrupt(), OSError(28, "full")])
 @pytest.mark.parametrize("command", ["a question", "/retry"])
 def test_a_failure_keeps_the_conversation(
     failure: BaseException, command: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch

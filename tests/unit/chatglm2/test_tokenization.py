@@ -20,7 +20,7 @@ from transformers import AddedToken
 from kyon_pl.chatglm2.tokenization import ChatGLMTokenizer
 from kyon_pl.demo import ASSETS
 from kyon_pl.errors import CheckpointError, DataError, SettingError
-from kyon_pl.vocabulary.pieces import SPECIAL_TOKENS
+from kyon_pl.vocabulary.pieces import SPECIAL_TOKENS, PieceTokenizer
 
 BASE = ASSETS / "base"
 REFERENCE = SentencePieceProcessor(model_file=str(BASE / "tokenizer.model"))
@@ -57,6 +57,21 @@ def test_encoding_and_decoding_equal_sentencepiece(text: str) -> None:
     assert all(3 <= i < 1800 for i in ids)  # no special tokens
     assert TOKENIZER.encode(text) == PREFIX + ids == TOKENIZER([text])["input_ids"][0]
     assert TOKENIZER.decode(ids) == REFERENCE.decode(ids)
+
+
+@given(texts, st.lists(st.integers(-3, 2100)))
+@settings(max_examples=200, deadline=None)
+def test_the_tokenizer_without_transformers_is_the_same(text: str, ids: list[int]) -> None:
+    plain = PieceTokenizer(BASE / "tokenizer.model")
+    for special in (True, False):
+        assert plain(text, add_special_tokens=special)["input_ids"] == TOKENIZER.encode(
+            text, add_special_tokens=special
+        )
+    assert plain([text, "a"])["input_ids"] == TOKENIZER([text, "a"])["input_ids"]
+    assert plain.decode(ids) == TOKENIZER.decode(ids)
+    assert plain.eos_token_id == TOKENIZER.eos_token_id
+    with pytest.raises(DataError, match="lone surrogate"):
+        plain("\ud800")
 
 
 def test_tokens_outside_the_vocabulary_are_refused_at_once() -> None:

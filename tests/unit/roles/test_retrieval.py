@@ -11,9 +11,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 from role_folder import write_lines, write_role
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from kyon_pl.errors import DataError, MachineError, MissingFileError, SettingError
 from kyon_pl.roles.retrieval import LexicalIndex, Retriever, nearest_vectors
@@ -22,14 +24,18 @@ from kyon_pl.roles.role import Role, find_roles, read_role
 SCENES = ("灯塔在湾口，夜里亮。", "蜜糕是甜的，三枚贝币。", "Bo keeps the brass key in the boat.")
 
 
+def normal(seed: int, *shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
 def test_the_nearest_have_the_largest_dot_product() -> None:
     """Against argsort, over several batches of queries; vectors are not normalized."""
-    generator = torch.Generator().manual_seed(1)
-    memories, queries = torch.randn(50, 16, generator=generator), torch.randn(2100, 16, generator=generator)
+    memories, queries = normal(1, 50, 16), normal(2, 2100, 16)
     found = nearest_vectors(queries, memories, 8)
-    assert torch.equal(found, (queries @ memories.T).argsort(dim=1, descending=True)[:, :8])
-    assert nearest_vectors(torch.ones(1, 1), torch.tensor([[0.5], [2.0], [1.0]]), 8).tolist() == [[1, 2, 0]]
-    assert nearest_vectors(torch.empty(0, 1), memories[:, :1], 8).shape == (0, 8)
+    assert np.array_equal(found, (-queries @ memories.T).argsort(axis=1)[:, :8])
+    few = np.array([[0.5], [2.0], [1.0]], np.float32)
+    assert nearest_vectors(few[:1], few, 8).tolist() == [[1, 2, 0]]
+    assert nearest_vectors(few[:0], memories[:, :1], 8).shape == (0, 8)
 
 
 def test_shared_characters_find_a_scene() -> None:
@@ -39,8 +45,20 @@ def test_shared_characters_find_a_scene() -> None:
     assert found.shape == (1200, 2)
 
 
+def test_the_weights_are_those_of_scikit_learn() -> None:
+    rng = Random(3)
+    letters = "灯塔在湾口夜里亮蜜糕是甜的 ABab\n"
+    memories, questions = (
+        ["".join(rng.choices(letters, k=rng.randint(0, 30))) for _ in range(number)] for number in (40, 30)
+    )
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True)
+    expected = vectorizer.fit_transform(memories) @ vectorizer.transform(questions).T
+    found = LexicalIndex(memories)._similarities(questions)
+    assert np.abs(found - expected.toarray().T).max() < 1e-6
+
+
 def role(memories: tuple[str, ...] = SCENES, **vectors: list[list[float]]) -> Role:
-    return Role("bo", "You are Bo.", memories, {len(v[0]): torch.tensor(v) for v in vectors.values()}, ("Bo",))
+    return Role("bo", "You are Bo.", memories, {len(v[0]): np.array(v, np.float32) for v in vectors.values()}, ("Bo",))
 
 
 def test_each_row_is_ranked_by_its_own_vector_or_lexically() -> None:
@@ -91,7 +109,7 @@ def test_a_role_file_holds_several_vectors(tmp_path: Path) -> None:
     assert (read.name, read.system_prompt, read.memories, read.aliases) == ("Bo", "You are Bo.", ("m0", "m1"), ("Bo",))
     assert {size: vectors.tolist() for size, vectors in read.vectors.items()} == {
         3: [[0.0, 0.5, -2.0], [1.0, 0.5, -2.0]],
-        2: torch.tensor([[1e-3, 0.0], [1e-3, 1.0]]).tolist(),
+        2: np.array([[1e-3, 0.0], [1e-3, 1.0]], np.float32).tolist(),
     }
     fewer = read_role(role_file(tmp_path / "Fewer.jsonl", {"text": "m2", "bge_zh_s15": packed(3, 4)}))
     assert fewer.memories == ("m0", "m1", "m2")
@@ -146,10 +164,9 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 @pytest.mark.slow
 def test_a_hundred_thousand_questions_over_a_thousand_memories() -> None:
     """Processor time: by stored vectors that of one matrix product; by shared characters that of a loop over 1 %."""
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(1000, 1536, generator=generator)
-    asked = torch.randn(1000, 1536, generator=generator).repeat(100, 1)
-    product = cpu_seconds(lambda: (asked @ vectors.T).topk(16))
+    vectors = normal(0, 1000, 1536)
+    asked = np.tile(normal(1, 1000, 1536), (100, 1))
+    product = cpu_seconds(lambda: asked @ vectors.T)
     assert cpu_seconds(lambda: nearest_vectors(asked, vectors, 16)) < 4 * product  # measured: 0.9
 
     letters = [chr(0x4E00 + i) for i in range(3000)]
