@@ -41,6 +41,8 @@ def fingerprint_of_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     flat = {key: value for key, value in _flat(settings) if not _WITHOUT_EFFECT.fullmatch(key)}
     if flat.get(f"{_WARMUP}_steps") is not None:  # the share has no effect, and runs of earlier versions have none
         flat.pop(f"{_WARMUP}_share", None)
+    if flat.get("model.lr_for_hidden_size") is None:
+        flat.pop("model.lr_for_hidden_size", None)
     if flat.get("data.batching") != "shared":
         flat.pop("data.rows_per_cluster", None)
     flat.pop("data.rows_per_step", None)  # accumulation and devices are compared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import LoraConfig, PeftModel
 from torch import nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from typing_extensions import Self
 
@@ -33,12 +34,21 @@ from kyon_pl.training.base import (
     exclude_shards_from_ddp,
     shard_base,
 )
-from kyon_pl.training.optimizer import LinearDecay, ScheduleCallable, build_optimizer, check_clipping, total_steps
+from kyon_pl.training.optimizer import (
+    LinearDecay,
+    ScheduleCallable,
+    build_optimizer,
+    check_clipping,
+    scale_rates,
+    total_steps,
+)
 from kyon_pl.training.recorded_settings import SETTINGS, check_precision_loaded, read_settings, settings_to_record
 from kyon_pl.training.replies import generate_texts, prediction_rows
 from kyon_pl.training.unsupported_callbacks import check_callbacks
 
 log = logging.getLogger(__name__)
+
+_WIDEST = 1_000_000  # hidden size
 
 
 class Perplexity(MeanMetric):
@@ -76,12 +86,14 @@ class ChatGLM2LoRA(LightningModule):
             batch size, accumulation and number of processes. `batch`: the mean of the micro-batches' means, as in the
             original.
         optimizer: makes the optimizer from the trained parameters.
+        lr_for_hidden_size: hidden size of the base for which the learning rate was chosen, such as 4096 for 6B. Another
+            base gets the rate times (this / its hidden size) ** 0.78. unset: the rate is not scaled.
         schedule: makes the schedule from the optimizer and the number of optimizer steps of the run; it is stepped
             after each optimizer step.
         max_new_tokens: maximum length of a reply in `predict`, in tokens.
 
     Raises:
-        SettingError: `max_new_tokens` is lower than 1.
+        SettingError: `max_new_tokens` is lower than 1, or `lr_for_hidden_size` is no hidden size.
     """
 
     def __init__(
@@ -98,12 +110,16 @@ class ChatGLM2LoRA(LightningModule):
         attention: AttentionChoice = "auto",
         loss_normalization: Literal["tokens", "batch"] = "tokens",
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0),
+        lr_for_hidden_size: int | None = None,
         schedule: ScheduleCallable = LinearDecay,
         max_new_tokens: int = 256,
     ) -> None:
         super().__init__()
         if max_new_tokens < 1:
             raise SettingError("model.max_new_tokens", f"{max_new_tokens} is too low", "Set 1 or more.")
+        if lr_for_hidden_size is not None and not 1 <= lr_for_hidden_size <= _WIDEST:
+            found = f"{lr_for_hidden_size} is no hidden size"
+            raise SettingError("model.lr_for_hidden_size", found, "Set 4096, or null.")
         self.precision_loaded: str | None = None  # of the Trainer that configure_model loaded the base for
         self.steps_planned: int | None = None
         self.frozen_base = FrozenBase(
@@ -119,7 +135,8 @@ class ChatGLM2LoRA(LightningModule):
         self.checkpointing = self.frozen_base.checkpointing
         self.initial_adapter = InitialAdapter(lora or reference_lora(), adapter)
         self.loss_normalization = loss_normalization
-        self.make_optimizer = optimizer
+        self.optimizer_settings = optimizer
+        self.lr_for_hidden_size = lr_for_hidden_size
         self.make_schedule = schedule
         self.max_new_tokens = max_new_tokens
         self.model: PeftModel | None = None
@@ -225,6 +242,15 @@ class ChatGLM2LoRA(LightningModule):
         message = "LoRA: %s trained parameters, %.1f MB in float32; the base was loaded in %.1f s"
         log.info(message, f"{trained:,}", trained * 4 / 1e6, loading_s)
 
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Make the optimizer over parameters, with its learning rates scaled to the base.
+
+        Raises:
+            SettingError: a setting is out of range or not finite.
+        """
+        optimizer = build_optimizer(self.optimizer_settings, list(parameters))
+        return scale_rates(optimizer, self.frozen_base.config.hidden_size, self.lr_for_hidden_size)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimizer over the trained parameters, and the schedule over the whole run.
 
@@ -234,7 +260,7 @@ class ChatGLM2LoRA(LightningModule):
         """
         parameters = list(self._trained_parameters().values())
         assert all(parameter.dtype == torch.float32 for parameter in parameters)
-        optimizer = build_optimizer(self.make_optimizer, parameters)
+        optimizer = self.make_optimizer(parameters)
         check_clipping(optimizer, self.trainer)
         steps = total_steps(self.trainer)
         self.steps_planned = steps

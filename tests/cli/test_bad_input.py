@@ -406,6 +406,8 @@ SETTINGS: dict[str, tuple[Prepare, list[str]]] = {
     "negative alpha": (words("--model.lora.lora_alpha", "-1"), ["model.lora.lora_alpha", "-1 is impossible"]),
     "no such layer": (words("--model.lora.target_modules", "[nothing]"), ["model.lora", "nothing"]),
     "max_new_tokens 0": (words("--model.max_new_tokens", "0"), ["model.max_new_tokens", "0 is too low"]),
+    "hidden size 0": (words("--model.lr_for_hidden_size", "0"), ["model.lr_for_hidden_size", "0 is no hidden size"]),
+    "endless hidden size": (words("--model.lr_for_hidden_size", "1" + "0" * 400), ["model.lr_for_hidden_size"]),
     "unknown precision": (words("--trainer.precision", "float7"), ["trainer.precision", "float7", "bf16-mixed"]),
     "devices 0": (words("--trainer.devices", "0"), ["trainer.devices", "'0'", "1 or more"]),
     "a million devices": (words("--trainer.devices", "1000000"), ["trainer.devices", "up to 1024"]),

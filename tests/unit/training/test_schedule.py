@@ -5,7 +5,7 @@ import torch
 
 from kyon_pl.errors import SettingError
 from kyon_pl.training import LinearDecay
-from kyon_pl.training.optimizer import learning_rates
+from kyon_pl.training.optimizer import learning_rates, scale_rates
 
 
 def rates(total_steps: int, warmup_steps: int | None = None, warmup_share: float = 0.03) -> list[float]:
@@ -57,3 +57,14 @@ def test_the_highest_rate_of_a_run_is_known_before(steps: int, warmup_steps: int
         steps,
     )
     assert (found.chosen, found.highest) == pytest.approx((0.2, 0.2 * highest))
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "chosen_for", "factor"), [(4096, 4096, 1), (160, 4096, 12.5), (8192, 4096, 0.58), (160, None, 1)]
+)
+def test_rates_are_scaled_to_the_width_of_the_base(hidden_size: int, chosen_for: int | None, factor: float) -> None:
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.01)
+    scaled = scale_rates(optimizer, hidden_size, chosen_for)
+    assert scaled.param_groups[0]["lr"] == pytest.approx(0.01 * factor, rel=0.01)
+    LinearDecay(scaled, 10, warmup_steps=0)
+    assert scaled.param_groups[0]["lr"] == pytest.approx(0.01 * factor, rel=0.01)
