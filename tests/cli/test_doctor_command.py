@@ -107,13 +107,15 @@ def test_original_settings_need_a_large_gpu(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_advice_fits_and_a_larger_pack_does_not(capsys: pytest.CaptureFixture[str]) -> None:
-    _, report = doctor_json([*LORA, "--gpu_gib", "40"], capsys)
+    whole = [*LORA, "--gpu_gib", "32", "--data.tokens_per_step", "null", "--trainer.accumulate_grad_batches", "1"]
+    whole += ["--model.compile", "true"]
+    _, report = doctor_json([*whole, "--data.tokens_per_batch", "2048"], capsys)
     for name, checkpointing in (("with", "full"), ("without", "none")):
         most = report["advice"][f"tokens_per_batch_{name}_checkpointing"]
         assert most > 2048
         for tokens, status in ((most, 0), (most + 512, 1)):
             options = ["--data.tokens_per_batch", str(tokens), "--model.checkpointing", checkpointing]
-            assert doctor([*LORA, "--gpu_gib", "40", *options], capsys)[0] == status
+            assert doctor([*whole, *options], capsys)[0] == status
 
 
 def test_without_a_config_only_the_machine_is_examined(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,9 +25,9 @@ NODES, RANKS = 2, 4
 def command(port: int) -> list[str]:
     torchrun = ["--nnodes", str(NODES), "--nproc-per-node", str(RANKS // NODES), "--rdzv-backend", "c10d"]
     torchrun += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test", "--local-addr", "127.0.0.1"]
-    fit = ["--config", str(ROOT / "configs/lora.yaml"), "--config", str(ROOT / "configs/overlay/ddp.yaml")]
+    fit = ["--config", str(ROOT / "configs/lora.yaml"), "--data.tokens_per_step", "8192"]
     fit += ["--trainer.num_nodes", str(NODES), "--trainer.devices", str(RANKS // NODES)]
-    fit += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.accumulate_grad_batches", "1"]
+    fit += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
     fit += ["--data.workers", "0", "--data.processes", "1", "--held_out", "null", "--trainer.max_epochs", "1"]
     return [sys.executable, "-m", "torch.distributed.run", *torchrun, "-m", "kyon_pl", "fit", *fit]
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from compare import distance
 from curves import curves
-from runs import ForkServers, Way, only_run, write_inputs
+from runs import LONGEST_ROW, ForkServers, Way, only_run, write_inputs
+
+from kyon_pl.doctor.cuts import AUTO_SETTINGS
 
 SAME = 1e-4  # of the adapter, relative in the L2 norm: sums in float32 in another order, with dropout, over 50 steps
 FOUR = Way(4, accumulate=1)
@@ -78,3 +80,26 @@ def test_a_number_of_processes_that_cannot_share_a_step(servers: ForkServers, fi
     assert "kyon-pl fit: trainer.devices: the resumed run has 4 micro-batches per optimizer step" in said
     assert "Use one of these numbers of devices: 1, 2, 4;" in said
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+AUTO = ("--data.batching", "packed", "--data.tokens_per_step", str(8 * LONGEST_ROW), "--trainer.strategy", "auto")
+AUTO += tuple(word for name in AUTO_SETTINGS for word in (f"--{name}", "auto"))
+
+
+@pytest.mark.slow
+def test_a_run_whose_numbers_are_auto_goes_on_with_fewer_processes(
+    servers: ForkServers, fit: Fit, tmp_path: Path
+) -> None:
+    """Killed twice: the accumulation is chosen again where the recorded one does not make the step."""
+    folder = tmp_path / "inputs"
+    write_inputs(folder, FOUR)
+    for processes, kill_at in ((4, "late on_train_batch_end 17"), (2, "late on_train_batch_end 90"), (1, "")):
+        words = (*LONG, *AUTO, "--trainer.devices", str(processes))
+        statuses, said = servers.fit(folder, Way(processes), kill_at, *words)
+        assert statuses == [-9 if kill_at else 0] * processes, said[-3000:]
+        assert f"trainer.accumulate_grad_batches: {8 // processes} (auto)" in said
+        assert said.count("resuming lightning_logs/version_0 from ") == (processes < 4)
+    undisturbed = fit(FOUR, *AUTO)
+    assert apart(only_run(folder), undisturbed) <= SAME
+    found, expected = (dict(curves(run)["train/loss"]) for run in (only_run(folder), undisturbed))
+    assert found == pytest.approx(expected, rel=SAME)
