@@ -35,16 +35,28 @@ class BatchShape:
         rows: R, 1 if packed.
         slots: T, tokens of the longest row, or of the pack.
         trained_tokens: N, over all rows.
+        keys: K, tokens of all rows of a pack whose rows share beginnings, padding included; None: as many as slots.
     """
 
     rows: int
     slots: int
     trained_tokens: int
+    keys: int | None = None
 
     @property
     def total(self) -> int:
         """R * T."""
         return self.rows * self.slots
+
+    @property
+    def total_keys(self) -> int:
+        """Keys of all rows: R * T, or K."""
+        return self.total if self.keys is None else self.keys
+
+    @property
+    def pairs(self) -> int:
+        """Numbers of a mask that covers all queries and keys: R * T * T, or T * K."""
+        return self.total * (self.slots if self.keys is None else self.keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,11 +232,11 @@ def adapter_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:
 
 
 def mask_bytes(settings: MemorySettings) -> int:
-    """T * T with SDPA on a packed batch (boolean), h * T * T with eager attention.
+    """T * T with SDPA on a packed batch (boolean), h * T * T with eager attention; T * K if beginnings are shared.
 
     Padded batches need no mask with SDPA: padding is on the right, where causal attention does not look.
     """
-    pairs = settings.training.slots**2
+    pairs = settings.training.pairs // settings.training.rows
     if settings.attention == "eager":
         return settings.compute_bytes * pairs
     return pairs if settings.masked else 0
@@ -286,16 +298,22 @@ def attention_saved_bytes(config: ChatGLM2Config, settings: MemorySettings) -> i
       R * T * (4 * h * Q + 4 * H) + h * R * T * T
     - `eager`: queries, and keys and values repeated for every head, R * T * 3 * h * Q; and the probabilities in float32
       and, under autocast, again in half: R * H * T * T * (4 + h)
+
+    If beginnings are shared, keys and values are gathered to K tokens: flash saves them beside the fused projection,
+    the others in place of those of T tokens.
     """
     queries, fused = _attention_channels(config)
     heads, h = config.num_attention_heads, settings.compute_bytes
     keys = (fused - queries) // 2
     batch = settings.training
-    pairs = batch.total * batch.slots
     if settings.attention == "eager":
-        return batch.total * 3 * h * queries + heads * pairs * _probability_bytes(h)
+        repeated = (batch.total + 2 * batch.total_keys) * h * queries
+        return repeated + heads * batch.pairs * _probability_bytes(h)
     if settings.masked:
-        return batch.total * (4 * h * queries + FLOAT32_BYTES * heads) + h * pairs
+        repeated = (2 * batch.total + 2 * batch.total_keys) * h * queries
+        return repeated + batch.total * FLOAT32_BYTES * heads + h * batch.pairs
+    if batch.keys is not None:
+        return batch.total * (2 * h * queries + FLOAT32_BYTES * heads) + batch.keys * 2 * h * keys
     return batch.total * (h * (2 * queries + keys + fused) + FLOAT32_BYTES * heads)
 
 
@@ -331,7 +349,8 @@ def score_gradient_bytes(config: ChatGLM2Config, settings: MemorySettings) -> in
 def _score_gradient_bytes_per_token(config: ChatGLM2Config, settings: MemorySettings) -> int:
     """Probabilities, their gradient and that of the scores in float32, beyond the probabilities that are saved."""
     each = 3 * FLOAT32_BYTES - _probability_bytes(settings.compute_bytes)
-    return config.num_attention_heads * settings.training.slots * each
+    keys = settings.training.keys or settings.training.slots
+    return config.num_attention_heads * keys * each
 
 
 def head_bytes(config: ChatGLM2Config, settings: MemorySettings) -> int:

@@ -100,11 +100,13 @@ class Case:
     Attributes:
         changed: changes to `SHAPE`.
         batch: rows and slots.
+        keys: of a pack of two rows that share a beginning.
     """
 
     changed: dict[str, int] = field(default_factory=dict)
     batch: tuple[int, int] = (1, 256)
     packed: bool = False
+    keys: int | None = None
     attention: str = "sdpa"
     precision: str = "bf16-mixed"
     checkpointing: Checkpointing = "none"
@@ -121,7 +123,7 @@ class Case:
         rows, slots = self.batch
         names = ("precision", "lora", "checkpointing", "attention", "packed")
         own = {name: getattr(self, name) for name in names}
-        batch = BatchShape(rows=rows, slots=slots, trained_tokens=4 * rows)
+        batch = BatchShape(rows=rows, slots=slots, trained_tokens=4 * rows, keys=self.keys)
         return settings(**own, training=batch, validation=None, device_type="cpu")
 
     def config(self, layers: int) -> ChatGLM2Config:
@@ -136,12 +138,31 @@ class Case:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
+    def shared(self, ids: torch.Tensor) -> dict[str, torch.Tensor | int]:
+        """A batch of two rows; the second begins as the first, as far as there are more keys than slots."""
+        assert self.keys is not None
+        slots, common = ids.shape[1], self.keys - ids.shape[1]
+        half = slots // 2
+        bounds, key_bounds = [0, half, slots], [0, half, self.keys]
+        return {
+            "input_ids": ids,
+            "labels": ids.repeat(1, 2)[:, : self.keys],
+            "position_ids": torch.cat([torch.arange(half), torch.arange(common, common + half)])[None],
+            "trained_positions": torch.arange(self.keys - 5, self.keys - 1),
+            "cu_seqlens": torch.tensor(bounds, dtype=torch.int32),
+            "cu_seqlens_k": torch.tensor(key_bounds, dtype=torch.int32),
+            "max_seqlen": slots,
+            "key_index": torch.cat([torch.arange(half), torch.arange(common), torch.arange(half, slots)]),
+        }
+
     def loss(self, model: torch.nn.Module) -> torch.Tensor:
         rows, slots = self.batch
         ids = torch.arange(rows * slots).view(rows, slots) % SHAPE["padded_vocab_size"]
         labels = torch.where(torch.arange(slots) < slots - 4, -100, ids)
         positions = torch.arange(slots)[None] % (slots // 2) if self.packed else None
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision != "32-true"):
+            if self.keys is not None:
+                return model(**self.shared(ids), use_cache=False, skip_logits=True).loss
             return model(input_ids=ids, labels=labels, position_ids=positions, use_cache=False, skip_logits=True).loss
 
 
@@ -174,6 +195,8 @@ def kept_bytes(case: Case, layers: int) -> int:
         Case(rank=8),
         Case(batch=(4, 64)),
         Case(packed=True),
+        Case(packed=True, keys=320),
+        Case(packed=True, keys=320, attention="eager"),
         Case(attention="eager"),
         Case(precision="32-true"),
         Case(targets=ALL_MAPS),
