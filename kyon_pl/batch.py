@@ -93,6 +93,7 @@ class Workload(Protocol):
         steps_per_epoch: optimizer steps per epoch, equal for all epochs.
         batches_per_epoch: micro-batches per epoch and device, equal for all epochs.
         tokens_per_epoch: tokens per epoch without padding, over all ranks.
+        computed_tokens_per_epoch: those of them that are computed; fewer if rows share their beginnings.
         training_rows: rows per epoch, over all ranks.
         validation_rows: rows of a validation, over all ranks.
     """
@@ -107,6 +108,10 @@ class Workload(Protocol):
 
     @property
     def tokens_per_epoch(self) -> int:
+        """See the class."""
+
+    @property
+    def computed_tokens_per_epoch(self) -> int:
         """See the class."""
 
     @property

@@ -89,7 +89,15 @@ class DialogueDataModule(DialogueData, LightningDataModule):
     @property
     def tokens_per_epoch(self) -> int:
         """Tokens of an epoch without padding, over all ranks; with `limit_train_batches`, the average."""
-        return int(self.rows["train"].tokens.sum()) * self.sampler.batches_used // len(self.sampler)
+        return self._used_share(int(self.rows["train"].tokens.sum()))
+
+    @property
+    def computed_tokens_per_epoch(self) -> int:
+        """Those of them that are computed, about as many in every epoch; fewer if rows share their beginnings."""
+        return self._used_share(int(self.rows["train"].tokens.sum()) - self.sampler.planner.shared_tokens)
+
+    def _used_share(self, tokens: int) -> int:
+        return tokens * self.sampler.batches_used // len(self.sampler)
 
     @property
     def training_rows(self) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kyon_pl.chatglm2 import ChatGLM2Config
 from kyon_pl.chatglm2.attention import FLASH
 from kyon_pl.data.batches.plan import PACKED
-from kyon_pl.data.batches.sampler import PlannedBatchSampler, largest_batches
+from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler, largest_batches
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.data.reading.files import local_files
 from kyon_pl.doctor.memory import BatchShape, MemorySettings
@@ -26,6 +26,9 @@ PUBLISHED_SOURCE = "silk-road/Chat_Suzumiya_Fusion"
 PUBLISHED_ROWS = 66_588
 PUBLISHED_ROW_TOKENS = 1022.7
 PUBLISHED_LONGEST_ROW = 4_237
+# tokens of rows for each token that is computed, by `rows_per_cluster`; a plan of all published rows without padding
+SHARED_GAINS = {1: 1.0, 2: 1.24, 3: 1.38, 4: 1.445, 6: 1.51, 8: 1.54}
+SHARED_GAINS_WITHOUT_LIMIT = 1.64
 # padding of packs of 2,048 tokens, and of unsorted rows padded to the longest of a batch of 32
 PACKED_PADDING, PADDED_PADDING = 0.021, 0.467
 # the pack of 2,048 tokens with the most trained tokens in 1,500 published rows has 340; 99 % of all rows have up to 120
@@ -158,7 +161,7 @@ def _counted_work(module: DialogueData, schedule: Schedule) -> Work:
         limit_batches=schedule.limit_batches,
     )
     used = max(1, sampler.batches_used * schedule.devices)
-    largest = [_shape(module, batch.row_numbers) for batch in largest_batches(planner, used, schedule.epochs or 1)]
+    largest = [_shape(module, batch) for batch in largest_batches(planner, used, schedule.epochs or 1)]
     steps = schedule.total_steps(sampler.steps_per_epoch)
     slots = module.tokens_per_batch if module.batching in PACKED else float(train.tokens.sum()) / len(sampler)
     return Work(
@@ -180,11 +183,13 @@ def _validation_shape(tokens: NDArray[np.int64], trained: NDArray[np.int64], mod
     return BatchShape(rows=len(longest), slots=int(tokens.max()), trained_tokens=int(trained[longest].sum()))
 
 
-def _shape(module: DialogueData, row_numbers: tuple[int, ...]) -> BatchShape:
-    rows, numbers = module.rows["train"], list(row_numbers)
+def _shape(module: DialogueData, batch: MicroBatch) -> BatchShape:
+    rows, numbers = module.rows["train"], list(batch.row_numbers)
     trained = int(rows.trained_tokens(module.label_boundary)[numbers].sum())
     if module.batching in PACKED:
-        return BatchShape(rows=1, slots=module.tokens_per_batch, trained_tokens=trained)
+        slots = module.tokens_per_batch
+        keys = slots + sum(batch.shared) if module.batching == "shared" else None
+        return BatchShape(rows=1, slots=slots, trained_tokens=trained, keys=keys)
     return BatchShape(rows=len(numbers), slots=int(rows.tokens[numbers].max()), trained_tokens=trained)
 
 
@@ -200,10 +205,18 @@ def _estimated_work(module: DialogueData, schedule: Schedule) -> Work:
     rows, tokens = round(PUBLISHED_ROWS * (1 - share)), min(PUBLISHED_ROW_TOKENS, longest)
     padding = PADDED_PADDING if module.batching == "padded" else PACKED_PADDING
     slots = float(module.tokens_per_batch) if packed else module.rows_per_batch * tokens / (1 - padding)
-    batches = schedule.used_batches(math.ceil(rows * tokens / (1 - padding) / slots / schedule.devices))
+    computed = tokens / (shared_gain(module.rows_per_cluster) if module.batching == "shared" else 1)
+    batches = schedule.used_batches(math.ceil(rows * computed / (1 - padding) / slots / schedule.devices))
     steps = schedule.total_steps(math.ceil(batches / schedule.accumulate))
     total_slots = None if steps is None else steps * schedule.accumulate * slots
     return Work("published", rows, steps, total_slots, tokens, training, validation)
+
+
+def shared_gain(rows_per_cluster: int | None) -> float:
+    """The tokens of published rows for each computed one; those of the next smaller cluster that was measured."""
+    if rows_per_cluster is None:
+        return SHARED_GAINS_WITHOUT_LIMIT
+    return max(gain for rows, gain in SHARED_GAINS.items() if rows <= rows_per_cluster)
 
 
 def assumed_shape(rows: int, slots: int) -> BatchShape:

@@ -193,6 +193,11 @@ class BatchPlanner:
         packs = _packs_needed(self.row_tokens, self._pack_tokens)
         return min(rows, packs + packs // 1000)
 
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens of an epoch that are not computed again, in the clusters of `batches_per_epoch`; about as in all."""
+        return int(self._first_clusters.shared.sum()) if self.batching == "shared" else 0
+
     def plan_epoch(self, epoch: int) -> EpochPlan:
         """Plan the micro-batches of an epoch, over all ranks."""
         return self._plan_packs(epoch).joined(self.packs_per_batch)

@@ -177,6 +177,7 @@ def check_unchanged(values: Mapping[str, tuple[object, object]]) -> None:
 
 class _BatchSize(NamedTuple):
     slots: int  # tokens with padding; the layers keep activations of each
+    keys: int  # more than slots if rows share beginnings; attention keeps keys and values of each
     trained_tokens: int  # the head computes logits over the vocabulary for each
     row_numbers: tuple[int, ...]
     shared: tuple[int, ...]
@@ -184,6 +185,8 @@ class _BatchSize(NamedTuple):
 
 def largest_batches(planner: BatchPlanner, batches: int, epochs: int) -> list[MicroBatch]:
     """Return the micro-batch with the most slots and, if it differs, the one with the most trained tokens.
+
+    Of micro-batches with as many slots, it is the one whose rows have the most tokens, shared ones included.
 
     Which of the two needs more memory depends on the model.
 
@@ -205,9 +208,10 @@ def _largest_in(planner: BatchPlanner, plan: EpochPlan, batches: int) -> list[_B
     if planner.packs:
         slots[:] = planner.tokens_per_batch
     slots, trained = slots[:batches], plan.sums(planner.row_trained_tokens)[:batches]
-    indices = np.lexsort((trained, slots))[-1], np.lexsort((slots, trained))[-1]
+    keys = slots + [sum(plan.shared_tokens(index)) for index in range(len(slots))]
+    indices = np.lexsort((trained, keys, slots))[-1], np.lexsort((keys, slots, trained))[-1]
     return [
-        _BatchSize(int(slots[i]), int(trained[i]), plan.row_numbers(int(i)), plan.shared_tokens(int(i)))
+        _BatchSize(int(slots[i]), int(keys[i]), int(trained[i]), plan.row_numbers(int(i)), plan.shared_tokens(int(i)))
         for i in indices
     ]
 

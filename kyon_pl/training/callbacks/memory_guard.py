@@ -135,7 +135,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_size(batch: Batch) -> str:
-    """The size of a batch, such as `a batch of 2,048 tokens, 900 of them trained`."""
+    """The size of a batch, such as `a batch of 2,048 tokens for rows of 3,100, 900 of them trained`."""
     rows, tokens = batch.input_ids.shape
     shape = f"{tokens:,} tokens" if rows == 1 else f"{rows} rows of up to {tokens:,} tokens"
+    if batch.computed_tokens < batch.tokens:
+        shape += f" for rows of {batch.tokens:,}"
     return f"a batch of {shape}, {batch.trained_tokens:,} of them trained"

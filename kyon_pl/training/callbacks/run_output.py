@@ -51,10 +51,12 @@ class RunEstimate(Callback):
             return
         assert isinstance(pl_module, ChatGLM2LoRA)
         base, steps = pl_module.frozen_base, total_steps(trainer)
-        tokens = workload.tokens_per_epoch * steps / workload.steps_per_epoch / trainer.world_size
+        epochs = steps / workload.steps_per_epoch / trainer.world_size
+        tokens, computed = workload.tokens_per_epoch * epochs, workload.computed_tokens_per_epoch * epochs
+        of_them = f", {computed:,.0f} of them computed" if computed < tokens else ""
         recomputed = recomputed_share(base.checkpointing, base.config)
         # attention is omitted: with rows of 500 tokens it takes one percent of 6B's operations
-        flop = tokens * flop_per_token(base.config, row_tokens=0, recomputed=recomputed)
+        flop = computed * flop_per_token(base.config, row_tokens=0, recomputed=recomputed)
         flop_per_s = matrix_rate(trainer.strategy.root_device, frozen_dtype(str(trainer.precision)))
         each = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
         rates = learning_rates(pl_module.make_optimizer, pl_module.make_schedule, steps)
@@ -64,7 +66,7 @@ class RunEstimate(Callback):
             "estimate: %s optimizer steps, %s tokens%s, about %s (%.0f %% of the matrix products measured here, %s)",
             f"{steps:,}",
             f"{tokens:,.0f}",
-            each,
+            of_them + each,
             duration(flop / (flop_per_s * USUAL_SHARE)),
             USUAL_SHARE * 100,
             rate_in_words(flop_per_s),
