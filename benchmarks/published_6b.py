@@ -12,6 +12,7 @@ FOLDER needs 13 GB for the base and 13 more for one merged model at a time. Weig
 | `adapter` | a random adapter in place of `fit` |
 | `live` | base and adapter loaded, logits of a few ids kept |
 | `chatglm`, `glm` | `kyon-pl merge` into this format; the folder loaded again, compared with `live`, and removed |
+| `f16`, `q8_0` | `kyon-pl merge --format gguf` in this quantization; llama.cpp loads it and adds a token; removed |
 | `clean` | FOLDER is removed |
 """
 
@@ -47,6 +48,7 @@ from kyon_pl.runs.adapters import find_adapter
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
+from llama_cpp import LlamaServer  # noqa: E402
 from published_layout import REMOTE_CODE, published_config  # noqa: E402
 
 SHARDS, STEPS = 7, 5
@@ -68,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         step, *words = options.one.split(":")
-        {"write": write_base, "adapter": write_adapter, "load": load}[step](options, *words)
+        {"write": write_base, "adapter": write_adapter, "load": load, "answer": answer}[step](options, *words)
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
@@ -103,6 +105,12 @@ def run_phase(phase: str, options: argparse.Namespace) -> None:
         words = ["--adapter", str(adapter_of(folder)), "--output", str(folder / phase), "--format", phase]
         report(f"merge --format {phase}", [*cli, "merge", *words, "--base", str(folder / "base")], options)
         report(f"load the {phase} folder", [*own, "--one", f"load:{phase}"], options)
+        shutil.rmtree(folder / phase)
+    elif phase in ("f16", "q8_0"):
+        words = ["--adapter", str(adapter_of(folder)), "--output", str(folder / phase), "--quantization", phase]
+        words += ["--format", "gguf", "--base", str(folder / "base")]
+        report(f"merge --format gguf --quantization {phase}", [*cli, "merge", *words], options)
+        report("one token of llama.cpp", [*own, "--one", f"answer:{phase}"], options)
         shutil.rmtree(folder / phase)
     elif phase == "clean":
         shutil.rmtree(folder)
@@ -237,6 +245,17 @@ def load(options: argparse.Namespace, what: str) -> None:
         )
         said += f"; logits differ from live by {relative:.1e}, {'the same' if alike else 'not the same'} likeliest ids"
     print(f"SAID {said}; norm of logits {float(logits.norm()):.1f}")
+
+
+def answer(options: argparse.Namespace, what: str) -> None:
+    """Have llama.cpp load a GGUF and add a token to a few ids."""
+    (file,) = (options.folder / what).glob("*.gguf")
+    started_s = time.monotonic()
+    with LlamaServer(file, context=256) as server:
+        loaded_s = time.monotonic() - started_s
+        token = server.ask("/completion", prompt=IDS[0], n_predict=1, temperature=0, return_tokens=True)["tokens"]
+    seconds = time.monotonic() - started_s - loaded_s
+    print(f"SAID {file.stat().st_size / 1e9:.2f} GB; {loaded_s:.1f} s to load, {seconds:.1f} s to token {token}")
 
 
 if __name__ == "__main__":

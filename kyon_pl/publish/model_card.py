@@ -9,9 +9,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kyon_pl import __version__
-from kyon_pl.files import read_json_object
+from kyon_pl.files import read_json_object, read_text
 from kyon_pl.runs.adapters import SETTINGS
 from kyon_pl.runs.facts import RunFacts, read_run_facts
+from kyon_pl.runs.integrity import EXPORT_RECORD
 
 CURVE_ROWS = 12
 CHATGLM2_6B = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b", "modelscope:ZhipuAI/chatglm2-6b")  # names of one repository
@@ -40,22 +41,38 @@ def model_card(folder: Path, repo_id: str, base: str | None) -> ModelCard:
         CheckpointError: the run's `config.yaml` is not YAML.
     """
     facts = read_run_facts(folder)
-    merged = not (folder / SETTINGS).is_file()
+    merged = is_merged(folder)
     kind = "A ChatGLM2 model with a LoRA adapter merged into it" if merged else "A LoRA adapter for ChatGLM2"
+    if files := gguf_files(folder):
+        kind += f", in GGUF for llama.cpp ({', '.join(file.name for file in files)})"
     parts = [
         f"# {repo_id.partition('/')[2]}",
         f"{kind}, fine-tuned on role-play dialogue with kyon_pl {__version__}.",
         *_base_and_licence(base, merged),
         *_data(facts),
-        *_settings(folder, facts, merged),
+        *_settings(folder, facts),
         *_metrics(facts),
-        *(_use_merged(folder, repo_id) if merged else _use_adapter(repo_id, hub_id(base) or "BASE")),
+        *_use(folder, repo_id, base),
     ]
-    header = _header(facts, repo_id, base, merged).to_yaml()
+    header = _header(facts, repo_id, base, merged, bool(files)).to_yaml()
     return ModelCard(f"---\n{header}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
-def _header(facts: RunFacts, repo_id: str, base: str | None, merged: bool) -> ModelCardData:
+def gguf_files(folder: Path) -> list[Path]:
+    """The files for llama.cpp in a folder: what `merge` or `convert-adapter` wrote, and what was quantized from it."""
+    return sorted(folder.glob("*.gguf"))
+
+
+def is_merged(folder: Path) -> bool:
+    """Whether a folder holds a whole model, and not an adapter."""
+    if (folder / SETTINGS).is_file():
+        return False
+    # merge records how weights are stored, and convert-adapter does not
+    record = folder / EXPORT_RECORD
+    return not gguf_files(folder) or not record.is_file() or "quantization" in read_json_object(record)
+
+
+def _header(facts: RunFacts, repo_id: str, base: str | None, merged: bool, gguf: bool) -> ModelCardData:
     datasets = [source for source in facts.sources if hub_id(source)]
     values = {tag.removeprefix("val/"): value for tag, value in facts.at_step().items()}
     name = datasets[0] if datasets else "held-out rows of the training data"
@@ -71,13 +88,14 @@ def _header(facts: RunFacts, repo_id: str, base: str | None, merged: bool) -> Mo
         for metric in ("loss", "perplexity")
         if metric in values
     ]
+    relation = "adapter" if not merged else "quantized" if gguf else "finetune"
     return ModelCardData(
         base_model=hub_id(base),
-        base_model_relation=("finetune" if merged else "adapter") if hub_id(base) else None,
+        base_model_relation=relation if hub_id(base) else None,
         datasets=datasets or None,
         eval_results=results or None,
         language=["zh"],
-        library_name="transformers" if merged else "peft",
+        library_name="gguf" if gguf else "transformers" if merged else "peft",
         model_name=repo_id.partition("/")[2],
         pipeline_tag="text-generation",
         tags=["chatglm2", "role-play", "kyon_pl", *([] if merged else ["lora"])],
@@ -111,8 +129,8 @@ def _data(facts: RunFacts) -> list[str]:
     return ["## Data", f"{', '.join(named)}. {terms}"]
 
 
-def _settings(folder: Path, facts: RunFacts, merged: bool) -> list[str]:
-    lora = {} if merged else read_json_object(folder / SETTINGS)
+def _settings(folder: Path, facts: RunFacts) -> list[str]:
+    lora = read_json_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     rows = [(f"lora.{key}", _value_text(lora[key])) for key in _LORA if lora.get(key)]
     rows += [(key, _value_text(value)) for key, value in facts.settings.items()]
     return ["## Settings", _table(("setting", "value"), rows) if rows else "Not recorded."]
@@ -171,6 +189,22 @@ kyon-pl fit --config configs/lora.yaml --model.adapter {repo_id}
         "The prompt is the row's unchanged `context`, from the character's description to the question. Prompt and "
         "answer are tokenized separately, and an answer ends with the end-of-sequence token.",
     ]
+
+
+def _use(folder: Path, repo_id: str, base: str | None) -> list[str]:
+    if files := gguf_files(folder):
+        return _use_gguf(folder, repo_id, files[0].name)
+    return _use_merged(folder, repo_id) if is_merged(folder) else _use_adapter(repo_id, hub_id(base) or "BASE")
+
+
+def _use_gguf(folder: Path, repo_id: str, file: str) -> list[str]:
+    """The sections of the README.md that merge wrote; for an adapter, the command of llama.cpp."""
+    readme = folder / "README.md"
+    parts = ["## Use", f"```console\n$ hf download {repo_id} --local-dir .\n```"]
+    if not readme.is_file():
+        return [*parts, f"```console\n$ llama-server -m BASE.gguf --lora {file} -c 4096\n```"]
+    written = read_text(readme).partition("\n## ")[2].strip()
+    return [*parts, "#" * 3 + " " + written.replace("\n## ", "\n### ")]
 
 
 def _use_merged(folder: Path, repo_id: str) -> list[str]:

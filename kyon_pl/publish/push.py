@@ -25,7 +25,7 @@ from kyon_pl.files import entry, explained, read_json_object
 from kyon_pl.hub.download import LICENCE_FILES, TOKENIZER_FILES, checked_requests
 from kyon_pl.logs import from_here, replace_control_characters
 from kyon_pl.lora.saved import check_fit, check_ranks, read_adapter, weights_file
-from kyon_pl.publish.model_card import hub_id, model_card
+from kyon_pl.publish.model_card import gguf_files, hub_id, model_card
 from kyon_pl.publish.repository import prepare_repository, push_errors, repository_url
 from kyon_pl.runs.adapters import SETTINGS, adapter_base, find_adapter
 from kyon_pl.runs.integrity import EXPORT_RECORD, MARKER, fault_of_adapter, size_and_sha256
@@ -40,6 +40,7 @@ LEFT_OUT = (MARKER, "config.yaml", EXPORT_RECORD)
 WRITTEN = (
     *(
         SETTINGS,
+        "Modelfile",
         "config.json",
         "generation_config.json",
         "model.safetensors.index.json",
@@ -72,8 +73,8 @@ def push(
 
     Args:
         repo_id: USER/NAME; a NAME alone goes to the account of the token. The repository is created if needed.
-        adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or the folder of a merged model; unset,
-            the newest run here.
+        adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a folder of `merge` or
+            `convert-adapter --to gguf`; unset, the newest run here.
         which: of a run, the best checkpoint by validation loss, or the last.
         base: the Hub id of the base, if the adapter names a folder of this machine.
         private: whether a new repository is private; an existing one is not changed.
@@ -123,7 +124,8 @@ def push(
 def find_export(name: str | None, which: Literal["best", "last"]) -> Path:
     """The folder to upload: the folder of a merged model, or what `find_adapter` returns."""
     folder = Path(name) if name else None
-    if folder and (folder / "config.json").is_file() and not (folder / SETTINGS).is_file():
+    merged = folder and ((folder / "config.json").is_file() or gguf_files(folder))
+    if folder and merged and not (folder / SETTINGS).is_file():
         return folder
     return find_adapter(name, which)
 
@@ -144,7 +146,8 @@ def files_to_upload(folder: Path, allow: Sequence[str] | None, ignore: Sequence[
         SettingError: no file matches.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    weights = [weights_file(folder)] if (folder / SETTINGS).is_file() else weight_files(folder)
+    is_adapter = (folder / SETTINGS).is_file()
+    weights = [weights_file(folder)] if is_adapter else gguf_files(folder) or weight_files(folder)
     ours = {*WRITTEN, CARD, *(file.name for file in weights)}
     if others := [name for name in names if name not in ours]:
         more = f" and {len(others) - _SHOWN_NAMES:,} more" if len(others) > _SHOWN_NAMES else ""
@@ -252,6 +255,8 @@ def check_merged(folder: Path) -> None:
                 raise CheckpointError(str(folder / name), "it is missing", _EXPORT_AGAIN)
             if size_and_sha256(folder / name)["sha256"] != sha256:
                 raise CheckpointError(str(folder / name), "it is not what was written", _EXPORT_AGAIN)
+    if gguf_files(folder):  # written by merge or convert-adapter, which have read it again; or by llama-quantize
+        return
     if read_json_object(folder / "config.json").get("model_type") == "glm":
         check_weights(folder, read_glm_config(folder), GlmForCausalLM)
     else:

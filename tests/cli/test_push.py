@@ -18,9 +18,12 @@ from published_layout import tiny_config, write_published_layout
 from push_asker import TOKEN, PushAsker
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
+from web_host import write_small_adapter
 
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.demo import BASE
+from kyon_pl.export.convert_adapter import convert_adapter
+from kyon_pl.export.merge import merge
 from kyon_pl.lora import attach_lora, load_adapter, write_adapter
 from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO
 from kyon_pl.runs.integrity import size_and_sha256
@@ -325,6 +328,31 @@ def test_a_merged_model(hub: HubServer, kyon_pl: PushAsker, tmp_path: Path) -> N
     assert "config.json: it is not what was written" in kyon_pl(*words).err
     (tmp_path / "kyon_pl.json").unlink()
     assert "dense_4h_to_h.weight (32, 48) instead of (32, 64)" in kyon_pl(*words).err
+
+
+def test_a_model_and_an_adapter_for_llama_cpp(hub: HubServer, kyon_pl: PushAsker, tmp_path: Path) -> None:
+    adapter = write_small_adapter(tmp_path / "adapter", 1)
+    merge(tmp_path / "bo", str(adapter), format="gguf", quantization="q8_0")
+    (tmp_path / "bo/MODEL_LICENSE").write_text("terms", encoding="utf-8")
+    words = ("push", "--repo_id", "gguf", "--adapter", str(tmp_path / "bo"), "--base", MODEL)
+    answer = kyon_pl(*words)
+    assert answer.status == 0, answer.err
+    sent = content(hub, "kyon/gguf")
+    files = {"bo-q8_0.gguf", "Modelfile", "MODEL_LICENSE", "prompt_format.yaml", "tokenizer.model"}
+    assert sent.keys() == files | {".gitattributes", "README.md", "tokenizer_config.json"}
+    card = ModelCard(sent["README.md"].decode())
+    assert (card.data.base_model_relation, card.data.library_name, card.data.license) == ("quantized", "gguf", "other")
+    for said in ("in GGUF for llama.cpp (bo-q8_0.gguf)", "$ llama-server -m bo-q8_0.gguf -c 4096", "### Ollama"):
+        assert said in card.text
+    (tmp_path / "bo/bo-q8_0.gguf").write_bytes(b"GGUF")
+    assert "bo-q8_0.gguf: it is not what was written" in kyon_pl(*words).err
+
+    convert_adapter(tmp_path / "lora", str(adapter), to="gguf")
+    answer = kyon_pl("push", "--repo_id", "lora", "--adapter", str(tmp_path / "lora"), "--base", MODEL)
+    assert answer.status == 0, answer.err
+    card = ModelCard(content(hub, "kyon/lora")["README.md"].decode())
+    assert card.data.base_model_relation == "adapter"
+    assert "$ llama-server -m BASE.gguf --lora lora.gguf" in card.text
 
 
 def test_interrupted_push_leaves_the_repository_unchanged(hub: HubServer, kyon_pl: PushAsker, copy: Path) -> None:
