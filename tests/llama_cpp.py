@@ -74,3 +74,8 @@ class LlamaServer:
         answer = self.client.post(path, json=content)
         assert answer.is_success, answer.text
         return answer.json()
+
+
+if __name__ == "__main__":
+    with LlamaServer(Path(sys.argv[1])) as llama_server:
+        assert llama_server.ask("/completion", prompt=[500], n_predict=1)["tokens_predicted"] == 1

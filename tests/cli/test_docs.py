@@ -83,7 +83,7 @@ def test_the_way_of_a_row_has_the_demo_numbers() -> None:
     assert f"({batch.trained_tokens}, 2048)" in page
 
 
-@pytest.mark.parametrize("page", ["reliability.md", "how_it_works.md"])
+@pytest.mark.parametrize("page", ["reliability.md", "how_it_works.md", "laptop.md"])
 def test_named_files_and_tests_exist(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     for name in re.findall(r"`(\w+/[\w/]+\.py(?:::\w+)?)`", text):
