@@ -38,15 +38,19 @@ class Clock:
     marks: list[Any] = field(default_factory=list)
     tokens: list[Count] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+    computed: list[Count] = field(default_factory=list)
+    labels: list[Count] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
 
-    def step(self, tokens: Count, rows: int, loss: torch.Tensor) -> bool:
+    def step(self, tokens: Count, rows: int, loss: torch.Tensor, computed: Count = 0, labels: Count = 0) -> bool:
         """An optimizer step has been given to the device.
 
         Args:
             tokens: real ones.
             rows: real ones.
             loss: of the step.
+            computed: tokens that are computed; fewer than real ones if rows share their beginnings. 0: not counted.
+            labels: trained tokens.
 
         Returns:
             Whether the warm-up ended with it.
@@ -59,6 +63,8 @@ class Clock:
         self.marks.append(mark)
         self.tokens.append(tokens)
         self.rows.append(rows)
+        self.computed.append(computed)
+        self.labels.append(labels)
         self.losses.append(loss.detach())
         if len(self.marks) == 1:
             self._synchronize()
@@ -86,6 +92,8 @@ class Clock:
             "steps": len(seconds),
             "tokens_per_s": statistics.median(n / s for n, s in zip(tokens, seconds, strict=True)),
             "tokens_per_s_overall": sum(tokens) / sum(seconds),
+            "computed_per_s": sum(int(count) for count in self.computed[first:]) / sum(seconds),
+            "labels_per_s": sum(int(count) for count in self.labels[first:]) / sum(seconds),
             "rows_per_s": sum(self.rows[first:]) / sum(seconds),
             "first_step_s": self.first_step_s,
             "waited_share": self.waited_s / (time.perf_counter() - self.warm_s) if self.waited_s is not None else None,
@@ -123,7 +131,7 @@ class StepClock(Callback):
     found: dict[str, Any]
 
     def __init__(self) -> None:
-        self.tokens = self.rows = 0
+        self.tokens = self.rows = self.computed = self.labels = 0
         self.loss: torch.Tensor | float = 0.0
         self.steps = 0
         self.waits = 0
@@ -134,14 +142,16 @@ class StepClock(Callback):
         """Count a micro-batch, and mark a step."""
         self.tokens += batch.tokens
         self.rows += len(batch.row_numbers)
+        self.computed += batch.computed_tokens
+        self.labels += batch.trained_tokens
         self.loss = self.loss + outputs["loss"].detach()
         if trainer.global_step == self.steps:
             return
         self.steps = trainer.global_step
         assert isinstance(self.loss, torch.Tensor)
-        if self.clock.step(self.tokens, self.rows, self.loss):
+        if self.clock.step(self.tokens, self.rows, self.loss, self.computed, self.labels):
             self.waits = len(waits_s(trainer))
-        self.tokens = self.rows = 0
+        self.tokens = self.rows = self.computed = self.labels = 0
         self.loss = 0.0
         trainer.should_stop = self.steps >= self.last_step
 

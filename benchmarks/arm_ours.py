@@ -122,7 +122,7 @@ def _loop(module: ChatGLM2LoRA, data: DialogueDataModule, steps: int, clock: Clo
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        if clock.step(batch.tokens, len(batch.row_numbers), loss):
+        if clock.step(batch.tokens, len(batch.row_numbers), loss, batch.computed_tokens, batch.trained_tokens):
             waited_s = 0.0
     clock.waited_s = waited_s
     return clock.result()

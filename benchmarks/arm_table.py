@@ -17,6 +17,7 @@ COLUMNS = (
     "tokens/s, all steps",
     "rows/s",
     "MFU %",
+    "executed %",
     "peak allocated GiB",
     "peak reserved GiB",
     "first step after s",
@@ -25,13 +26,14 @@ COLUMNS = (
     "loss",
 )
 WORDS = """\
-Tokens are real ones: padding is not counted. Medians and rates are over {measured} steps after {warmup} for warming up;
-with HF Trainer that groups rows, over one whole round from long rows to short ones after another. MFU: 4 N + 3 x causal
-attention forward FLOP a token, N without the embedding, against the matrix product above; what checkpointing computes
-again is not counted. "First step after" counts from the start of the process to the end of the first optimizer step,
-with imports, encoding, weights and compilation; compiled code is kept on disk between the arms of one machine. "Waits
-for data" is the host's wait for the next batch, whether or not the device had work left. "Recompiled": graphs compiled
-after the warm-up.
+Tokens are real ones: padding is not counted. Medians and rates are over {measured} steps after {warmup} for warming
+up; with HF Trainer that groups rows, over one whole round from long rows to short ones after another. MFU: 4 N + 3 x
+causal attention forward FLOP a token, N without the embedding, against the matrix product above; what checkpointing
+computes again is not counted, and a shared beginning counts in each of its rows. "Executed": the same for what our
+model really computes: shared beginnings once, the head and the end of the last layer at labels only. "First step
+after" counts from the start of the process to the end of the first optimizer step, with imports, encoding, weights
+and compilation; compiled code is kept on disk between the arms of one machine. "Waits for data" is the host's wait
+for the next batch, whether or not the device had work left. "Recompiled": graphs compiled after the warm-up.
 """
 PACKAGES = ("torch", "transformers", "peft", "lightning")
 
@@ -54,8 +56,8 @@ class Table:
         self._write(f"\n    {command}\n\n{rate}\n{WORDS.format(warmup=warmup, measured=measured)}\n")
         self._write("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|\n")
 
-    def add(self, arm: str, found: dict[str, Any], mfu: float) -> None:
-        """A line of an arm that was measured."""
+    def add(self, arm: str, found: dict[str, Any], mfu: float, executed: float) -> None:
+        """A line of an arm that was measured; `executed` is 0 where it was not counted."""
         first, last = found["losses"]
         bad = f", {found['non_finite']} not finite" if found["non_finite"] else ""
         cells = [
@@ -64,6 +66,7 @@ class Table:
             f"{found['tokens_per_s_overall']:,.0f}",
             f"{found['rows_per_s']:.1f}",
             f"{mfu:.1%}".rstrip("%"),
+            f"{executed:.1%}".rstrip("%") if executed else "-",
             *(f"{found[key]:.2f}" if found[key] is not None else "-" for key in ("allocated_gib", "reserved_gib")),
             f"{found['first_step_s']:.0f}",
             f"{found['waited_share'] * 100:.2f}" if found["waited_share"] is not None else "-",

@@ -79,7 +79,8 @@ def run(arms: list[Arm], options: argparse.Namespace, folder: Path) -> None:
             table.fail(arm.name, found["failed"])
             continue
         results[arm.name] = found
-        table.add(arm.name, found, found["tokens_per_s"] * flop_per_token(shape, options) / machine["flop_per_s"])
+        mfu = found["tokens_per_s"] * flop_per_token(shape, options) / machine["flop_per_s"]
+        table.add(arm.name, found, mfu, executed_flop_per_s(found, shape, options) / machine["flop_per_s"])
     others = [arm.name for arm in arms if arm.name in results and arm.kind != "ours"]
     table.end(results, others or list(results)[:1])
 
@@ -107,6 +108,18 @@ def flop_per_token(shape: RowShape, options: argparse.Namespace) -> float:
 
     config = ChatGLM2Config(**TINY_SHAPE) if options.tiny else ChatGLM2Config()
     return flop(config, shape.seen_tokens, recomputed=0)
+
+
+def executed_flop_per_s(found: dict[str, Any], shape: RowShape, options: argparse.Namespace) -> float:
+    """FLOP that our model computes in a second; 0 for other models, whose tokens were not counted that way."""
+    from kyon_pl.chatglm2 import ChatGLM2Config
+    from kyon_pl.training.throughput import executed_flop
+
+    if not found["computed_per_s"]:
+        return 0.0
+    config = ChatGLM2Config(**TINY_SHAPE) if options.tiny else ChatGLM2Config()
+    counted = {"tokens": found["computed_per_s"], "labels": found["labels_per_s"]}
+    return executed_flop(config, **counted, row_tokens=shape.seen_tokens)
 
 
 def perform(task: dict[str, Any], options: argparse.Namespace, folder: Path, ends_s: float) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
         "versions": versions(device),
         "arm": arm.name,
         "tokens": int(sum(map(int, clock.tokens[WARMUP:])) / PROFILED),
+        "computed_tokens": int(sum(map(int, clock.computed[WARMUP:])) / PROFILED),
         "step_ms": span_us / US / PROFILED,
         "unprofiled_ms": clock.unprofiled_ms,
         "recompiled": result["recompiled"],
@@ -166,7 +167,8 @@ def write_table(found: dict[str, Any], file: Path) -> None:
     lines = [f"| {kind} | {ms:.2f} | {ms / found['step_ms']:.1%} |" for kind, ms in found["kinds_ms"].items()]
     text = (
         f"\n## {found['date']}, {found['device']}\n\n{found['versions']}\n\n    {found['command']}\n\n"
-        f"A step of {found['tokens']:,} tokens, arm {found['arm']}: {found['step_ms']:.1f} ms under the profiler, "
+        f"A step of {found['tokens']:,} tokens of rows, {found['computed_tokens']:,} of them computed, "
+        f"arm {found['arm']}: {found['step_ms']:.1f} ms under the profiler, "
         f"{found['unprofiled_ms']:.1f} ms without it; {found['recompiled']} graphs compiled after the warm-up.\n\n"
         "| kind | ms a step | share of the step |\n|---|---|---|\n" + "\n".join(lines) + "\n"
     )

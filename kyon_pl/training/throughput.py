@@ -30,6 +30,26 @@ def flop_per_token(config: ChatGLM2Config, row_tokens: float, *, recomputed: flo
     return (4 + 2 * recomputed) * weights + (3 + recomputed) * attention
 
 
+def executed_flop(config: ChatGLM2Config, *, tokens: float, labels: float, row_tokens: float) -> float:
+    """Floating-point operations of a training step as this model makes it, without checkpointing.
+
+    Unlike `flop_per_token`, which counts what the rows would take one by one, it counts the head, and what follows the
+    attention in the last layer, at labels only, and shared beginnings once.
+
+    Args:
+        config: configuration of the base.
+        tokens: computed tokens of the step.
+        labels: trained tokens of the step.
+        row_tokens: number of tokens that attend to each other.
+    """
+    head = config.padded_vocab_size * config.hidden_size
+    queries = config.num_attention_heads * config.kv_channels
+    after_attention = config.hidden_size * (queries + 3 * config.ffn_hidden_size)
+    everywhere = config.parameter_count - 2 * head - after_attention
+    attention = 2 * config.num_layers * queries * row_tokens
+    return tokens * (4 * everywhere + 3 * attention) + labels * 4 * (head + after_attention)
+
+
 def recomputed_share(checkpointing: Checkpointing, config: ChatGLM2Config) -> float:
     """The share of a base's layers that are checkpointed, 0 to 1.
 

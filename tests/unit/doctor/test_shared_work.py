@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.chatglm2.checkpoint import random_base
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.doctor.work import PUBLISHED_SOURCE, Schedule, count_work, estimate_work
 from kyon_pl.training.callbacks.memory_guard import describe_size
+from kyon_pl.training.throughput import executed_flop, flop_per_token
 
 SLOTS = 96
 ONE_EPOCH = Schedule(epochs=1, steps=None, accumulate=1, devices=1, limit_batches=None)
@@ -55,6 +60,24 @@ def test_counted_rows(data: dict[str, Any]) -> None:
 
     shared = sum(batch.tokens - batch.computed_tokens for batch in batches)
     assert abs(planner.shared_tokens / shared - 1) < 0.1  # other clusters than those of this epoch
+
+
+def test_executed_products(data: dict[str, Any]) -> None:
+    """As torch counts the matrix products of forward and backward passes; attention's are left out."""
+    config = ChatGLM2Config(num_layers=3, padded_vocab_size=96, hidden_size=32, ffn_hidden_size=48, kv_channels=8)
+    base = random_base(config, dtype=torch.float32, device=torch.device("cpu"), attn_implementation="sdpa")
+    base.requires_grad_(False).enable_input_require_grads()
+    module = DialogueData(**data | {"tokenizer": None})
+    module.load("fit")
+    module.plan_training()
+    batch = next(module.planned_batches())
+    with FlopCounterMode(display=False) as counter:
+        base(**batch.model_inputs(), use_cache=False, skip_logits=True).loss.backward()
+    counted = counter.get_flop_counts()["Global"]
+    products = counted[torch.ops.aten.mm] + counted.get(torch.ops.aten.addmm, 0)
+    found = executed_flop(config, tokens=SLOTS, labels=batch.trained_tokens, row_tokens=0)
+    assert found == pytest.approx(products, rel=0.03)  # norms and biases are no products
+    assert flop_per_token(config, 0, recomputed=0) * batch.tokens > 1.5 * found
 
 
 @pytest.mark.parametrize(("rows_per_cluster", "gain"), [(1, 1.0), (2, 1.24), (5, 1.445), (None, 1.64)])
