@@ -51,6 +51,7 @@ def fit_options(arm: Arm, rows_file: Path, folder: Path, steps: int, device: str
             "trainer.accumulate_grad_batches": 1,
             "trainer.num_sanity_val_steps": 0,
             "data.validation_share": 0.0,
+            "data.tokens_per_step": "null",
             "data.tokens_per_batch": arm.tokens_per_batch,
             "model.compile": str(tiny is None).lower(),
             "model.checkpointing": arm.checkpointing,
@@ -59,6 +60,7 @@ def fit_options(arm: Arm, rows_file: Path, folder: Path, steps: int, device: str
     if tiny:
         settings |= {"model.random_config": tiny, "data.max_tokens": 128, "trainer.accelerator": "cpu"}
         settings |= {"data.workers": 0, "data.processes": 1, "trainer.enable_progress_bar": "false"}
+        settings |= {"data.tokens_per_step": 2048} if arm.shipped else {}
     if arm.exact_tokens:
         settings["data.max_tokens"] = arm.exact_tokens
     settings |= dict(option.split("=", 1) for option in arm.options)

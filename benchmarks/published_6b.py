@@ -150,7 +150,7 @@ def fit_words(options: argparse.Namespace) -> list[str]:
     if options.device == "cpu":
         settings["trainer.precision"] = "32-true"
     if options.tiny:
-        settings |= {"data.max_tokens": 256, "data.tokens_per_batch": 256, "data.workers": 0, "data.processes": 1}
+        settings |= {"data.max_tokens": 256, "data.tokens_per_step": 4096, "data.workers": 0, "data.processes": 1}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     return ["fit", "--config", str(ROOT / "configs/lora.yaml"), *words]
 

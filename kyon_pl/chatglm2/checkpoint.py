@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -56,16 +56,49 @@ def load_base(
         SettingError: the configuration asks for something that is not implemented.
         CheckpointError: a file cannot be read, or weights are missing, unexpected or of another shape.
     """
+    model = _checked_model(folder, dtype, attn_implementation)
+    for name, tensor in iterate_weights(weight_files(folder)):
+        _set_weight(model, name, tensor.to(device).to(dtype), quantize)  # converted on the device, to save host memory
+    return model
+
+
+def _checked_model(folder: Path, dtype: torch.dtype, attn_implementation: str) -> ChatGLM2ForCausalLM:
+    """A model on the meta device, after the files of a folder have been checked against its configuration."""
     if not (folder / "config.json").is_file():
         raise MissingFileError(str(folder), "no config.json", "Give the folder of a ChatGLM2 base.")
     config = read_config(folder)
     generation_config = read_generation_config(folder)
     check_weights(folder, config)
     model = _empty_model(config, dtype, attn_implementation)
-    for name, tensor in iterate_weights(weight_files(folder)):
-        _set_weight(model, name, tensor.to(device).to(dtype), quantize)  # converted on the device, to save host memory
     if generation_config:
         model.generation_config = generation_config
+    return model
+
+
+def base_without_weights(
+    base: Path | ChatGLM2Config, *, dtype: torch.dtype, attn_implementation: str
+) -> ChatGLM2ForCausalLM:
+    """Build a model on the CPU whose weights take no memory: each is one zero that is expanded to its shape.
+
+    An adapter can be attached to it; its weights are to be replaced before it computes.
+
+    Args:
+        base: a folder as `load_base` takes it, or the configuration of a random base.
+        dtype: of all weights.
+        attn_implementation: `varlen`, `sdpa` or `eager`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        KyonError: as `load_base`.
+    """
+    if isinstance(base, Path):
+        model = _checked_model(base, dtype, attn_implementation)
+    else:
+        model = _empty_model(base, dtype, attn_implementation)
+    for name, tensor in model.state_dict().items():
+        _set_weight(model, name, torch.zeros((), dtype=dtype).expand(tensor.shape), None)
     return model
 
 
@@ -137,17 +170,28 @@ def random_base(
         on them can be used again.
     """
     model = _empty_model(config, dtype, attn_implementation)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        for name, shape in shapes.items():
-            tensor = torch.empty(shape, dtype=dtype, device=device)
-            if len(shape) > 1:
-                tensor.normal_(std=config.initializer_range)
-            else:
-                tensor.fill_(0.0 if name.endswith("bias") else 1.0)
-            _set_weight(model, name, tensor, quantize)
+    for name, tensor in random_weights(config, dtype=dtype, device=device):
+        _set_weight(model, name, tensor, quantize)
     return model
+
+
+def random_weights(config: ChatGLM2Config, *, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of `random_base` one by one, each with its name.
+
+    Args:
+        config: of the model.
+        dtype: of all weights.
+        device: on which they are drawn.
+    """
+    shapes = {name: tensor.shape for name, tensor in _empty_model(config, dtype, "sdpa").state_dict().items()}
+    generator = torch.Generator(device).manual_seed(0)
+    for name, shape in shapes.items():
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+        if len(shape) > 1:
+            tensor.normal_(std=config.initializer_range, generator=generator)
+        else:
+            tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+        yield name, tensor
 
 
 def _empty_model(config: ChatGLM2Config, dtype: torch.dtype, attn_implementation: str) -> ChatGLM2ForCausalLM:

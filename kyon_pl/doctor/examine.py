@@ -244,8 +244,9 @@ def memory_advice(needs: Needs, available_bytes: int) -> str:
     if layers is not None:  # more layers than are checkpointed now, or the batch would fit
         return f"Set model.checkpointing to {layers}: a third more work, a fraction of the memory"
     if not most:
-        qlora = "" if needs.settings.quantization == "nf4" else "configs/overlay/qlora.yaml, "
-        return f"Use {qlora}a half-precision setting (--trainer.precision 16-mixed), or a larger GPU"
+        if needs.settings.quantization != "nf4" and (quantized := needs.quantized_bytes()) <= available_bytes:
+            return f"Add --config configs/overlay/qlora.yaml: frozen layers in 4 bits need {gib(quantized)}"
+        return "Use a half-precision setting (--trainer.precision 16-mixed), a larger GPU, or configs/overlay/fsdp.yaml"
     if needs.settings.packed:
         return f"Lower data.tokens_per_batch (and data.max_tokens with it) to {min(most, batch.slots):,} or less"
     rows = most // batch.slots
@@ -271,7 +272,10 @@ def _shared_memory_finding(workers: int, slots: int, available: int) -> Finding:
 
 def _time_finding(needs: Needs, target: Target) -> Finding:
     if needs.time is None:
-        reason = "the amount of work is unknown" if target.is_local else "the device is not in this machine"
+        unknown = target.is_local or target.card is not None
+        reason = (
+            "the amount of work is unknown" if unknown else "the device is not in this machine (name it with --gpu)"
+        )
         return Finding("time", "ok", f"not estimated: {reason}")
     each = f" on each of {target.devices} devices" if target.devices > 1 else ""
     estimate = f"about {duration(needs.time.seconds)}{each} without validation, a rough estimate"

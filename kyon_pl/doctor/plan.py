@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from jsonargparse import Namespace
@@ -160,6 +159,11 @@ class Needs:
                 return tokens
         return 0
 
+    def quantized_bytes(self) -> int:
+        """Memory that one device needs with all layers checkpointed and their weights in nf4."""
+        settings = replace(self.settings, checkpointing="full", quantization="nf4", sharded_over=1)
+        return needed_bytes(memory_estimate(self.config, settings).peak, settings.device_type)
+
     def fewest_checkpointed(self, available_bytes: int) -> int | None:
         """The fewest checkpointed layers with which this batch fits; None if it never fits."""
         for layers in range(self.config.num_layers + 1):
@@ -251,14 +255,13 @@ def _why_eager(target: Target) -> str | None:
 
 def _needs(config: ChatGLM2Config, settings: Namespace, precision: str, target: Target, work: Work) -> Needs:
     needed = memory_settings(settings, target, work.training, work.validation)
-    device = torch.device(target.device_type)
     checkpoints = _kept_checkpoints(settings.trainer) + 1  # an old one is deleted after the new one is complete
     return Needs(
         config=config,
         settings=needed,
         memory=memory_estimate(config, needed),
         checkpoints_bytes=checkpoints * checkpoint_bytes(config, needed.lora),
-        time=estimate_time(config, needed, work, device) if target.is_local else None,
+        time=estimate_time(config, needed, work, target),
     )
 
 

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.chatglm2.attention import FLASH
 from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler, largest_batches
 from kyon_pl.data.dialogue_data import DialogueData
 from kyon_pl.data.reading.files import local_files
+from kyon_pl.doctor.device import Target
 from kyon_pl.doctor.memory import BatchShape, MemorySettings
+from kyon_pl.doctor.speed import SpeedSettings, speed_source, tokens_per_s
 from kyon_pl.lora import frozen_dtype
 from kyon_pl.training.throughput import USUAL_SHARE, flop_per_token, matrix_rate, rate_in_words, recomputed_share
 
@@ -35,22 +36,6 @@ PACKED_PADDING, PADDED_PADDING = 0.021, 0.467
 PACK_TRAINED_SHARE, ROW_TRAINED_TOKENS = 1 / 6, 120
 # assumed for other rows if data.max_tokens sets no limit
 LONGEST_ROW = 2048
-
-# Tokens per second without padding on one H100 80GB, ChatGLM2-6B, packed, varlen, by
-# (precision, tokens_per_batch, checkpointing, compile, quantization).
-# Source: benchmarks/results/2026-11-24-nvidia-h100-80gb.md; the compiled ones: 2026-11-24-nvidia-h100-80gb-speed.md
-MEASURED_TOKENS_PER_S: dict[tuple[object, ...], int] = {
-    ("16-mixed", 2048, "full", False, None): 6_699,
-    ("bf16-mixed", 2048, "full", False, None): 7_492,
-    ("bf16-mixed", 8192, "full", False, None): 12_074,
-    ("bf16-mixed", 8192, "none", False, None): 16_365,
-    ("bf16-mixed", 8192, "full", True, None): 14_965,
-    ("bf16-mixed", 8192, "none", True, None): 21_920,
-    ("16-mixed", 8192, "none", True, None): 21_006,
-    ("bf16-mixed", 8192, "full", True, "nf4"): 14_565,
-    ("bf16-mixed", 8192, "full", True, "fp8"): 22_280,
-    ("bf16-mixed", 8192, "none", True, "fp8"): 31_820,
-}
 
 
 @dataclass(frozen=True)
@@ -243,37 +228,40 @@ class TrainingTime:
     source: str
 
 
-def estimate_time(
-    config: ChatGLM2Config, settings: MemorySettings, work: Work, device: torch.device
-) -> TrainingTime | None:
-    """Estimate the training time from measurements of this GPU and these settings, or by timing a matrix product.
+def estimate_time(config: ChatGLM2Config, settings: MemorySettings, work: Work, target: Target) -> TrainingTime | None:
+    """Estimate the training time from measured speeds, for a GPU in their table, or by timing a matrix product here.
 
     Args:
         config: the configuration of the base.
         settings: the settings of the run.
         work: the amount of work on one device.
-        device: one of the devices.
+        target: the devices.
 
     Returns:
-        The time; None if the amount of work is unknown.
+        The time; None if the amount of work or the speed of the device is unknown.
     """
     if work.slots is None:
         return None
-    batch = settings.precision, settings.training.slots
-    measured = MEASURED_TOKENS_PER_S.get((*batch, settings.checkpointing, settings.compiled, settings.quantization))
-    if measured and settings.attention in FLASH and _is_measured_gpu(device) and _is_6b(config):
-        source = f"{measured:,} tokens/s were measured with these settings on such a GPU"
-        return TrainingTime(work.slots / measured, source)
-    row_tokens = settings.training.slots if work.row_tokens is None else work.row_tokens
     recomputed = recomputed_share(settings.checkpointing, config)
+    if target.card is not None and settings.packed and _is_6b(config):
+        speed = SpeedSettings(
+            precision=settings.precision,
+            tokens=settings.training.slots,
+            checkpointed_share=recomputed,
+            compiled=settings.compiled,
+            quantization=settings.quantization,
+        )
+        tokens = tokens_per_s(speed, target.card)
+        source = f"{tokens:,.0f} tokens/s on each device, {speed_source(speed, target.card)}"
+        return TrainingTime(work.slots / tokens, source)
+    if not target.is_local:
+        return None
+    device = torch.device(target.device_type)
+    row_tokens = settings.training.slots if work.row_tokens is None else work.row_tokens
     flop = work.slots * flop_per_token(config, row_tokens, recomputed=recomputed)
     rate = matrix_rate(device, frozen_dtype(settings.precision))
     source = f"{USUAL_SHARE:.0%} of the matrix product rate measured now, {rate_in_words(rate)}"
     return TrainingTime(flop / (rate * USUAL_SHARE), source)
-
-
-def _is_measured_gpu(device: torch.device) -> bool:
-    return device.type == "cuda" and "H100 80GB HBM3" in torch.cuda.get_device_name(device)
 
 
 def _is_6b(config: ChatGLM2Config) -> bool:

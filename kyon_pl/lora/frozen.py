@@ -96,12 +96,15 @@ def check_combination(quantization: Quantization | None, lora: LoraConfig, *, sh
     """Refuse settings that do not work together.
 
     Raises:
-        SettingError: a sharded base is quantized or compiled, or DoRA is used with fp8.
+        SettingError: a sharded base is quantized or compiled, or DoRA is used with a sharded base or with fp8.
     """
     if sharded and (quantization or compiled):
         where, found = ("model.quantization", quantization) if quantization else ("model.compile", "true")
         fix = "Set one of the two; nf4 on one GPU needs less memory than a base sharded over four."
         raise SettingError(where, f"{found} together with model.shard_base", fix)
+    if sharded and lora.use_dora:
+        found = "DoRA starts from the norms of whole weights, and with model.shard_base each rank reads a share of them"
+        raise SettingError("model.lora.use_dora", found, "Leave it out, or model.shard_base.")
     if quantization == "fp8" and lora.use_dora:
         found = "DoRA needs the norms of the base's weights, and PEFT cannot read them in fp8"
         raise SettingError("model.lora.use_dora", found, "Leave it out, or use quantization: nf4 or none.")

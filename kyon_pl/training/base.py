@@ -5,24 +5,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from kyon_pl.batch import Batch
 from kyon_pl.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.chatglm2.attention import FA4, VARLEN, choose_attention
-from kyon_pl.chatglm2.checkpoint import load_base, random_base
+from kyon_pl.chatglm2.checkpoint import base_without_weights, load_base, random_base, random_weights
 from kyon_pl.chatglm2.configuration import read_config
+from kyon_pl.chatglm2.files import iterate_weights, weight_files
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.demo import fetch_base, fetch_base_config
 from kyon_pl.errors import CheckpointError, SettingError
@@ -140,8 +136,8 @@ class FrozenBase:
         Args:
             dtype: compute precision.
             device: device of this rank.
-            ranks: number of ranks that share the weights. With more than one, the model is loaded on the CPU, and
-                `shard_base` moves it to the device.
+            ranks: number of ranks that share the weights. With more than one, the model has no weights yet;
+                `shard_base` reads this rank's share of them.
             batches: returns batches of the run; flash-attn-4 is compared with torch's flash attention on the first one.
 
         Raises:
@@ -152,10 +148,12 @@ class FrozenBase:
         attention = self._choose_attention(dtype, device, batches)
         where = f"{device}, sharded over {ranks} ranks" if ranks > 1 else str(device)
         log.info("base: %s in %s on %s", self.name, self.quantization or str(dtype).removeprefix("torch."), where)
+        if ranks > 1:
+            return base_without_weights(self.folder or self.config, dtype=dtype, attn_implementation=attention)
         make = partial(random_base, self.config) if self.folder is None else partial(load_base, self.folder)
         base = make(
             dtype=dtype,
-            device=torch.device("cpu") if ranks > 1 else device,
+            device=device,
             attn_implementation=attention,
             quantize=quantizer(self.quantization, dtype, device),
         )
@@ -173,6 +171,17 @@ class FrozenBase:
             attention, reason = choose_attention(VARLEN, device, dtype)
         log.info("attention: %s (%s)", attention, reason)
         return attention
+
+    def weights(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights by name: memory-mapped from the files, or drawn on the device.
+
+        Args:
+            dtype: of random weights; those of files have their own.
+            device: of random weights; those of files are on the CPU.
+        """
+        if self.folder is None:
+            return random_weights(self.config, dtype=dtype, device=device)
+        return iterate_weights(weight_files(self.folder))
 
     def fingerprint(self) -> dict[str, str]:
         """Hashes of the base's files, or the configuration of a random base, to compare runs by."""
@@ -222,41 +231,3 @@ def compile_layers(base: ChatGLM2ForCausalLM) -> None:
     base.enable_input_require_grads()
     for layer in base.transformer.encoder.layers:
         layer.compile()
-
-
-def shard_base(base: ChatGLM2ForCausalLM, device: torch.device) -> None:
-    """Shard the frozen weights over all ranks with FSDP2: the embedding, each layer, the head and the last norm.
-
-    Each module is gathered for its forward and its backward pass, and released afterwards. Weights are gathered in
-    their own dtype, so results equal those of an unsharded base bit by bit. All ranks must make every forward pass.
-
-    The adapter is not sharded: it takes megabytes, and DDP keeps it whole on every rank, so that gradients, clipping,
-    guards and checkpoints are those of DDP. The remaining weights have one dtype and no gradients, so FSDP2 only
-    gathers.
-
-    Args:
-        base: the model with LoRA attached, on the CPU. One module at a time is moved to the device and sharded there.
-            Weights in the dtype of their files are memory-mapped and shared by the ranks of a machine; converted
-            weights are copied by each rank.
-        device: device of this rank; the process group must be initialized.
-    """
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    trained = {parameter for parameter in base.parameters() if parameter.requires_grad}
-    # FSDP2 requires that its root is called first. The root is the inner model, and not `base`, because PEFT calls
-    # `base.forward` directly and so skips the hooks of `base`
-    layers = base.transformer.encoder.layers
-    for module in (base.get_input_embeddings(), *layers, base.get_output_embeddings(), base.transformer):
-        fully_shard(module, mesh=mesh, ignored_params=trained)
-
-
-def exclude_shards_from_ddp(module: torch.nn.Module) -> None:
-    """Make DDP ignore sharded parameters, which it would otherwise broadcast from rank 0 at its start.
-
-    This is torch's way to exclude parameters, despite the leading underscore. Lightning reads the same list in
-    validate, test and predict.
-
-    Args:
-        module: the module that the strategy wraps.
-    """
-    shards = [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shards)

@@ -31,8 +31,6 @@ from kyon_pl.training.base import (
     FrozenBase,
     checkpoint_layers,
     compile_layers,
-    exclude_shards_from_ddp,
-    shard_base,
 )
 from kyon_pl.training.optimizer import (
     LinearDecay,
@@ -44,6 +42,7 @@ from kyon_pl.training.optimizer import (
 )
 from kyon_pl.training.recorded_settings import SETTINGS, check_precision_loaded, read_settings, settings_to_record
 from kyon_pl.training.replies import generate_texts, prediction_rows
+from kyon_pl.training.sharding import exclude_shards_from_ddp, shard_base, weight_owners
 from kyon_pl.training.unsupported_callbacks import check_callbacks
 
 log = logging.getLogger(__name__)
@@ -228,11 +227,12 @@ class ChatGLM2LoRA(LightningModule):
         ranks = self.trainer.world_size if self.sharded else 1
         base = self.frozen_base.load(dtype, device, ranks=ranks, batches=self._largest_batches)
         self.precision_loaded = precision
-        loading_s = time.monotonic() - started_s
+        owners = weight_owners(base) if self.sharded else {}
         self.model = self.initial_adapter.attach(base, name_to_record(self.frozen_base.name))
         if self.sharded:
-            shard_base(base, device)
+            shard_base(base, owners, self.frozen_base.weights(dtype, device), device)
             exclude_shards_from_ddp(self)
+        loading_s = time.monotonic() - started_s
         checkpoint_layers(base, self.frozen_base.checkpointed_layers)
         if self.frozen_base.compiled:
             compile_layers(base)

@@ -424,6 +424,13 @@ RANKS = [
         "tests/cli/test_auto.py::test_a_resumed_run_keeps_its_numbers",
     ),
     Guard(
+        "a rank reads its share of a base that ranks share",
+        "training/sharding.py",
+        "tensor[mesh.get_local_rank() * rows :][:rows]",
+        "tensor.clone()[mesh.get_local_rank() * rows :][:rows]",
+        "tests/unit/training/test_sharding.py::test_a_rank_reads_its_share_of_the_files",
+    ),
+    Guard(
         "the rows of a step do not depend on the size of a batch",
         "data/batches/plan.py",
         "self._plan_packs(epoch).joined(self.packs_per_batch)",

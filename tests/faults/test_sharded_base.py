@@ -22,8 +22,9 @@ SAME = 1e-4  # of adapters, relative in the L2 norm, where sums are made in anot
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """Of all checkpoints of two runs, but for the settings that are kept in them, where the strategy stands."""
-    return [text for text in run_differences(left, right) if not re.search(r"[ ./]config(\.yaml)?: ", text)]
+    """Of all checkpoints of two runs, but for the settings that are kept in them, where strategy and sharding stand."""
+    of_settings = r"[ ./]config(\.yaml)?: |module_settings\.shard_base: "
+    return [text for text in run_differences(left, right) if not re.search(of_settings, text)]
 
 
 GOES_ON = {

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from huggingface_hub import constants
 
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.cli.tools import doctor_settings
+from kyon_pl.cli.tools import GpuName, doctor_settings
 from kyon_pl.demo import BASE
 from kyon_pl.doctor.device import minimum_peak_bytes
 from kyon_pl.doctor.examine import base_finding, config_findings
@@ -23,6 +24,7 @@ from kyon_pl.doctor.memory import needed_bytes
 from kyon_pl.doctor.packages import packages
 from kyon_pl.doctor.plan import find_base, make_plan
 from kyon_pl.doctor.report import Finding
+from kyon_pl.doctor.speed import CARDS
 from kyon_pl.errors import KyonError
 from kyon_pl.training.throughput import flop_per_token
 
@@ -210,6 +212,28 @@ def test_findings_on_a_gpu() -> None:
     large = {"data__tokens_per_step": None, "trainer__accumulate_grad_batches": 1, "data__tokens_per_batch": 65536}
     assert "data.tokens_per_batch" in on_l4(**large)["GPU memory"].fix
     assert on_l4(data__workers=10_000)["shared memory"].state == "missing"
+
+
+def test_a_gpu_of_another_machine_by_name() -> None:
+    """Time and choice from measured or published rates, which is said; and the overlay that fits a small one."""
+
+    def found(gpu_gib: float | None, card: str | None) -> dict[str, str]:
+        settings = doctor_settings(["doctor", "--config", str(ROOT / "configs/lora.yaml"), "--model.base", "random"])
+        settings.data.tokenizer = "demo"
+        settings.data.source = "silk-road/Chat_Suzumiya_Fusion"
+        plan = make_plan(settings, MACHINE, gpu_gib, CARDS[card] if card else None)
+        findings = [*config_findings(plan, MACHINE, settings)]
+        return {finding.name: f"{finding.found} {finding.fix}" for finding in findings} | {"choice": str(plan.choice)}
+
+    t4, h100 = found(None, "t4"), found(None, "h100")
+    assert "h" in t4["time"]
+    assert "scaled by published rates" in t4["time"]
+    assert "from measurements on an H100)" in h100["time"]
+    assert "model.compile: false (auto): not tried on GPUs before Ampere" in t4["choice"]
+    assert "model.checkpointing: none (auto)" in h100["choice"]
+    assert "name it with --gpu" in found(16, None)["time"]
+    assert "Add --config configs/overlay/qlora.yaml" in found(8, None)["GPU memory"]
+    assert set(CARDS) == set(get_args(GpuName))
 
 
 def test_driver_version_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,7 @@ def test_incompatible_settings_are_refused_by_name() -> None:
     assert quantizer(None, half, CPU) is None
     dora = LoraConfig(use_dora=True)
     assert "use_dora" in error_of(lambda: check_combination("fp8", dora, sharded=False, compiled=False))
+    assert "model.shard_base" in error_of(lambda: check_combination(None, dora, sharded=True, compiled=False))
     assert "multiples of 16" in error_of(lambda: fp8_linear(nn.Linear(24, 32), torch.zeros(32, 24)))
     check_combination("nf4", dora, sharded=False, compiled=True)
     for quantization, compiled in (("nf4", False), ("fp8", True), (None, True)):
