@@ -19,14 +19,13 @@ from kyon_pl.doctor.device import Target, local_target
 from kyon_pl.doctor.machine import why_not_compiled
 from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.files import read_yaml_mapping
-from kyon_pl.runs.fingerprint import ACCUMULATE, DEVICE, MICRO_BATCHES, TOKENS_PER_BATCH
+from kyon_pl.runs.fingerprint import ACCUMULATE, DEVICE, MICRO_BATCHES, TOKENS_PER_BATCH, TOKENS_PER_STEP
 from kyon_pl.runs.resume import Run, find_similar_run, read_run, runs_in
 from kyon_pl.training.base import read_base_config
 from kyon_pl.training.callbacks.stop_signals import LAUNCHER
 
 # environment variable with the choice of the process that launched the other ranks, which inherit it
 CHOICE = "KYON_PL_CHOICE"
-TOKENS_PER_STEP = "data.tokens_per_step"
 CONFIG = "config.yaml"
 _KINDS: dict[str, Any] = {TOKENS_PER_BATCH: int, ACCUMULATE: int, CHECKPOINTING: int | str, COMPILE: bool}
 _FIX = "Copy it again, or set the four numbers of the machine on the command line"
@@ -47,7 +46,7 @@ class Recorded:
     finished: bool
 
 
-def resolve_auto(settings: Namespace, fingerprint: Mapping[str, str]) -> tuple[Recorded | None, list[str]]:
+def resolve_auto(settings: Namespace, fingerprint: Mapping[str, str]) -> list[str]:
     """Replace each `auto` by a value.
 
     A resumed run keeps its own values, unless another number of devices or a smaller GPU has to cut the optimizer
@@ -58,7 +57,7 @@ def resolve_auto(settings: Namespace, fingerprint: Mapping[str, str]) -> tuple[R
         fingerprint: of these settings, to find the run that is resumed.
 
     Returns:
-        The values of the run that will be resumed, and lines that say what was chosen and why.
+        Lines that say what was chosen and why.
 
     Raises:
         SettingError: an optimizer step cannot be cut as the settings ask.
@@ -67,7 +66,7 @@ def resolve_auto(settings: Namespace, fingerprint: Mapping[str, str]) -> tuple[R
     if os.environ.get(LAUNCHER) == str(os.getppid()) and CHOICE in os.environ:
         for name, value in json.loads(os.environ[CHOICE]).items():
             settings[name] = value
-        return None, []
+        return []
     target = local_target(settings.trainer)
     recorded = find_recorded(settings, {**fingerprint, DEVICE: target.device_type})
     lines = _settle_numbers(settings, recorded, target.devices)
@@ -76,16 +75,16 @@ def resolve_auto(settings: Namespace, fingerprint: Mapping[str, str]) -> tuple[R
         for name in names:
             settings[name] = recorded.values[name]
         kept = ", ".join(f"{name} {str(settings[name]).lower()}" for name in names)
-        return recorded, [*lines, f"auto: as in {recorded.folder.name}, a run with the same settings: {kept}"]
+        return [*lines, f"auto: as in {recorded.folder.name}, a run with the same settings: {kept}"]
     if recorded and settings[COMPILE] == "auto":  # compiled layers round differently
         settings[COMPILE] = recorded.values[COMPILE]
     if not auto_settings(settings):
-        return recorded, lines
+        return lines
     config = base_config(settings) if target.device_type == "cuda" else ChatGLM2Config()
     choice = choose(settings, config, target, why_not_compiled(target.capability) if target.capability else None)
     for name, value in choice.values.items():
         settings[name] = value
-    return recorded, [*lines, *choice.lines]
+    return [*lines, *choice.lines]
 
 
 def share_choice(settings: Namespace) -> None:

@@ -24,7 +24,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allowed_code
 from kyon_pl.cli.arguments import check_integers, check_trainer, drop_demo_validation, link_settings
-from kyon_pl.cli.auto import CONFIG, Recorded, resolve_auto, share_choice
+from kyon_pl.cli.auto import CONFIG, resolve_auto, share_choice
 from kyon_pl.cli.messages import explain, explain_misuse, explain_refused_arguments
 from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
 from kyon_pl.cli.streams import require_stdout
@@ -49,6 +49,7 @@ from kyon_pl.runs.fingerprint import (
     DEVICE,
     FINGERPRINT,
     MICRO_BATCHES,
+    TOKENS_PER_STEP,
     check_fingerprint,
     fingerprint_of_settings,
     keep_accumulation,
@@ -145,7 +146,6 @@ class KyonCLI(LightningCLI):
         self.command = words[0]
         self.held = held
         self.saved: dict[str, str] = {}  # the fingerprint of the run that is resumed
-        self.recorded: Recorded | None = None
         self.choice: list[str] = []
         self.checkpointing_is_auto = False
         super().__init__(
@@ -235,7 +235,7 @@ class KyonCLI(LightningCLI):
         settings = self.config[self.command]
         self.checkpointing_is_auto = settings.model.checkpointing == "auto"
         if self.command == "fit":
-            self.recorded, self.choice = resolve_auto(settings, self._settings_alone())
+            self.choice = resolve_auto(settings, self._settings_alone())
         elif settings[ACCUMULATE] == "auto":
             settings[ACCUMULATE] = 1
 
@@ -312,7 +312,7 @@ class KyonCLI(LightningCLI):
     def _settings(self) -> dict[str, str]:
         settings = self._settings_alone()
         settings[DEVICE] = self.trainer.strategy.root_device.type
-        if ACCUMULATE in settings:  # otherwise data.tokens_per_step is compared
+        if TOKENS_PER_STEP not in settings:
             accumulated = self.config[str(self.subcommand)].trainer.accumulate_grad_batches
             settings[MICRO_BATCHES] = str(self.trainer.world_size * accumulated)
         return keep_accumulation(self.saved, settings)
@@ -422,8 +422,8 @@ class KyonCLI(LightningCLI):
         self.saved = saved
         if MICRO_BATCHES in saved and saved[MICRO_BATCHES] == self._settings().get(MICRO_BATCHES):
             keep_optimizer_steps(self.trainer, saved)
-        elif saved and self.recorded:
-            rescale_intervals(self.trainer, self.recorded.values[ACCUMULATE])
+        elif TOKENS_PER_STEP in saved:
+            rescale_intervals(self.trainer, int(saved[ACCUMULATE]))
 
     def _log_into(self, folder: Path) -> None:
         """Let the logger write into an existing run folder."""

@@ -14,6 +14,7 @@ from kyon_pl.hub.download import ADAPTER_FILES
 
 FINGERPRINT = "fingerprint"
 TOKENS_PER_BATCH = "data.tokens_per_batch"
+TOKENS_PER_STEP = "data.tokens_per_step"
 ACCUMULATE = "trainer.accumulate_grad_batches"
 DEVICE = "kind of device"
 MICRO_BATCHES = "micro-batches an optimizer step"
@@ -46,11 +47,8 @@ def fingerprint_of_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     if flat.get("data.batching") != "shared":
         flat.pop("data.rows_per_cluster", None)
     flat.pop("data.rows_per_step", None)  # accumulation and devices are compared
-    if plans_steps(settings):  # how a step is cut has no effect
-        for name in (TOKENS_PER_BATCH, ACCUMULATE):
-            flat.pop(name, None)
-    else:
-        flat.pop("data.tokens_per_step", None)
+    # how a planned step is cut has no effect; its accumulation says for which one intervals in micro-batches were given
+    flat.pop(TOKENS_PER_BATCH if plans_steps(settings) else TOKENS_PER_STEP, None)
     return {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in flat.items()}
 
 
@@ -137,13 +135,15 @@ def keep_accumulation(saved: Mapping[str, str], now: Mapping[str, str], adapt: b
 
     The result depends on the number of micro-batches per optimizer step over all devices. So the accumulation may
     differ while devices times accumulation is equal. If only the number of devices differs, the accumulation can be
-    adapted to it.
+    adapted to it. Where `data.tokens_per_step` fixes the step, the accumulation may always differ.
 
     Args:
         saved: fingerprint of the saved run.
         now: fingerprint of this run.
         adapt: whether the accumulation will be adapted to the number of devices.
     """
+    if TOKENS_PER_STEP in saved and TOKENS_PER_STEP in now:
+        return {**now, ACCUMULATE: saved[ACCUMULATE]}
     if MICRO_BATCHES not in saved:
         return dict(now)
     same_step, same_accumulation = (saved[key] == now.get(key) for key in (MICRO_BATCHES, ACCUMULATE))
