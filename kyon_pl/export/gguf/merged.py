@@ -27,8 +27,9 @@ CONTEXT_TOKENS = 4096
 SAMPLING = {"temperature": 0.8, "top_p": 0.8, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 """As `kyon-pl chat` samples for a role, by Ollama's names."""
 
-# Largest relative difference of any part's output; for a random 6B see benchmarks/results.
-TOLERANCES: dict[Quantization, float] = {"f32": 1e-5, "f16": 1e-2, "bf16": 8e-2, "q8_0": 8e-2}
+# Largest relative difference of any part's output. With random weights in 28 layers it is 4e-3 in f16, 3e-2 in bf16 and
+# 1e-1 in q8_0, after the last layer; gate and up the other way round would make it about 1.
+TOLERANCES: dict[Quantization, float] = {"f32": 1e-5, "f16": 1e-2, "bf16": 8e-2, "q8_0": 2.5e-1}
 
 
 @dataclass(frozen=True)
