@@ -98,7 +98,7 @@ def _client(name: str) -> Any:
     if not (token.isascii() and token.isprintable()):
         raise SettingError(TOKEN, "the token holds an invalid character", "Copy it again, without quotes.")
     logger = logging.getLogger("modelscope_hub")
-    logger.handlers = logging.getLogger("kyon_pl").handlers
+    logger.handlers = [*logging.getLogger("kyon_pl").handlers]
     logger.setLevel(logging.WARNING)
     return HubApi(HubConfig(token=token))  # an empty token keeps it from unpickling a saved one
 

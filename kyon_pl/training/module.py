@@ -213,16 +213,16 @@ class ChatGLM2LoRA(LightningModule):
             MissingFileError: there is no such base.
         """
         trainer = self._trainer
-        if trainer is not None and isinstance(data := trainer.datamodule, IdSource):  # type: ignore[attr-defined]
-            data.check_ids(self.frozen_base.config.padded_vocab_size)
         precision = self.precision_loaded or "32-true" if trainer is None else str(trainer.precision)
         if self.model is not None:
+            self._check_ids()
             check_precision_loaded(str(self.precision_loaded), precision)
             return
         device = self.device if trainer is None else trainer.strategy.root_device
         dtype = frozen_dtype(precision)
         self.frozen_base.check(self.initial_adapter, precision, device)
-        self.tokenizer = self.frozen_base.tokenizer()
+        self.tokenizer = self.frozen_base.tokenizer()  # before the ids, whose error would not name its file
+        self._check_ids()
         started_s = time.monotonic()
         ranks = self.trainer.world_size if self.sharded else 1
         base = self.frozen_base.load(dtype, device, ranks=ranks, batches=self._largest_batches)
@@ -241,6 +241,10 @@ class ChatGLM2LoRA(LightningModule):
         trained = sum(parameter.numel() for parameter in self._trained_parameters().values())
         message = "LoRA: %s trained parameters, %.1f MB in float32; the base was loaded in %.1f s"
         log.info(message, f"{trained:,}", trained * 4 / 1e6, loading_s)
+
+    def _check_ids(self) -> None:
+        if self._trainer is not None and isinstance(data := self._trainer.datamodule, IdSource):  # type: ignore[attr-defined]
+            data.check_ids(self.frozen_base.config.padded_vocab_size)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Make the optimizer over parameters, with its learning rates scaled to the base.

@@ -96,7 +96,7 @@ def test_config_files(
 
 
 @pytest.mark.parametrize(
-    ("command", "key"), [("merge", "dtype"), ("push", "private"), ("chat", "asker"), ("web", "port")]
+    ("command", "key"), [("merge", "format"), ("push", "private"), ("chat", "asker"), ("web", "port")]
 )
 def test_null_is_no_value(
     command: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -90,7 +90,7 @@ def test_each_template_has_its_words_and_each_trained_reply_its_end(template: st
 
 def test_raw_messages_are_the_row_of_their_context() -> None:
     rows = encode_pairs([(messages(TALK[:-1]), "a3"), ("###".join(TALK[:-1]), "a3")], TOKENIZER, EncodeSettings())
-    assert rows[0] == rows[1]
+    assert replace(rows[0], context=None) == replace(rows[1], context=None)
 
 
 def test_chatglm2_is_the_published_chat_template() -> None:
