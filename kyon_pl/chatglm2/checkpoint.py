@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -183,7 +184,9 @@ def random_weights(config: ChatGLM2Config, *, dtype: torch.dtype, device: torch.
         dtype: of all weights.
         device: on which they are drawn.
     """
-    shapes = {name: tensor.shape for name, tensor in _empty_model(config, dtype, "sdpa").state_dict().items()}
+    # a copy: a model shares its configuration, and another one would change its attention
+    empty = _empty_model(copy.deepcopy(config), dtype, "sdpa")
+    shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
     generator = torch.Generator(device).manual_seed(0)
     for name, shape in shapes.items():
         tensor = torch.empty(shape, dtype=dtype, device=device)

@@ -163,6 +163,8 @@ def test_random_base() -> None:
     assert not first.training
     torch.manual_seed(1)
     assert_same_weights(random_base(tiny_config(), dtype=torch.bfloat16, **WHERE), first, torch.bfloat16)
+    eager = random_base(tiny_config(), dtype=torch.bfloat16, device=CPU, attn_implementation="eager")
+    assert eager.config._attn_implementation == "eager"
 
 
 AUTO_CLASSES = """
