@@ -187,7 +187,7 @@ def random_weights(config: ChatGLM2Config, *, dtype: torch.dtype, device: torch.
     # a copy: a model shares its configuration, and another one would change its attention
     empty = _empty_model(copy.deepcopy(config), dtype, "sdpa")
     shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator("cpu" if device.type == "meta" else device).manual_seed(0)
     for name, shape in shapes.items():
         tensor = torch.empty(shape, dtype=dtype, device=device)
         if len(shape) > 1:

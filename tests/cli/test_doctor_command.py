@@ -102,7 +102,12 @@ def test_original_settings_need_a_large_gpu(capsys: pytest.CaptureFixture[str]) 
     assert doctor([*seed, "40"], capsys)[0] == 1
     status, report = doctor_json([*seed, "80"], capsys)
     assert status == 0
-    assert report["config"]["work"]["training"] == {"rows": 32, "slots": 4237, "trained_tokens": 32 * 120}
+    assert report["config"]["work"]["training"] == {
+        "rows": 32,
+        "slots": 4237,
+        "trained_tokens": 32 * 120,
+        "keys": None,
+    }
     assert report["config"]["memory"]["validation_bytes"] == 0
 
 
