@@ -63,7 +63,9 @@ def resolve_auto(settings: Namespace, fingerprint: Mapping[str, str]) -> list[st
         SettingError: an optimizer step cannot be cut as the settings ask.
         KyonError: the base's configuration, or that of the resumed run, cannot be read.
     """
-    if os.environ.get(LAUNCHER) == str(os.getppid()) and CHOICE in os.environ:
+    # another fit that was started from the launching process has no rank
+    is_launched = os.environ.get(LAUNCHER) == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0"
+    if is_launched and CHOICE in os.environ:
         for name, value in json.loads(os.environ[CHOICE]).items():
             settings[name] = value
         return []
