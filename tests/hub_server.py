@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hub_protocol import HubSocket, Repository, Request
 from hub_writing import WritableHubHandler
+from serving import serve, stop
 
 
 @dataclass
@@ -127,14 +128,12 @@ class HubServer:
 
     def __enter__(self) -> HubServer:
         self._server = HubSocket(self, WritableHubHandler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        self.endpoint = serve(self._server)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
+        stop(self._server)
         self._storage.cleanup()
 
 

@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
+from serving import serve, stop
+
 LARGE_BYTES = 100_000
 _PATH = re.compile(r"/(api/v1|storage)/(models|datasets)/([^/]+/[^/]+)/(repo/files|repo/tree|repo)")
 
@@ -72,14 +74,12 @@ class ModelScopeServer:
             modelscope = server
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        self.endpoint = serve(self._server)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
+        stop(self._server)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -189,7 +191,8 @@ def rotary_angles(position_ids: Tensor, channels: int, dtype: torch.dtype) -> tu
     return doubled.cos().to(dtype), doubled.sin().to(dtype)
 
 
-def varlen_attention_forward(
+def rows_attention_forward(
+    kernel: Callable[..., Tensor],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -201,13 +204,14 @@ def varlen_attention_forward(
     max_seqlen: int | None = None,
     cu_seqlens_k: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each packed row, by torch's flash attention over the flattened batch.
+    """Causal attention within each packed row, by flash attention over the flattened batch.
 
     A row may have more keys than queries: its queries are then the last tokens of the row.
 
     Without `cu_seqlens` this is SDPA; the model omits it with a mask, with a cache, on a CPU and in float32.
 
     Args:
+        kernel: `torch_flash` or `flash_attn_4`.
         module: the attention layer (SDPA reads its number of groups).
         query: (R, heads, T, D), float16 or bfloat16.
         key: (R, groups, T, D).
@@ -228,30 +232,7 @@ def varlen_attention_forward(
         return output, None
     key_bounds = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     q, k, v = (_tokens_first(x) for x in (query, key, value))
-    attended = torch_flash(q, k, v, cu_seqlens, key_bounds, max_seqlen, scaling)
-    return attended.unflatten(0, (len(query), query.shape[2])), None
-
-
-def flash4_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    cu_seqlens_k: Tensor | None = None,
-) -> tuple[Tensor, None]:
-    """As `varlen_attention_forward`, by flash-attn-4; `scaling` is given."""
-    if cu_seqlens is None or max_seqlen is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling)
-        return output, None
-    assert scaling is not None
-    key_bounds = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
-    q, k, v = (_tokens_first(x) for x in (query, key, value))
-    attended, _ = flash4(q, k, v, cu_seqlens, key_bounds, max_seqlen, scaling)
+    attended = kernel(q, k, v, cu_seqlens, key_bounds, max_seqlen, scaling)
     return attended.unflatten(0, (len(query), query.shape[2])), None
 
 
@@ -279,6 +260,25 @@ def torch_flash(
     )
     assert isinstance(attended, Tensor)  # a tuple only with return_aux
     return attended
+
+
+def flash_attn_4(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen: int,
+    scale: float | None,
+) -> Tensor:
+    """As `torch_flash`, by flash-attn-4; `scale` is given."""
+    assert scale is not None
+    attended: Tensor = flash4(query, key, value, cu_seqlens, cu_seqlens_k, max_seqlen, scale)[0]
+    return attended
+
+
+varlen_attention_forward = partial(rows_attention_forward, torch_flash)
+flash4_attention_forward = partial(rows_attention_forward, flash_attn_4)
 
 
 def _tokens_first(heads_first: Tensor) -> Tensor:

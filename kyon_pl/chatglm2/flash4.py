@@ -106,27 +106,14 @@ def _interface() -> Any:
 
 
 @flash4.register_fake
-def _(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, max_seqlen: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query, memory_format=torch.contiguous_format), query.new_empty(
         (query.shape[1], query.shape[0]), dtype=torch.float32
     )
 
 
 @flash4_backward.register_fake
-def _(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    log_sum: Tensor,
-    cu_seqlens: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
     return query, key, value
 

@@ -22,7 +22,7 @@ from kyon_pl.files import read_yaml_mapping
 from kyon_pl.runs.fingerprint import ACCUMULATE, DEVICE, MICRO_BATCHES, TOKENS_PER_BATCH, TOKENS_PER_STEP
 from kyon_pl.runs.resume import Run, find_similar_run, read_run, runs_in
 from kyon_pl.training.base import read_base_config
-from kyon_pl.training.callbacks.stop_signals import LAUNCHER
+from kyon_pl.training.callbacks.stop_signals import is_launched_rank
 
 # environment variable with the choice of the process that launched the other ranks, which inherit it
 CHOICE = "KYON_PL_CHOICE"
@@ -63,9 +63,7 @@ def resolve_auto(settings: Namespace, fingerprint: Mapping[str, str]) -> list[st
         SettingError: an optimizer step cannot be cut as the settings ask.
         KyonError: the base's configuration, or that of the resumed run, cannot be read.
     """
-    # another fit that was started from the launching process has no rank
-    is_launched = os.environ.get(LAUNCHER) == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0"
-    if is_launched and CHOICE in os.environ:
+    if is_launched_rank() and CHOICE in os.environ:
         for name, value in json.loads(os.environ[CHOICE]).items():
             settings[name] = value
         return []

@@ -14,11 +14,18 @@ from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.data.reading.files import local_files
 from kyon_pl.doctor.cuts import CHECKPOINTING, COMPILE, Cut, auto_settings, step_cuts
 from kyon_pl.doctor.device import USABLE_SHARE, Target
-from kyon_pl.doctor.memory import BatchShape, MemorySettings, memory_estimate, needed_bytes
+from kyon_pl.doctor.memory import MemorySettings, memory_estimate, needed_bytes
 from kyon_pl.doctor.report import gib
 from kyon_pl.doctor.run_settings import memory_settings
 from kyon_pl.doctor.speed import COMPILE_S, FLOAT16_SHARE, SpeedSettings, speed_source, tokens_per_s
-from kyon_pl.doctor.work import LONGEST_ROW, PUBLISHED_ROW_TOKENS, PUBLISHED_ROWS, PUBLISHED_SOURCE, assumed_shape
+from kyon_pl.doctor.work import (
+    LONGEST_ROW,
+    PUBLISHED_ROW_TOKENS,
+    PUBLISHED_ROWS,
+    PUBLISHED_SOURCE,
+    assumed_shape,
+    assumed_validation,
+)
 from kyon_pl.errors import KyonError
 from kyon_pl.lora import checkpointed_layers
 from kyon_pl.runs.fingerprint import ACCUMULATE, TOKENS_PER_BATCH
@@ -81,9 +88,10 @@ def choose(settings: Namespace, config: ChatGLM2Config, target: Target, why_eage
     else:
         why_eager = why_eager or _why_eager(settings)
         ways = [*_ways(settings, config, target, cuts, can_compile=why_eager is None)]
-        way = _fastest(ways, settings, target)
+        tokens = planned_tokens(settings) / target.devices
+        way = _fastest(ways, tokens, target)
         cut, layers, compiled = way.cut, way.layers, way.compiled
-        reasons = _reasons(way, ways, settings, target, why_eager)
+        reasons = _reasons(way, ways, tokens, target, why_eager)
     reasons[ACCUMULATE] = _step_in_words(settings, cut, target.devices)
     in_words = {0: "none", config.num_layers: "full"}.get(layers, layers)
     values = {
@@ -104,7 +112,7 @@ def _ways(
     """For each cut, eager and compiled, the fewest checkpointed layers that fit, or all layers if none fits."""
     data, chosen = settings.data, settings[COMPILE]
     longest = data.max_tokens or LONGEST_ROW
-    basis = memory_settings(settings, target, assumed_shape(1, longest), _validation(settings, longest))
+    basis = memory_settings(settings, target, assumed_shape(1, longest), assumed_validation(settings.data, longest))
     for cut in cuts:
         shape = assumed_shape(data.rows_per_batch, longest)
         if cut.tokens_per_batch is not None:
@@ -140,9 +148,8 @@ def _fits(needed: int, target: Target) -> bool:
     return target.available_bytes is not None and needed <= target.available_bytes * USABLE_SHARE
 
 
-def _fastest(ways: list[_Way], settings: Namespace, target: Target) -> _Way:
-    """The fastest way that fits; if none does, the one that needs the least memory."""
-    tokens = planned_tokens(settings) / target.devices
+def _fastest(ways: list[_Way], tokens: float, target: Target) -> _Way:
+    """The fastest way that fits, for so many tokens on each device; if none does, the one with the least memory."""
     fitting = [way for way in ways if _fits(way.needed_bytes, target)]
     if not fitting:
         return min(ways, key=lambda way: way.needed_bytes)
@@ -192,13 +199,7 @@ def _why_eager(settings: Namespace) -> str | None:
     return None
 
 
-def _validation(settings: Namespace, longest: int) -> BatchShape | None:
-    data = settings.data
-    validated = data.validation_share > 0 or data.validation_source is not None
-    return assumed_shape(data.validation_rows_per_batch, longest) if validated else None
-
-
-def _reasons(way: _Way, ways: list[_Way], settings: Namespace, target: Target, why_eager: str | None) -> dict[str, str]:
+def _reasons(way: _Way, ways: list[_Way], tokens: float, target: Target, why_eager: str | None) -> dict[str, str]:
     memory = f"{gib(way.needed_bytes)} at the peak by estimate"
     if target.available_bytes is not None:
         memory += f", of {gib(target.available_bytes)}"
@@ -208,12 +209,11 @@ def _reasons(way: _Way, ways: list[_Way], settings: Namespace, target: Target, w
     return {
         TOKENS_PER_BATCH: f"the fastest of {tried} here; {speed}",
         CHECKPOINTING: f"{least}: {memory}",
-        COMPILE: why_eager or _compilation_in_words(way, ways, settings, target),
+        COMPILE: why_eager or _compilation_in_words(way, ways, tokens, target),
     }
 
 
-def _compilation_in_words(way: _Way, ways: list[_Way], settings: Namespace, target: Target) -> str:
-    tokens = planned_tokens(settings) / target.devices
+def _compilation_in_words(way: _Way, ways: list[_Way], tokens: float, target: Target) -> str:
     others = [each for each in ways if each.compiled != way.compiled and _fits(each.needed_bytes, target)]
     if not others or math.isinf(tokens):
         return f"it takes about {COMPILE_S} s at the start, in a run of unknown length"

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from jsonargparse import Namespace
 
 from kyon_pl.chatglm2 import ChatGLM2Config
+from kyon_pl.doctor.choice import BF16_CAPABILITY
 from kyon_pl.doctor.device import USABLE_SHARE, Target, check_device
 from kyon_pl.doctor.machine import SHARED_MEMORY, Machine, free_bytes, inspect_machine, machine_findings
 from kyon_pl.doctor.plan import PACK_STEP, Base, Needs, Plan, make_plan
@@ -23,7 +24,6 @@ from kyon_pl.hub.modelscope import PREFIX, is_modelscope, modelscope_cache
 from kyon_pl.lora import check_combination, frozen_dtype, quantizer, reference_lora
 from kyon_pl.training.throughput import duration
 
-BF16_CAPABILITY = (8, 0)
 # torch prefetches two batches per worker, each of four int64 tensors
 PREFETCHED_BATCHES, SLOT_BYTES = 2, 4 * 8
 

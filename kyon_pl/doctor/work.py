@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from numpy.typing import NDArray
 
 from kyon_pl.chatglm2 import ChatGLM2Config
@@ -182,8 +183,7 @@ def _estimated_work(module: DialogueData, schedule: Schedule) -> Work:
     published, packed = module.source == PUBLISHED_SOURCE, module.batching in PACKED
     longest = module.encoding.max_tokens or (PUBLISHED_LONGEST_ROW if published else LONGEST_ROW)
     training = assumed_shape(1, module.tokens_per_batch) if packed else assumed_shape(module.rows_per_batch, longest)
-    validated = module.validation_share > 0 or module.validation_source is not None
-    validation = assumed_shape(module.validation_rows_per_batch, longest) if validated else None
+    validation = assumed_validation(module, longest)
     if not published:
         return Work("settings", None, None, None, None, training, validation)
     share = 0.0 if module.validation_source else module.validation_share
@@ -213,6 +213,17 @@ def assumed_shape(rows: int, slots: int) -> BatchShape:
     """
     trained = rows * ROW_TRAINED_TOKENS if rows > 1 else round(slots * PACK_TRAINED_SHARE)
     return BatchShape(rows=rows, slots=slots, trained_tokens=trained)
+
+
+def assumed_validation(data: DialogueData | Namespace, longest: int) -> BatchShape | None:
+    """A validation batch of rows that were not counted; None if nothing is validated.
+
+    Args:
+        data: with the settings of the data.
+        longest: tokens of the longest row.
+    """
+    validated = data.validation_share > 0 or data.validation_source is not None
+    return assumed_shape(data.validation_rows_per_batch, longest) if validated else None
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def merge(
     check_weights(base_folder, config)
     live, weights = live_model(config, adapter_folder, base_name), map_weights(base_folder)
     prompts = read_prompt_format(adapter_folder) if adapter_folder else PUBLISHED_FORMAT
+    stored, torch_dtype = quantization or "f16", dtype or "float16"
     record = {"base": name_to_record(base_name), "adapter": name_to_record(adapter or str(adapter_folder))}
     with staging_folder(output) as folder:
         copy_licence(base_folder, folder)
@@ -93,21 +94,19 @@ def merge(
 
             prompts = prompts or PromptFormat("raw", "last")
             system = _role_system(prompts, adapter_folder) if system is None else system
-            export = GgufExport(output.name, quantization or "f16", prompts, system)
+            export = GgufExport(output.name, stored, prompts, system)
             rounding = write_gguf(live, weights, base_folder, folder, export)
-            record |= {"format": format, "quantization": export.quantization}
+            record |= {"format": format, "quantization": stored}
         else:
-            form, torch_dtype = FORMATS[format], getattr(torch, dtype or "float16")
-            rounding = _write_safetensors(live, weights, base_folder, folder, form, torch_dtype)
-            record |= {"format": format, "dtype": dtype or "float16"}
+            form = FORMATS[format]
+            rounding = _write_safetensors(live, weights, base_folder, folder, form, getattr(torch, torch_dtype))
+            record |= {"format": format, "dtype": torch_dtype}
         if prompts:
             write_prompt_format(prompts, folder)
         write_record(folder, record)
     shown = from_here(output)
-    stored_as = (quantization or "f16") if format == "gguf" else (dtype or "float16")
-    log.info(
-        "wrote %s: %s and adapter as %s in %s; logits differ by %.0e", shown, base_name, format, stored_as, rounding
-    )
+    kind = stored if format == "gguf" else torch_dtype
+    log.info("wrote %s: %s and adapter as %s in %s; logits differ by %.0e", shown, base_name, format, kind, rounding)
     folder_word = shlex.quote(str(shown))
     if format == "gguf":
         log.info("next: %s", server_command(folder_word, export))

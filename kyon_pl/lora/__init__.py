@@ -1,6 +1,13 @@
 """LoRA on a frozen base: adapters, their files, and the dtype or quantization of the frozen weights."""
 
-from kyon_pl.lora.adapter import attach_lora, load_adapter, reference_lora, trainable_names, write_adapter
+from kyon_pl.lora.adapter import (
+    attach_lora,
+    load_adapter,
+    reference_lora,
+    trainable_names,
+    trained_parameters,
+    write_adapter,
+)
 from kyon_pl.lora.frozen import (
     Checkpointing,
     Quantization,
@@ -21,5 +28,6 @@ __all__ = [
     "quantizer",
     "reference_lora",
     "trainable_names",
+    "trained_parameters",
     "write_adapter",
 ]

@@ -128,9 +128,14 @@ def _attach(folder: Path, attach: Callable[[], PeftModel]) -> PeftModel:
     return model
 
 
+def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that require a gradient, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def trainable_names(model: torch.nn.Module) -> set[str]:
     """Names of the parameters that require a gradient."""
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {*trained_parameters(model)}
 
 
 def write_adapter(model: PeftModel, state: Mapping[str, torch.Tensor], folder: Path) -> None:

@@ -25,9 +25,8 @@ from kyon_pl.errors import DataError, MissingFileError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import Output, check_outputs, output_file, rows_with, text_that_starts, writing
 from kyon_pl.publish.push_data import check_push, push_data
-from kyon_pl.roles.contexts import MEMORY_NUMBER, ContextLimits, Unit, context_settings
-from kyon_pl.roles.dialogues import Mode
-from kyon_pl.roles.memory_order import MemoryOrder, order_output, remove_orders, write_order
+from kyon_pl.roles.contexts import MEMORY_NUMBER, ContextLimits, context_settings
+from kyon_pl.roles.memory_order import order_output, remove_orders, write_order
 from kyon_pl.roles.prompt_format import QuestionForms, role_format
 from kyon_pl.roles.role import Role, find_roles
 from kyon_pl.roles.rows import (
@@ -39,7 +38,7 @@ from kyon_pl.roles.rows import (
     is_our_report,
     with_order_by_use,
 )
-from kyon_pl.runs.prompt_format import HEAD, role_formats_file, role_formats_text
+from kyon_pl.runs.prompt_format import HEAD, MemoryOrder, Mode, Unit, role_formats_file, role_formats_text
 
 log = logging.getLogger("kyon_pl.data")
 

@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from kyon_pl.data.prompt import SEPARATOR, Context
 from kyon_pl.errors import SettingError
-from kyon_pl.roles.dialogues import Mode
 from kyon_pl.roles.role import TITLE_END
+from kyon_pl.runs.prompt_format import Mode, Unit
 
-Unit = Literal["tokens", "characters"]
 MEMORY_NUMBER = 8
 DEFAULT_LENGTHS = {"characters": (2000, 1000), "tokens": (1000, 500)}  # of memories, and of the history
 _SHORT_ANSWER = 8  # characters; a shorter answer ("Yes, of course") occurs in many scenes that are not its own

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from kyon_pl.data.reading.files import must_exist, read_rows
 from kyon_pl.data.reading.text_files import NumberedRows, Unreadable
+from kyon_pl.runs.prompt_format import Mode
 
-Mode = Literal["fixed", "original"]
 ORIGINAL_SOURCE = "story-synthesised"
 _NO_TURN = "no turn of the role in the dialogue"
 _CONSECUTIVE_TURN = "a turn directly after another turn of the role"

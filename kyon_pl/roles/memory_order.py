@@ -10,15 +10,12 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from kyon_pl.errors import DataError
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import Output, check_replaceable, output_file, text_that_starts, writing
 
 log = logging.getLogger("kyon_pl.data")
-
-MemoryOrder = Literal["likeness", "frequency"]
 
 _KEY, _START = "memories_by_frequency", '{"memories_by_frequency"'
 

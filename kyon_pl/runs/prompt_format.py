@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -23,13 +23,16 @@ log = logging.getLogger(__name__)
 PROMPT_FORMAT = "prompt_format.yaml"
 HEAD = "# how the prompts of these rows are written; kyon-pl writes it and reads it\n"
 TrainTurns = Literal["last", "all"]
+Mode = Literal["fixed", "original"]
+Unit = Literal["tokens", "characters"]
+MemoryOrder = Literal["likeness", "frequency"]
 _FIX = "Copy it again, or remove it; prompts are then built from the role alone"
 _TURNS: dict[object, TrainTurns] = {"last": "last", "all": "all"}
 _CHOICES = {
-    "mode": ("fixed", "original"),
+    "mode": get_args(Mode),
     "separator": ("###",),
-    "unit": ("tokens", "characters"),
-    "memory_order": ("likeness", "frequency"),
+    "unit": get_args(Unit),
+    "memory_order": get_args(MemoryOrder),
 }
 
 
@@ -56,14 +59,14 @@ class RoleFormat:
     system_prompt: str
     question: str
     asker: str
-    mode: Literal["fixed", "original"]
+    mode: Mode
     separator: str
     retrieval: str
     memory_number: int
     memory_length: int
     history_length: int
-    unit: Literal["tokens", "characters"]
-    memory_order: Literal["likeness", "frequency"]
+    unit: Unit
+    memory_order: MemoryOrder
     memories: str
     location: str
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from kyon_pl.batch import Batch
 from kyon_pl.chatglm2 import ChatGLM2Config
-from kyon_pl.chatglm2.attention import torch_flash
-from kyon_pl.chatglm2.flash4 import flash4
+from kyon_pl.chatglm2.attention import flash_attn_4, torch_flash
 
 TOLERANCE = 0.02  # relative; rounding to bfloat16 takes about 0.003
 _SEED = 0
@@ -50,7 +49,7 @@ def find_difference(config: ChatGLM2Config, batch: Batch, dtype: torch.dtype, de
 
     expected = results(torch_flash)
     try:
-        found = results(lambda *arguments: flash4(*arguments)[0])
+        found = results(flash_attn_4)
     except Exception as error:  # it compiles its kernels here, and that compiler has errors of its own kinds
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     pairs = zip(found, expected, strict=True)

@@ -22,7 +22,7 @@ from kyon_pl.batch import Batch, BatchSource, IdSource, PlannedSource, PromptBat
 from kyon_pl.chatglm2 import ChatGLM2ForCausalLM, ChatGLMTokenizer
 from kyon_pl.demo import name_to_record
 from kyon_pl.errors import SettingError
-from kyon_pl.lora import Checkpointing, Quantization, frozen_dtype, reference_lora, write_adapter
+from kyon_pl.lora import Checkpointing, Quantization, frozen_dtype, reference_lora, trained_parameters, write_adapter
 from kyon_pl.runs.checkpoint_io import load_plain
 from kyon_pl.runs.integrity import check_resumable_state, check_size, check_trained_weights
 from kyon_pl.training.adapter import InitialAdapter
@@ -238,7 +238,7 @@ class ChatGLM2LoRA(LightningModule):
             compile_layers(base)
         # Lightning keeps the mode of modules, and the base was loaded in evaluation mode
         self.model.train()
-        trained = sum(parameter.numel() for parameter in self._trained_parameters().values())
+        trained = sum(parameter.numel() for parameter in trained_parameters(self).values())
         message = "LoRA: %s trained parameters, %.1f MB in float32; the base was loaded in %.1f s"
         log.info(message, f"{trained:,}", trained * 4 / 1e6, loading_s)
 
@@ -262,7 +262,7 @@ class ChatGLM2LoRA(LightningModule):
             SettingError: optimizer settings that are out of range or not finite, or a fused optimizer together with
                 16-mixed and gradient clipping.
         """
-        parameters = list(self._trained_parameters().values())
+        parameters = list(trained_parameters(self).values())
         assert all(parameter.dtype == torch.float32 for parameter in parameters)
         optimizer = self.make_optimizer(parameters)
         check_clipping(optimizer, self.trainer)
@@ -364,7 +364,7 @@ class ChatGLM2LoRA(LightningModule):
             TrainingError: other parts of the checkpoint are far larger than what is trained.
         """
         assert self.model is not None
-        trained = self._trained_parameters()
+        trained = trained_parameters(self)
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
         check_size(checkpoint, sum(value.numel() * value.element_size() for value in trained.values()))
         checkpoint[SETTINGS] = {
@@ -382,7 +382,7 @@ class ChatGLM2LoRA(LightningModule):
         """
         if self._trainer is not None and self._trainer.state.fn == "fit":
             check_resumable_state(checkpoint)
-        shapes = {name: tuple(value.shape) for name, value in self._trained_parameters().items()}
+        shapes = {name: tuple(value.shape) for name, value in trained_parameters(self).items()}
         check_trained_weights(checkpoint["state_dict"], shapes)
 
     def cpu(self) -> Self:
@@ -414,7 +414,7 @@ class ChatGLM2LoRA(LightningModule):
         Args:
             folder: created if it does not exist.
         """
-        self.write_adapter(self._trained_parameters(), Path(folder))
+        self.write_adapter(trained_parameters(self), Path(folder))
 
     def write_adapter(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
         """Write the adapter in a checkpoint's `state_dict` as `save_adapter` does.
@@ -434,9 +434,6 @@ class ChatGLM2LoRA(LightningModule):
             return []
         data = self._trainer.datamodule  # type: ignore[attr-defined]
         return data.largest_batches(1) if isinstance(data, BatchSource) else []
-
-    def _trained_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _update_metrics(self, stage: str, mean: MeanMetric, perplexity: Perplexity, batch: Batch) -> None:
         with torch.compiler.set_stance("force_eager"):  # padded batches have many shapes

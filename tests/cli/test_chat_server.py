@@ -6,7 +6,6 @@ import json
 import resource
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from gguf_exports import exported
 from imported import imported_by
 from llama_cpp import LlamaServer
+from serving import serve, stop
 
 from kyon_pl.chat.conversation import Conversation
 from kyon_pl.chat.loading import load_chat_model
@@ -204,14 +204,12 @@ def pretend() -> Iterator[Callable[[dict[str, Answer]], str]]:
 
     def start(answers: dict[str, Answer]) -> str:
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Pretender,), {"answers": answers}))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
+        return serve(server)
 
     yield start
     for server in servers:
-        server.shutdown()
-        server.server_close()
+        stop(server)
 
 
 def good(folder: Path) -> dict[str, Answer]:
@@ -234,6 +232,7 @@ CASES: dict[str, tuple[dict[str, Answer], str]] = {
     "two models": ({"/v1/models": (200, b'{"data": [{"id": "a"}, {"id": "b"}]}')}, "serves several models: a, b"),
     "a key": ({"/props": (401, b"{}")}, "KYON_PL_SERVER_KEY"),
     "still loading": ({"/props": (503, b'{"error": {"message": "Loading model"}}')}, "it answers 503: 'Loading model'"),
+    "no list of adapters": ({"/lora-adapters": (200, b"<html>")}, "is not the list of its adapters, but '<html>'"),
     "a short context": ({"/props": (200, b'{"default_generation_settings": {"n_ctx": 512}}')}, "-c 2048"),
     "another vocabulary": ({"/tokenize": (200, b'{"tokens": [1, 2]}')}, "encodes text in another way"),
     "no JSON": ({"/completion": events(b"{")}, "is not a piece of a reply, but '{'"),

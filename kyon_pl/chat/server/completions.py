@@ -95,7 +95,9 @@ class CompletionServer:
         if not isinstance(tokens, int):
             raise self._nonsense("the length of its context", props)
         self.context_tokens = tokens
-        listed = self._request("GET", "/lora-adapters").json()
+        listed = _content(self._request("GET", "/lora-adapters"))
+        if isinstance(listed, str):
+            raise self._nonsense("the list of its adapters", listed)
         self.adapters = _adapters(listed) if isinstance(listed, list) else {}
 
     def encode(self, text: str) -> list[int] | None:
@@ -187,10 +189,7 @@ class CompletionServer:
         response = self._request("POST" if content else "GET", path, content, optional)
         if optional and not response.is_success:
             return None
-        try:
-            answer = response.json()
-        except (ValueError, RecursionError):
-            answer = response.text
+        answer = _content(response)
         if not isinstance(answer, dict):
             raise self._nonsense(path, answer)
         return answer
@@ -209,10 +208,7 @@ class CompletionServer:
         if status in (401, 403):
             raise SettingError(self.url, f"it refuses the key ({status})", f"Set the environment variable {KEY}")
         if not response.is_success:
-            try:
-                said = _error_text(response.json())
-            except (ValueError, RecursionError):
-                said = shorten(response.text)
+            said = _error_text(_content(response))
             raise MachineError(self.url, f"it answers {status}: {said}", "Look at what the server prints")
 
     @contextmanager
@@ -232,6 +228,14 @@ class CompletionServer:
     def _nonsense(self, what: str, answer: object) -> MachineError:
         found = f"its answer is not {what}, but {shorten(answer)}"
         return MachineError(self.url, found, "Name a server of llama.cpp, or of OpenAI's completions")
+
+
+def _content(response: httpx.Response) -> Any:
+    """The JSON of an answer, or its text if it is none."""
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return response.text
 
 
 def _adapters(listed: list[Any]) -> dict[str, tuple[int, float]]:

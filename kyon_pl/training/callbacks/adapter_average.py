@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kyon_pl.errors import SettingError
+from kyon_pl.lora import trained_parameters
 
 
 class AdapterAverage(Callback):
@@ -49,7 +50,7 @@ class AdapterAverage(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the average with the weights, unless a checkpoint had one."""
         if not self.average:
-            self.average = {name: weight.detach().clone() for name, weight in trained_weights(pl_module).items()}
+            self.average = {name: weight.detach().clone() for name, weight in trained_parameters(pl_module).items()}
             self.last_step = trainer.global_step
 
     def on_train_batch_end(
@@ -71,7 +72,7 @@ class AdapterAverage(Callback):
         if not self.average:
             return
         self._update(trainer.global_step, pl_module)  # a callback before this one may save at the end of a step
-        weights = {name: weight.detach() for name, weight in trained_weights(pl_module).items()}
+        weights = {name: weight.detach() for name, weight in trained_parameters(pl_module).items()}
         average, trained = (weights, self.average) if self.exchanged else (self.average, weights)
         checkpoint["state_dict"] = checkpoint["state_dict"] | average
         checkpoint["callbacks"][self.state_key] = {"trained": trained, "last_step": self.last_step}
@@ -82,7 +83,7 @@ class AdapterAverage(Callback):
         if trainer.state.fn != "fit" or state is None:
             return
         self.last_step = state["last_step"]
-        weights = trained_weights(pl_module)
+        weights = trained_parameters(pl_module)
         self.average = {name: checkpoint["state_dict"][name].to(weight, copy=True) for name, weight in weights.items()}
         pl_module.load_state_dict(state["trained"], strict=False)
 
@@ -97,18 +98,13 @@ class AdapterAverage(Callback):
             return
         self.last_step = step
         kept = min(self.decay, (1 + step) / (10 + step))
-        for name, weight in trained_weights(module).items():
+        for name, weight in trained_parameters(module).items():
             self.average[name].lerp_(weight.detach(), 1 - kept)
 
     @torch.no_grad()
     def _exchange(self, module: LightningModule) -> None:
-        for name, weight in trained_weights(module).items() if self.average else []:
+        for name, weight in trained_parameters(module).items() if self.average else []:
             other = self.average[name].clone()
             self.average[name].copy_(weight)
             weight.copy_(other)
         self.exchanged = bool(self.average) and not self.exchanged
-
-
-def trained_weights(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by name."""
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

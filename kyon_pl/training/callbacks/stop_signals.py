@@ -129,8 +129,7 @@ class StopSignals(Checkpoint):
         message = "%s: stopped after optimizer step %d, which is saved; the same command resumes from there"
         log.info(message, name, trainer.global_step)
         # with another status, Lightning's launcher would kill the process that launched this one
-        launched = trainer.local_rank > 0 and os.environ.get(LAUNCHER) == str(os.getppid())
-        raise SystemExit(0 if launched else 128 + self.agreed)
+        raise SystemExit(0 if is_launched_rank() else 128 + self.agreed)
 
     def _replace_lightning_handlers(self) -> None:
         """Replace Lightning's SIGTERM handler, which saves nothing and waits for all ranks, though a signal may reach
@@ -166,6 +165,11 @@ class StopSignals(Checkpoint):
                 launcher.kill(signal.SIGKILL)
             os._exit(128 + number)
         self.received = number
+
+
+def is_launched_rank() -> bool:
+    """Whether `kyon-pl fit` has started this process as another rank; a fit that it ran as a command has no rank."""
+    return os.environ.get(LAUNCHER) == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def handled_signals() -> list[signal.Signals]:

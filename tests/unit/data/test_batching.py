@@ -322,7 +322,9 @@ print(cpu_seconds(plan) / reference, peak_kib / 2**20)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batching", "budget"), [("packed", 2048), ("packed", 8192), ("grouped", 8192), ("padded", 8192)])
+@pytest.mark.parametrize(
+    ("batching", "budget"), [("packed", 2048), ("packed", 8192), ("grouped", 8192), ("padded", 8192)]
+)
 def test_a_million_rows_take_the_time_of_plain_loops_and_a_gibibyte(batching: str, budget: int) -> None:
     """Processor time, as a multiple of a loop over the same rows in the same process."""
     script = MILLION.format(batching=batching, budget=budget)
