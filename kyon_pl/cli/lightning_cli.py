@@ -91,7 +91,7 @@ from kyon_pl.training.callbacks import (
     StopSignals,
 )
 from kyon_pl.training.callbacks.reply_writer import replies_output
-from kyon_pl.training.callbacks.stop_signals import LAUNCHER
+from kyon_pl.training.callbacks.stop_signals import LAUNCHER, restored_handlers
 from kyon_pl.training.elastic import keep_optimizer_steps, rescale_intervals
 from kyon_pl.training.strategy import DDP_TIMEOUT, adapter_ddp
 
@@ -111,7 +111,7 @@ def run_trainer(words: list[str]) -> None:
     words, allowed = take_allowed_code(words)
     restrict_imports(allowed)
     try:
-        with restoring_explained(), ExitStack() as held:
+        with restoring_explained(), restored_handlers(), ExitStack() as held:
             KyonCLI(words, held)
     except RunFinished as finished:
         log.info("%s", finished)

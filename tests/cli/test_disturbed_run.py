@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from limits import HANG_S
+from tqdm import tqdm
 
 from kyon_pl.cli import main
 from kyon_pl.logs import set_up_logging
@@ -84,9 +85,14 @@ def test_a_run_without_curves_and_log_says_so_once_and_goes_on(
 
 
 def test_a_hangup_saves_and_the_same_command_goes_on(undisturbed: bytes) -> None:
+    """And it leaves nothing in the process that called `main`: no handler, no open bar under which others are drawn."""
+    handlers = [signal.getsignal(number) for number in handled_signals()]
+    bars = len(tqdm._instances)
     with pytest.raises(SystemExit) as ended:
         main([*FIT, "--allow_code", "disturbing", "--trainer.callbacks+=disturbing.Hangup"])
     assert ended.value.code == 128 + signal.SIGHUP
+    assert [signal.getsignal(number) for number in handled_signals()] == handlers
+    assert len(tqdm._instances) == bars
     run = Path("lightning_logs/version_0")
     assert "SIGHUP: stopped after optimizer step 2, which is saved" in (run / "run.log").read_text(encoding="utf-8")
     assert [file.name for file in (run / "checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]

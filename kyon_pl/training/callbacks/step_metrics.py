@@ -175,6 +175,13 @@ class Progress(TQDMProgressBar):
                 metrics.update(callback.shown)
         return metrics
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bars: one that is left open moves the cursor under every bar that this process shows later."""
+        bars = (self._train_progress_bar, self._val_progress_bar, self._test_progress_bar, self._predict_progress_bar)
+        for bar in bars:
+            if bar is not None:
+                bar.close()
+
 
 class FirstValidation(Callback):
     """Logs, at step 0, the validation that Lightning runs before training if `trainer.num_sanity_val_steps` is -1.

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -165,6 +167,26 @@ class StopSignals(Checkpoint):
                 launcher.kill(signal.SIGKILL)
             os._exit(128 + number)
         self.received = number
+
+
+@contextmanager
+def restored_handlers() -> Iterator[None]:
+    """Restore the handlers of the signals that stop a run when the block ends.
+
+    After an exception Lightning puts back the handlers that it found, which are those of `StopSignals`. They would keep
+    the trainer and its model in memory, and a child process that is forked later loses a SIGTERM that comes while
+    Python starts in it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (*INSISTENT, *REPEATED)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            if handler is not None:  # None: it is not Python's
+                signal.signal(number, handler)
 
 
 def is_launched_rank() -> bool:

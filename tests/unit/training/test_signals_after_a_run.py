@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ class Fault(Callback):
         raise RuntimeError("a fault in training")
 
 
+def wait(started: Event) -> None:
+    started.set()
+    time.sleep(HANG_S)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_after_a_failed_run_signals_do_what_they_did_before(tmp_path: Path) -> None:
     """As with readers of files and notebooks: a child process that ignores SIGTERM is waited for without end."""
@@ -31,8 +37,11 @@ def test_after_a_failed_run_signals_do_what_they_did_before(tmp_path: Path) -> N
     )
     with pytest.raises(RuntimeError, match="a fault in training"):
         trainer.fit(BoringModel())
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(HANG_S,))
+    forking = multiprocessing.get_context("fork")
+    started = forking.Event()
+    child = forking.Process(target=wait, args=(started,))
     child.start()
+    assert started.wait(HANG_S / 2)
     child.terminate()
     child.join(HANG_S / 2)
     assert child.exitcode == -signal.SIGTERM
