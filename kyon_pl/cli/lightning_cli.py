@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -14,59 +13,42 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.constants import default_pg_timeout
 
 from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allowed_code
 from kyon_pl.cli.arguments import check_integers, check_trainer, drop_demo_validation, link_settings
 from kyon_pl.cli.auto import CONFIG, resolve_auto, share_choice
 from kyon_pl.cli.messages import explain, explain_misuse, explain_refused_arguments
-from kyon_pl.cli.run_messages import finished, say_start, say_where, versions
+from kyon_pl.cli.run_folder import RunFinished, RunFolder, inputs_of, outputs_of
+from kyon_pl.cli.run_messages import say_start, say_where, versions
 from kyon_pl.cli.streams import require_stdout
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.dialogue_data import SOURCES
 from kyon_pl.data.reading.files import files_of_each
-from kyon_pl.data.report import bad_rows_output
 from kyon_pl.doctor import check_precision, check_run
 from kyon_pl.doctor.device import count_devices
 from kyon_pl.errors import MachineError
-from kyon_pl.evaluation.held_out import REPLIES
 from kyon_pl.logs import from_here
-from kyon_pl.outputs import Output, check_outputs, locked, output_file, text_that_starts
+from kyon_pl.outputs import check_outputs
 from kyon_pl.runs.checkpoint_io import (
     AdapterCheckpointIO,
-    check_writable,
     read_checkpoint,
     restoring_explained,
 )
 from kyon_pl.runs.fingerprint import (
     ACCUMULATE,
     DEVICE,
-    FINGERPRINT,
     MICRO_BATCHES,
     TOKENS_PER_STEP,
-    check_fingerprint,
     fingerprint_of_settings,
     keep_accumulation,
 )
 from kyon_pl.runs.prompt_format import PromptFormat, character_option, read_prompt_format, read_role_formats
 from kyon_pl.runs.resume import (
-    RECORD,
-    Start,
-    create_run,
     find_checkpoint,
-    find_resumable_run,
-    folder_of_runs,
-    lock_run,
-    next_version,
-    read_run,
-    refuse_running,
-    start_from_checkpoint,
 )
 from kyon_pl.training import ChatGLM2LoRA
 from kyon_pl.training.callbacks import (
@@ -90,7 +72,6 @@ from kyon_pl.training.callbacks import (
     StepMetrics,
     StopSignals,
 )
-from kyon_pl.training.callbacks.reply_writer import replies_output
 from kyon_pl.training.callbacks.stop_signals import LAUNCHER, restored_handlers
 from kyon_pl.training.elastic import keep_optimizer_steps, rescale_intervals
 from kyon_pl.training.strategy import DDP_TIMEOUT, adapter_ddp
@@ -128,10 +109,6 @@ def run_trainer(words: list[str]) -> None:
         if isinstance(error.__cause__, MachineError):  # MemoryGuard has explained it
             raise error.__cause__ from None
         raise
-
-
-class RunFinished(Exception):  # noqa: N818 (it is no error)
-    """The run to resume has finished; the message tells how to train it further."""
 
 
 class KyonCLI(LightningCLI):
@@ -336,7 +313,7 @@ class KyonCLI(LightningCLI):
         """
         say_start(self.config["fit"], self.trainer, self.choice)
         self._check_run()
-        start = self._locked_start()
+        start = self._run_folder().find()
         if start.folder:
             checkpoint = start.checkpoint.name if start.checkpoint else "its beginning"
             log.info("resuming %s from %s", from_here(start.folder), checkpoint)
@@ -346,76 +323,9 @@ class KyonCLI(LightningCLI):
             os.environ[LAUNCHER] = str(os.getpid())
             share_choice(self.config["fit"])
 
-    def _start(self) -> Start:
-        settings = self.config["fit"]
-        if settings.ckpt_path is not None:
-            start = start_from_checkpoint(settings.ckpt_path, self.trainer)
-            if not settings.allow_changed_settings:
-                now = keep_accumulation(start.fingerprint, self._settings())
-                known = {key: text for key, text in start.fingerprint.items() if key in now}
-                check_fingerprint({FINGERPRINT: known}, now)
-            return start
-        requeued = SLURMEnvironment.detect() and any(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
-        if not settings.auto_resume or settings.trainer.fast_dev_run or requeued:  # Lightning resumes requeued jobs
-            return Start()
-        if self.trainer.is_global_zero and (runs := folder_of_runs(self.trainer)):
-            refuse_running(runs, self._settings())
-        return find_resumable_run(self.trainer, self._settings(), self.fingerprint)
-
-    def _locked_start(self) -> Start:
-        """Find where to start; lock the folder of the resumed run, or create that of a new run locked."""
-        while True:  # again where another process was faster
-            runs = folder_of_runs(self.trainer)
-            new = None if runs is None or self._logger_arguments().get("version") is not None else next_version(runs)
-            start = self._start()
-            if start.finished:
-                raise RunFinished(finished(start))
-            check_writable(start.folder or runs or Path(self.trainer.default_root_dir))
-            if start.folder:
-                self._log_into(start.folder)
-            if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
-                return start
-            if self._lock(start, new):
-                return start
-
-    def _lock(self, start: Start, new: Path | None) -> bool:
-        """Lock the run folder until the command ends.
-
-        Args:
-            start: where the run starts.
-            new: the folder to create for a new run; None if the logger names the folder.
-
-        Returns:
-            False if another process has created the folder, or has continued the run to resume, in the meantime.
-        """
-        settings = self._settings()
-        if start.folder:
-            with ExitStack() as locked_run:
-                locked_run.enter_context(lock_run(start.folder, settings))
-                if read_run(start.folder).newest_checkpoint() != (start.checkpoint and start.checkpoint.absolute()):
-                    return False
-                self.held.push(locked_run.pop_all())
-        elif new:
-            return self._create(new, settings)
-        else:
-            folder = Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute()
-            check_outputs(run_files(folder), inputs_of(self.config[str(self.subcommand)]))
-            folder.mkdir(parents=True, exist_ok=True)
-            of_tensorboard = self.trainer.log_dir is None or folder_of_runs(self.trainer)
-            # the folder of another logger must be empty at first, or CSVLogger warns
-            lock = lock_run(folder, settings) if of_tensorboard else locked(folder, "trainer.logger")
-            self.held.enter_context(lock)
-        return True
-
-    def _create(self, new: Path, settings: Mapping[str, str]) -> bool:
-        """Create and lock a new run folder, and log into it; it is removed at the end if it is empty."""
-        lock = create_run(new, settings)
-        if lock is None:
-            return False
-        self.held.callback(remove_if_empty, new)
-        self.held.enter_context(lock)
-        self._log_into(new)
-        return True
+    def _run_folder(self) -> RunFolder:
+        settings = self.config[str(self.subcommand)]
+        return RunFolder(self.trainer, settings, self._settings, self.fingerprint, self.held)
 
     def _share_steps(self, saved: dict[str, str]) -> None:
         """Keep the optimizer steps of the resumed run if the number of devices has changed."""
@@ -424,20 +334,6 @@ class KyonCLI(LightningCLI):
             keep_optimizer_steps(self.trainer, saved)
         elif TOKENS_PER_STEP in saved:
             rescale_intervals(self.trainer, int(saved[ACCUMULATE]))
-
-    def _log_into(self, folder: Path) -> None:
-        """Let the logger write into an existing run folder."""
-        given = self._logger_arguments()
-        given |= {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
-        self.trainer.logger = TensorBoardLogger(**given)
-
-    def _logger_arguments(self) -> dict[str, Any]:
-        """The arguments of the one logger in the config; for Lightning's default logger, its version."""
-        chosen = self.config[str(self.subcommand)].trainer.logger
-        chosen = chosen[0] if isinstance(chosen, list) else chosen
-        if chosen in (None, True):
-            return {"version": SLURMEnvironment.job_id()}
-        return {**chosen.get("init_args", {}), **chosen.get("dict_kwargs", {})}
 
     def _check_run(self) -> None:
         precision = str(self.config[str(self.subcommand)].trainer.precision or "32-true")
@@ -463,11 +359,7 @@ class KyonCLI(LightningCLI):
             checkpoint = find_checkpoint(path, self.trainer)
             self.config_init[str(self.subcommand)]["ckpt_path"] = checkpoint
             self._ask_as_trained(Path(checkpoint).with_suffix(""))
-        runs = folder_of_runs(self.trainer)
-        if runs and self.trainer.is_global_zero and self._logger_arguments().get("version") is None:
-            check_writable(runs)
-            while not self._create(next_version(runs), {}):
-                pass  # another process has created it
+        self._run_folder().create_next()
 
     before_validate = before_test = before_predict
 
@@ -489,48 +381,6 @@ class KyonCLI(LightningCLI):
         if self.trainer.is_global_zero:
             of_demo = self.config["fit"].data.source in ("demo", ["demo"])
             say_where(self.trainer, run, ["--character", "demo"] if of_demo else character_option(self.prompt_format))
-
-
-def run_files(folder: Path) -> list[Output]:
-    """The files of a run that are replaced, in a folder that is not the run's own.
-
-    Args:
-        folder: the run folder.
-    """
-    starts = {CONFIG: "# lightning.pytorch==", RECORD: '{\n "finished_at_step"', REPLIES: '{"row"'}
-    return [output_file("the run folder", folder / name, text_that_starts(start)) for name, start in starts.items()]
-
-
-def outputs_of(command: str, settings: Namespace) -> list[Output]:
-    """The files that settings name to write.
-
-    Args:
-        command: that is run.
-        settings: of the command, parsed.
-
-    Raises:
-        SettingError: one of them cannot be a path.
-    """
-    outputs = [bad_rows_output(settings.data.bad_rows_file)] if settings.data.bad_rows_file else []
-    if command == "predict" and settings.replies.path:
-        outputs.append(replies_output(settings.replies.path))
-    return outputs
-
-
-def inputs_of(settings: Namespace) -> dict[str, Any]:
-    """What the settings name to read, by setting.
-
-    Args:
-        settings: of a command, parsed.
-    """
-    sources = {f"data.{name}": settings.data[name] for name in SOURCES}
-    return sources | {"--config": [str(file) for file in settings.config or []]}
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Remove a run folder in which nothing was written, because the command failed before."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def best_before_newest(callbacks: list[Callback]) -> list[Callback]:
