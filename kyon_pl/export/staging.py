@@ -15,7 +15,7 @@ from kyon_pl.disk import sync, temporary
 from kyon_pl.errors import KyonError, MachineError, SettingError
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import locked, resolve
-from kyon_pl.runs.integrity import EXPORT_RECORD, size_and_sha256
+from kyon_pl.runs.integrity import EXPORT_RECORD, FORMAT_VERSION, size_and_sha256
 
 log = logging.getLogger(__name__)
 
@@ -99,5 +99,5 @@ def write_record(folder: Path, facts: Mapping[str, str]) -> None:
         facts: such as the base and the adapter.
     """
     files = {path.name: size_and_sha256(path)["sha256"] for path in sorted(folder.iterdir())}
-    text = json.dumps({**facts, "files": files}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps({"format_version": FORMAT_VERSION, **facts, "files": files}, indent=2, ensure_ascii=False) + "\n"
     (folder / EXPORT_RECORD).write_text(text, encoding="utf-8")

@@ -28,7 +28,7 @@ from kyon_pl.lora.saved import check_fit, check_ranks, read_adapter, weights_fil
 from kyon_pl.publish.model_card import gguf_files, hub_id, model_card
 from kyon_pl.publish.repository import prepare_repository, push_errors, repository_url
 from kyon_pl.runs.adapters import SETTINGS, adapter_base, find_adapter
-from kyon_pl.runs.integrity import EXPORT_RECORD, MARKER, fault_of_adapter, size_and_sha256
+from kyon_pl.runs.integrity import EXPORT_RECORD, MARKER, check_format_version, fault_of_adapter, size_and_sha256
 from kyon_pl.runs.prompt_format import PROMPT_FORMAT, read_prompt_format
 
 log = logging.getLogger(__name__)
@@ -247,10 +247,11 @@ def check_merged(folder: Path) -> None:
         MissingFileError: the weights or a shard are missing.
         CheckpointError: as `check_export`.
     """
-    if (folder / EXPORT_RECORD).is_file():
-        for name, sha256 in entry(
-            {"files": {}} | read_json_object(folder / EXPORT_RECORD), "files", dict, folder / EXPORT_RECORD
-        ).items():
+    file = folder / EXPORT_RECORD
+    if file.is_file():
+        record = read_json_object(file)
+        check_format_version(record, file)
+        for name, sha256 in entry({"files": {}} | record, "files", dict, file).items():
             if not (folder / name).is_file():
                 raise CheckpointError(str(folder / name), "it is missing", _EXPORT_AGAIN)
             if size_and_sha256(folder / name)["sha256"] != sha256:

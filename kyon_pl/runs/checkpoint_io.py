@@ -29,7 +29,17 @@ from kyon_pl.errors import CheckpointError, KyonError, MachineError, MissingFile
 from kyon_pl.files import LIBRARY_ERRORS, entry, fault_of_values, shorten
 from kyon_pl.logs import from_here
 from kyon_pl.runs.fingerprint import FINGERPRINT
-from kyon_pl.runs.integrity import ADAPTER, CHECKSUMS, MARKER, check_checksums, checksums, flatten, size_and_sha256
+from kyon_pl.runs.integrity import (
+    ADAPTER,
+    CHECKSUMS,
+    FORMAT_VERSION,
+    MARKER,
+    check_checksums,
+    check_format_version,
+    checksums,
+    flatten,
+    size_and_sha256,
+)
 from kyon_pl.runs.prompt_format import PromptFormat, write_prompt_format
 
 log = logging.getLogger(__name__)
@@ -86,7 +96,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
             raise TypeError(f"{type(self).__name__} takes no storage_options")
         file = Path(path)
         temporary_file, temporary_folder = temporary(file), temporary(file.with_suffix(""))
-        complete = {**checkpoint, "config": self.config}
+        complete = {**checkpoint, "config": self.config, "format_version": FORMAT_VERSION}
         complete[CHECKSUMS] = checksums(complete)
         try:
             self._write(complete, file, temporary_file, temporary_folder)
@@ -106,6 +116,7 @@ class AdapterCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, temporary_file)
         check_readable(checkpoint, temporary_file)
         marker = {
+            "format_version": FORMAT_VERSION,
             "step": checkpoint["global_step"],
             "resumable": "optimizer_states" in checkpoint and not checkpoint.get(STOPPING),
             "checkpoint": size_and_sha256(temporary_file),
@@ -210,11 +221,13 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = None) -> d
         map_location: device of the tensors; the CPU if None.
 
     Raises:
-        CheckpointError: the file is truncated, holds other objects, has no list of its contents, or is not what was
-            saved; the message names the state that is missing, unexpected, altered or of another type.
+        CheckpointError: the file is truncated, holds other objects, has no list of its contents, is of a newer
+            kyon_pl, or is not what was saved; the message names the state that is missing, unexpected, altered or of
+            another type.
     """
     checkpoint = load_plain(path, map_location)
     entry(checkpoint, CHECKSUMS, _KINDS[CHECKSUMS], f"checkpoint {path}", _OF_FIT)
+    check_format_version(checkpoint, Path(path))
     check_checksums(checkpoint)
     return checkpoint
 

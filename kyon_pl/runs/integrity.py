@@ -22,9 +22,26 @@ MARKER = "COMPLETE"
 EXPORT_RECORD = "kyon_pl.json"  # of an export: where it comes from, and the SHA-256 of each file
 ADAPTER = "adapter_model.safetensors"
 CHECKSUMS = "contents"  # key in a checkpoint
+FORMAT_VERSION = 1  # of run.json, checkpoint, marker and record of an export; those without one are of version 1
 MOST_TIMES = 4  # the weights, AdamW's two moments, and an average of the weights
 SPARE_BYTES = 1 << 20
 RESUMABLE_STATE = ("state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers")
+
+
+def check_format_version(record: Mapping[str, Any], file: Path) -> None:
+    """Check that a file is not of a newer format, whose other keys may mean something else.
+
+    Args:
+        record: what the file holds.
+        file: named in the error.
+
+    Raises:
+        CheckpointError: `format_version` is higher than `FORMAT_VERSION`, or no whole number.
+    """
+    version = entry({"format_version": FORMAT_VERSION, **record}, "format_version", int, file)
+    if version > FORMAT_VERSION:
+        found = f"format version {version}, which a newer kyon_pl wrote; this one reads up to {FORMAT_VERSION}"
+        raise CheckpointError(str(file), found, "Upgrade: pip install --upgrade kyon-pl")
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
@@ -32,10 +49,11 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: there is no marker.
-        CheckpointError: it cannot be read, or a key is missing or of another type.
+        CheckpointError: it cannot be read, a key is missing or of another type, or a newer kyon_pl wrote it.
     """
     file = folder / MARKER
     recorded = read_json_object(file)
+    check_format_version(recorded, file)
     kinds: dict[str, type] = {"step": int, "resumable": bool, "checkpoint": dict, "adapter": dict}
     return {key: entry(recorded, key, kind, file) for key, kind in kinds.items()}
 

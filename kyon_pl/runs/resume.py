@@ -22,7 +22,7 @@ from kyon_pl.locks import Lock, in_use, read_holder
 from kyon_pl.logs import from_here
 from kyon_pl.runs.checkpoint_io import read_checkpoint
 from kyon_pl.runs.fingerprint import FINGERPRINT, differences, keep_accumulation, shorten
-from kyon_pl.runs.integrity import CHECKPOINTS, newest_checkpoint
+from kyon_pl.runs.integrity import CHECKPOINTS, FORMAT_VERSION, check_format_version, newest_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Start:
 def write_record(folder: Path, fingerprint: Mapping[str, str], finished_at_step: int | None) -> None:
     """Write the `run.json` of a run."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"finished_at_step": finished_at_step, "fingerprint": dict(fingerprint)}
+    record = {"finished_at_step": finished_at_step, "format_version": FORMAT_VERSION, "fingerprint": dict(fingerprint)}
     write_atomically(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -79,13 +79,14 @@ def read_run(folder: Path) -> Run:
     """Read a run from its folder.
 
     Raises:
-        CheckpointError: `run.json` cannot be read.
+        CheckpointError: `run.json` cannot be read, or a newer kyon_pl wrote it.
     """
     file, fix = folder / RECORD, "Remove it, and resume the run with --ckpt_path and the file of a checkpoint"
     try:
         record = read_json_object(file, fix)
     except MissingFileError:
         return Run(folder, {}, None)
+    check_format_version(record, file)
     fingerprint = entry(record, "fingerprint", dict, file, fix)
     for key in fingerprint:
         entry(fingerprint, key, str, f"{file}: fingerprint", fix)

@@ -199,6 +199,32 @@ def test_altered_adapter_is_refused(here: Path, capsys: pytest.CaptureFixture[st
     assert ADAPTER in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (f"{RUN}/run.json", FIT),
+        (CHECKPOINT, VALIDATE),
+        (f"{FINISHED}/COMPLETE", chat_words(f"{FINISHED}.ckpt", "no role")),
+        ("merged/kyon_pl.json", ["push", "--adapter", "merged", "--repo_id", "somebody/it", "--dry_run"]),
+    ],
+)
+def test_what_a_newer_version_wrote_is_refused(
+    here: Path, file: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if file.startswith("merged"):
+        main(merge_words("chatglm", "merged"))
+    if file == CHECKPOINT:
+        torch.save({**torch.load(file), "format_version": 99}, file)
+    else:
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+        Path(file).write_text(json.dumps({**record, "format_version": 99}), encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert f"{Path(file).name}: format version 99, which a newer kyon_pl wrote; this one reads up to 1" in said
+
+
 def test_another_adapter_is_not_the_recorded_one(here: Path, expected: Expected) -> None:
     """The comparison fails on the adapter that the run was resumed from, by its bytes and by its tensors."""
     other = here / Path(CHECKPOINT).with_suffix("") / ADAPTER
