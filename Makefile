@@ -6,13 +6,20 @@ BIN := $(VENV)/bin
 # last, and one of them by itself keeps the other process waiting for ten minutes
 TWO_FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-lowest check fix docs
+BY_HASH := --quiet --disable-pip-version-check --require-hashes --no-deps
+
+.PHONY: demo test test-slow test-lowest check fix docs lock audit build
 
 # the pinned install happens once; after that the stamp is newer than what it was made from
-$(VENV)/installed: pyproject.toml constraints.txt
+# each file is compared with the hash of the lock; torch's CUDA build, which pip takes where it finds no other, needs more
+$(VENV)/installed: pyproject.toml requirements/test.lock requirements/cuda.lock
 	@echo 'installing into $(VENV), once: some minutes, 2.4 GB and more'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install $(BY_HASH) --requirement requirements/test.lock
+	@if $(BIN)/pip show torch | grep --quiet '^Requires:.*nvidia'; then \
+	$(BIN)/pip install $(BY_HASH) --requirement requirements/cuda.lock; fi
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip check
 	touch $@
 
 demo: $(VENV)/installed
@@ -46,3 +53,22 @@ fix: $(VENV)/installed
 # what is generated from the code
 docs: $(VENV)/installed
 	$(BIN)/python docs/configuration.py
+
+# the versions of constraints.txt with the hashes of their files; needs uv
+lock:
+	$(PYTHON) requirements/lock.py
+
+$(VENV)-audit/installed: requirements/audit.lock
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install $(BY_HASH) --requirement requirements/audit.lock
+	touch $@
+
+# known vulnerabilities and licences of what is installed, and the workflows of GitHub
+audit: $(VENV)/installed $(VENV)-audit/installed
+	$(VENV)-audit/bin/python requirements/audit.py requirements/*.lock --python $(BIN)/python
+	$(VENV)-audit/bin/zizmor --offline --quiet .github/workflows
+
+# sdist and wheel, the same bytes for the same commit, and what they were tested with
+build: $(VENV)/installed $(VENV)-audit/installed
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation --outdir dist
+	$(VENV)-audit/bin/cyclonedx-py requirements requirements/test.lock --output-reproducible --output-file dist/sbom.cdx.json
