@@ -98,10 +98,8 @@ def test_two_builds_are_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_bill_of_materials_is_the_lock(tmp_path: Path) -> None:
-    tool = ROOT / ".venv-audit/bin/cyclonedx-py"
-    done = run(
-        tool, "requirements", LOCK, "--validate", "--output-reproducible", "--output-file", tmp_path / "sbom.json"
-    )
+    tool, bill_file = ROOT / ".venv-audit/bin/cyclonedx-py", tmp_path / "sbom.json"
+    done = run(tool, "requirements", LOCK, "--validate", "--output-reproducible", "--output-file", bill_file)
     assert done.returncode == 0, done.stderr
     bill = json.loads(bill_file.read_text(encoding="utf-8"))
     assert bill["bomFormat"] == "CycloneDX"
