@@ -16,6 +16,7 @@ def arms(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_tiny_arms(tmp_path: Path) -> None:
     """Rates are of the processor's own time, so that a busy machine has the same ratios."""
     file = tmp_path / "table.md"

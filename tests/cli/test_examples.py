@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from limits import HANG_S
 from peft import PeftModel
 
 from kyon_pl import ChatGLM2ForCausalLM
@@ -16,9 +18,10 @@ from kyon_pl.demo import BASE
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 def test_train_learns_and_writes_an_adapter_that_peft_loads(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "train.py")]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     losses = [float(loss) for loss in re.findall(r"^step \d+: val/loss ([\d.]+)$", run.stdout, re.MULTILINE)]
     assert len(losses) == 3, run.stdout
@@ -34,6 +37,7 @@ def test_train_learns_and_writes_an_adapter_that_peft_loads(tmp_path: Path) -> N
     assert not torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_the_code_of_the_library_page_runs_as_it_is_written(tmp_path: Path) -> None:
     page = (EXAMPLES.parent / "docs/library.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

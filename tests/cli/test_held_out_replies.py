@@ -31,6 +31,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "held_out_replies.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_replies_change_nothing_that_is_trained(runs: dict[str, Path]) -> None:
     """To the last bit, dropout included."""
     on, off = (torch.load(runs[name] / "checkpoints/step=4.ckpt", weights_only=True) for name in ("on", "off"))

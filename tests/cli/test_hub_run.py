@@ -43,6 +43,7 @@ def kyon_pl(*words: str, folder: Path, env: dict[str, str]) -> subprocess.Comple
     )
 
 
+@pytest.mark.slow
 def test_reference_command_trains_from_the_hub(tmp_path: Path) -> None:
     vocabulary = len(ChatGLMTokenizer.from_pretrained(BASE))
     model, data, home = tmp_path / "model", tmp_path / "data", tmp_path / "home"

@@ -94,6 +94,7 @@ def test_full_disk(free_bytes: int, disk: Path, servers: ForkServers, undisturbe
     assert run_differences(undisturbed(WAY), only_run(disk / "inputs")) == []
 
 
+@pytest.mark.slow
 def test_disk_that_can_only_be_read(disk: Path, servers: ForkServers, undisturbed: Undisturbed) -> None:
     before = killed_run(disk / "inputs", servers)
     remount(disk, "ro")

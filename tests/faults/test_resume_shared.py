@@ -35,6 +35,7 @@ def end_in_the_same_bytes(servers: ForkServers, folder: Path, way: Way, expected
     assert curves(expected) == curves(only_run(folder))
 
 
+@pytest.mark.slow
 def test_killed_at_the_end_of_an_epoch_and_in_the_next(
     servers: ForkServers, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

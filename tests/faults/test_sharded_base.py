@@ -139,6 +139,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_settings_that_would_train_something_else(servers: ForkServers, tmp_path: Path) -> None:
     write_inputs(tmp_path / "inputs", WAY)
     strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}

@@ -40,6 +40,7 @@ def stopped(servers: ForkServers, folder: Path, batch: int) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="whether a process is stopped is read from /proc")
 def test_the_second_is_refused_while_the_first_lives_and_goes_on_when_it_is_killed(
     servers: ForkServers, undisturbed: Undisturbed, tmp_path: Path

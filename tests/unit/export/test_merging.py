@@ -88,7 +88,7 @@ def test_the_files_of_the_folder(adapters: dict[str, Path], tmp_path: Path) -> N
         record = json.loads((tmp_path / form / "kyon_pl.json").read_text())
         assert record | {"files": None} == {
             **{"base": str(source), "adapter": str(adapters["fused"])},
-            **{"format": form, "dtype": "float16", "files": None},
+            **{"format_version": 1, "format": form, "dtype": "float16", "files": None},
         }
         assert record["files"] == {
             path.name: size_and_sha256(path)["sha256"]

@@ -19,6 +19,7 @@ RANK = Path(__file__).with_name("read_share.py")
 SLACK_BYTES = 8 * 2**20  # headers and configurations, and pages around the shares, which the kernel maps with them
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's counts are those of Linux")
 def test_a_rank_reads_its_share_of_the_files(tmp_path: Path) -> None:
     """Safetensors, and pickled shards; half of 55 MB on each of two ranks."""
