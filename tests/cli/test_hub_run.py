@@ -10,6 +10,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import pytest
 from hub_server import HubServer, hub_environment
 from limits import HANG_S
 from published_layout import tiny_config, write_published_layout
