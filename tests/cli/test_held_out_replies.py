@@ -63,9 +63,9 @@ def test_metrics_are_those_of_the_replies(runs: dict[str, Path]) -> None:
             assert dict(drawn[f"val/replies/{name}"])[step] == pytest.approx(value, rel=1e-5), name
     metrics = ReplyMetrics()
     metrics.update([judged(row, row["base"]) for row in rows])
-    assert drawn["val/base_replies/chrf"] == [(0, pytest.approx(metrics.compute()["chrf"], rel=1e-5))]
+    of_base = pytest.approx(metrics.compute()["chrf"], rel=1e-5)
+    assert drawn["val/base_replies/chrf"] == [(step, of_base) for step in (0, 2, 4)]
     assert drawn["val/replies/chrf"][0] == drawn["val/base_replies/chrf"][0]  # an adapter begins as none
-    assert drawn["final/val/replies/chrf"] == drawn["val/replies/chrf"][-1:]
 
 
 def judged(row: dict[str, Any], reply: str, stopped: bool = True, step: int = 0) -> JudgedReply:
@@ -130,12 +130,20 @@ def test_what_is_trained_is_shown_at_step_0(runs: dict[str, Path]) -> None:
     assert "</s>" in shown
 
 
-def test_settings_and_final_metrics_are_hparams(runs: dict[str, Path]) -> None:
-    plugin = events(runs["on"]).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+def test_hparams_are_a_dozen_settings_and_the_real_curves(runs: dict[str, Path]) -> None:
+    written = events(runs["on"])
+    plugin = written.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     started = HParamsPluginData.FromString(plugin).session_start_info.hparams
-    assert started["model.lora.r"].number_value == 16
-    assert started["data.batching"].string_value == "packed"
-    assert len(started) < 60
+    assert started["rank"].number_value == 16
+    assert started["batching"].string_value == "packed"
+    assert 8 <= len(started) <= 14
+    plugin = written.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    metrics = {info.name.tag for info in HParamsPluginData.FromString(plugin).experiment.metric_infos}
+    drawn = curves(runs["on"])
+    assert {"val/loss", "val/best_loss", "val/replies/chrf"} <= metrics <= drawn.keys()
+    losses = [value for step, value in drawn["val/loss"] if step]
+    assert [value for _, value in drawn["val/best_loss"]] == [min(losses[: n + 1]) for n in range(len(losses))]
+    assert [tag for tag, points in drawn.items() if len(points) == 1] == []
 
 
 def test_one_prompt_has_the_same_ids_everywhere(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ class HeldOutReplies(Callback):
     """Replies greedily to held-out questions, and logs the replies and their metrics.
 
     - `val/replies/chrf` and the other metrics of `kyon_pl.evaluation.metrics`, in fit at every n-th validation, and in
-      `validate` and `test` (as `test/…`). `val/base_replies/…` are the metrics of the base without its adapter.
+      `validate` and `test` (as `test/…`). `val/base_replies/…` are the metrics of the base without its adapter, drawn
+      at the same steps, as a level line to compare with.
     - `replies/1` and so on, as text: a question, its reference, the base's reply, and the model's replies step by
       step. `held_out_replies.jsonl` in the run folder holds the same.
 
@@ -79,14 +80,16 @@ class HeldOutReplies(Callback):
         self.settings = settings
         self.validations = 0
         self.rows: list[dict[str, Any]] = []
+        self.of_base: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The history of replies and the number of validations."""
-        return {"validations": self.validations, "rows": self.rows}
+        """The history of replies, the number of validations and the metrics of the base."""
+        return {"validations": self.validations, "rows": self.rows, "of_base": self.of_base}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore history and number of validations."""
+        """Restore them; checkpoints of earlier versions have no metrics of the base."""
         self.validations, self.rows = state_dict["validations"], state_dict["rows"]
+        self.of_base = state_dict.get("of_base", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reply before the first step, with and without the adapter; a resumed run has done so."""
@@ -95,6 +98,7 @@ class HeldOutReplies(Callback):
         self.validations = 0
         self.rows, values = self._reply_and_score(trainer, pl_module, "validation")
         if self.rows:
+            self.of_base = {name: value for name, value in values.items() if name.startswith("val/base_replies/")}
             self._log_summary(values, f"before step {trainer.global_step + 1}")
             self._log_metrics(trainer, values)
             self._save_history(trainer)
@@ -125,7 +129,7 @@ class HeldOutReplies(Callback):
         for row, new in zip(self.rows, rows, strict=True):
             row["replies"] += new["replies"]
         self._log_summary(values, f"after step {trainer.global_step}")
-        self._log_metrics(trainer, values)
+        self._log_metrics(trainer, values | self.of_base)
         for name, value in values.items():  # for callbacks that monitor a metric
             pl_module.log(name, value, logger=False, sync_dist=True)  # the same on all ranks
         self._save_history(trainer)

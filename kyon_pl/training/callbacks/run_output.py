@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 from kyon_pl.batch import RowSource, Workload
 from kyon_pl.errors import KyonError
@@ -31,7 +32,23 @@ from kyon_pl.training.throughput import (
 
 log = logging.getLogger(__name__)
 
-CALLBACKS = "trainer.callbacks"  # a list, which a table of hyperparameters cannot show
+# of TensorBoard's HParams tab, by the names that people say; a setting that a run does not have has no column
+COLUMNS = {
+    "rate": "model.optimizer.init_args.lr",
+    "rank": "model.lora.init_args.r",
+    "alpha": "model.lora.init_args.lora_alpha",
+    "epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "tokens a step": "data.tokens_per_step",
+    "rows a step": "data.rows_per_step",
+    "batching": "data.batching",
+    "max tokens": "data.max_tokens",
+    "precision": "trainer.precision",
+    "quantization": "model.quantization",
+    "base": "model.base",
+    "source": "data.source",
+    "seed": "seed_everything",
+}
 
 
 class RunEstimate(Callback):
@@ -129,7 +146,10 @@ class ShownRows(Callback):
 
 
 class FinalMetrics(Callback):
-    """Logs the settings and the metrics of the last validation, as `final/val/...`, at the end of fit.
+    """Writes the run's row in TensorBoard's HParams tab at the end of fit: a dozen settings, and the real curves.
+
+    The tab shows the last values of `val/loss`, of its minimum so far, `val/best_loss`, which this callback draws, and
+    of the metrics of replies. No curve has one point.
 
     Args:
         settings: returns the settings, each as JSON by its dotted name; called at the end.
@@ -137,41 +157,44 @@ class FinalMetrics(Callback):
 
     def __init__(self, settings: Callable[[], Mapping[str, str]]) -> None:
         self.settings = settings
-        self.metrics: dict[str, float] = {}
+        self.best_loss: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The metrics; a run that is resumed after its last validation does not validate again."""
-        return {"metrics": self.metrics}
+        """The lowest validation loss so far."""
+        return {"best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the metrics."""
-        self.metrics = state_dict["metrics"]
+        """Restore it; checkpoints of kyon_pl before `format_version` have none."""
+        self.best_loss = state_dict.get("best_loss")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Store the metrics of the validation, before checkpoints are saved."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            values = trainer.callback_metrics.items()
-            self.metrics |= {f"final/{name}": value.item() for name, value in values if name.startswith("val/")}
+        """Draw the lowest validation loss so far, before checkpoints are saved."""
+        loss = trainer.callback_metrics.get("val/loss")
+        if loss is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self.best_loss = loss.item() if self.best_loss is None else min(self.best_loss, loss.item())
+        for logger in trainer.loggers:
+            logger.log_metrics({"val/best_loss": self.best_loss}, step=trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log settings and metrics to TensorBoard.
-
-        This happens after everything is saved, because a run that is killed before ends a second time. The names differ
-        from those of the curves, which would otherwise get a second point.
-        """
-        settings = shown_settings(self.settings())
+        """Write the row. This happens after everything is saved, because a run that is killed before ends twice."""
+        of_replies = sorted(name for name in trainer.callback_metrics if name.startswith("val/replies/"))
+        metrics = dict.fromkeys(["val/loss", "val/best_loss", *of_replies], 0.0)  # the tab reads the curves themselves
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and self.metrics:
-                logger.log_hyperparams(settings, self.metrics, step=trainer.global_step)
+            if isinstance(logger, TensorBoardLogger) and self.best_loss is not None:
+                for summary in hparams(shown_settings(self.settings()), metrics):  # type: ignore[no-untyped-call]
+                    logger.experiment.file_writer.add_summary(summary, trainer.global_step)
 
 
-def shown_settings(settings: Mapping[str, str]) -> dict[str, Any]:
-    """The settings of model, data and trainer that are set, as numbers and texts, by their command-line names."""
-    own = {key: json.loads(text) for key, text in settings.items() if key.startswith(("model.", "data.", "trainer."))}
+def shown_settings(settings: Mapping[str, str]) -> dict[str, float | str]:
+    """The settings that people compare runs by, as short columns.
+
+    Args:
+        settings: each as JSON by its dotted name.
+    """
+    values = {column: json.loads(settings.get(key, "null")) for column, key in COLUMNS.items()}
     return {
-        key.replace(".init_args", ""): value
-        if isinstance(value, int | float | str)
-        else json.dumps(value, ensure_ascii=False)
-        for key, value in own.items()
-        if value not in (None, [], {}, "") and value is not False and key != CALLBACKS
+        column: value if isinstance(value, int | float | str) else json.dumps(value, ensure_ascii=False)
+        for column, value in values.items()
+        if value is not None
     }
