@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kyon_pl.data import DialogueDataModule
     from kyon_pl.training import ChatGLM2LoRA
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "ChatGLM2Config",
     "ChatGLM2ForCausalLM",
