@@ -6,18 +6,19 @@ BIN := $(VENV)/bin
 # last, and one of them by itself keeps the other process waiting for ten minutes
 TWO_FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+CPU_BUILD := $(shell grep --only-matching '^torch[^ ]*' requirements/torch-cpu.lock)
 BY_HASH := --quiet --disable-pip-version-check --require-hashes --no-deps
 
 .PHONY: demo test test-slow test-lowest check fix docs lock audit build
 
 # the pinned install happens once; after that the stamp is newer than what it was made from
-# each file is compared with the hash of the lock; torch's CUDA build, which pip takes where it finds no other, needs more
-$(VENV)/installed: pyproject.toml requirements/test.lock requirements/cuda.lock
+# each file is compared with the hash of its lock; where pip finds torch's CPU build, which is small, it is taken
+$(VENV)/installed: pyproject.toml $(wildcard requirements/*.lock)
 	@echo 'installing into $(VENV), once: some minutes, 2.4 GB and more'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(BY_HASH) --requirement requirements/test.lock
-	@if $(BIN)/pip show torch | grep --quiet '^Requires:.*nvidia'; then \
-	$(BIN)/pip install $(BY_HASH) --requirement requirements/cuda.lock; fi
+	if $(BIN)/pip install --quiet --dry-run --no-deps $(CPU_BUILD) 2>/dev/null; then build=cpu; else build=cuda; fi; \
+	$(BIN)/pip install $(BY_HASH) --requirement requirements/torch-$$build.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(BIN)/pip check
 	touch $@
@@ -71,4 +72,5 @@ audit: $(VENV)/installed $(VENV)-audit/installed
 # sdist and wheel, the same bytes for the same commit, and what they were tested with
 build: $(VENV)/installed $(VENV)-audit/installed
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation --outdir dist
-	$(VENV)-audit/bin/cyclonedx-py requirements requirements/test.lock --output-reproducible --output-file dist/sbom.cdx.json
+	cat requirements/test.lock requirements/torch-cuda.lock | \
+	$(VENV)-audit/bin/cyclonedx-py requirements --output-reproducible --output-file dist/sbom.cdx.json -

@@ -2,9 +2,9 @@
 
     uv run --no-project requirements/lock.py           (or python requirements/lock.py, with uv on the PATH)
 
-`test.lock` is everything in constraints.txt, for all systems and for Python 3.11 and newer. `cuda.lock` is what torch's
-CUDA build for Linux needs besides; its CPU build needs none of it. `audit.lock` is what `make audit` runs. Lines of a
-package that has not changed stay as they are.
+`test.lock` is everything in constraints.txt but torch, for all systems and for Python 3.11 and newer. `torch-cuda.lock` is
+torch as PyPI has it, with the CUDA libraries that its build for Linux needs, and `torch-cpu.lock` the build without
+them, which PyTorch's own index has. `audit.lock` is what `make audit` runs.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ HERE = Path(__file__).parent
 CONSTRAINTS = HERE.parent / "constraints.txt"
 OLDEST_PYTHON = "3.11"
 AUDIT_TOOLS = "pip-audit\npip-licenses\ncyclonedx-bom[validation]\nzizmor\n"
-# PyTorch's own index has the CPU builds; pip takes `2.13.0+cpu` for `torch==2.13.0`
-CPU_BUILDS_OF_TORCH = {"2.13.0": ("6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",)}
+# the SHA-256 of PyTorch's CPU build for Linux on x86-64 and Python 3.11
+CPU_BUILDS = {"2.13.0": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"}
 HEADER = "# Written by requirements/lock.py; not by hand.\n"
 
 
 def main() -> None:
-    """Write the three files."""
+    """Write the four files."""
     pinned = CONSTRAINTS.read_text(encoding="utf-8")
-    everything = add_cpu_builds(resolve(pinned, "--no-deps"))
+    everything = resolve(pinned, "--no-deps")
+    torch = everything.pop("torch")
+    version = torch.partition("==")[2].split()[0]
+    with_cuda = resolve(f"torch=={version}", "--constraints", str(CONSTRAINTS))
     write("test", everything)
-    torch = next(line for line in pinned.splitlines() if line.startswith("torch=="))
-    with_cuda = resolve(torch, "--constraints", str(CONSTRAINTS))
-    write("cuda", {name: text for name, text in with_cuda.items() if name not in everything})
+    write("torch-cuda", {name: text for name, text in with_cuda.items() if name not in everything})
+    write("torch-cpu", {"torch": f"torch=={version}+cpu \\\n    --hash=sha256:{CPU_BUILDS[version]}\n"})
     write("audit", resolve(AUDIT_TOOLS, "--constraints", str(CONSTRAINTS)))
 
 
@@ -48,14 +50,6 @@ def resolve(requirements: str, *options: str) -> dict[str, str]:
         sys.exit(done.stderr)
     blocks = re.split(r"^(?=[a-z0-9])", done.stdout, flags=re.MULTILINE)
     return {block.partition("==")[0]: block for block in blocks if "==" in block}
-
-
-def add_cpu_builds(packages: dict[str, str]) -> dict[str, str]:
-    """The packages with the hashes of torch's CPU builds beside those of its published files."""
-    first, *hashes = packages["torch"].splitlines(keepends=True)
-    version = first.split("==")[1].split()[0]
-    more = [f"    --hash=sha256:{digest} \\\n" for digest in CPU_BUILDS_OF_TORCH[version]]
-    return packages | {"torch": "".join([first, *more, *hashes])}
 
 
 def write(name: str, packages: dict[str, str]) -> None:
