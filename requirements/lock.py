@@ -2,9 +2,9 @@
 
     uv run --no-project requirements/lock.py           (or python requirements/lock.py, with uv on the PATH)
 
-`test.lock` is everything in constraints.txt but torch, for all systems and for Python 3.11 and newer. `torch-cuda.lock` is
-torch as PyPI has it, with the CUDA libraries that its build for Linux needs, and `torch-cpu.lock` the build without
-them, which PyTorch's own index has. `audit.lock` is what `make audit` runs.
+`test.lock` is everything in constraints.txt but torch, for all systems and for Python 3.11 and newer.
+`torch-cuda.lock` is torch as PyPI has it, with the CUDA libraries that its build for Linux needs, and `torch-cpu.lock`
+the build without them, which PyTorch's own index has. `audit.lock` is what `make audit` runs.
 """
 
 from __future__ import annotations
