@@ -1,4 +1,4 @@
-"""Every command in the README is run, with the substitutions that are named here and no others."""
+"""Every command of the README and of the pages it leads to is run, with the substitutions that are named here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from limits import HANG_S
+from png_card import encoded, png
 
 from kyon_pl.cli import main
 from kyon_pl.cli.messages import known_settings
@@ -20,16 +21,26 @@ from kyon_pl.demo import ASSETS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^\$ (.+)$", README, re.MULTILINE)
+PAGES = ("training", "data", "chat", "share")  # in this order
+IN_CHINESE = ("training", "chat", "share", "troubleshooting")
+ENGLISH = "\n".join([README, *((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in PAGES)])
+COMMANDS = re.findall(r"^\$ (.+)$", ENGLISH, re.MULTILINE)
+TALK = "".join(f"<START>\n{{{{user}}}}: Is it far?\n{{{{char}}}}: {100 * turn} strokes.\n" for turn in range(1, 9))
 SNIPPETS = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 
 # the reference run in small: another base, other rows (tests/cli/test_hub_run.py has the real ids), a few steps, a CPU
 SMALL_LORA = "--model.base demo --data.source demo --trainer.max_steps 2 --trainer.limit_train_batches 4"
 SMALL_LORA += " --trainer.limit_val_batches 2 --trainer.accelerator cpu --data.tokens_per_step 4096 --data.workers 0"
 SUBSTITUTIONS = [
-    # make sets up another environment: its recipes are run here by hand, and whole by continuous integration
+    # make sets up another environment: its recipe is run here by hand, and whole by continuous integration
     (r"^make demo$", "kyon-pl fit --config configs/demo.yaml --trainer.limit_train_batches 2"),
-    (r"^make test$", f"{sys.executable} -m pytest --collect-only -q tests/unit/test_error_kinds.py"),
+    # a character of one's own, on a CPU
+    (
+        r"^kyon-pl fit --config character (.*)$",
+        r"kyon-pl fit --config character \1 --model.base demo --trainer.accelerator cpu --trainer.precision 32-true "
+        "--trainer.max_steps 2 --data.workers 0",
+    ),
+    (r"^(kyon-pl preview --config character .*)$", r"\1 --model.base demo"),
     # several GPUs: two processes are tests/cli/test_ddp.py's
     (r" --trainer.devices 4$", ""),
     # for GPUs: test_speed_settings.py among the GPU tests has the formats, test_compile.py compiles on a CPU
@@ -43,8 +54,8 @@ SUBSTITUTIONS = [
         r"--model.base demo \1--data.source \2",
     ),
     (r"(configs/lora.yaml)(?!.*--trainer.precision)(.*)$", r"\1\2 --trainer.precision 32-true"),
-    # the newest run is that of the reader's own character
-    (r"(--ckpt_path last .*)$", r"\1 --data.source bo.jsonl"),
+    # the newest run is that of the reader's own rows
+    (r"(--ckpt_path last .*)$", r"\1 --data.source rows.jsonl"),
     # there is no GPU, and so no good end
     (r"^kyon-pl doctor --config configs/lora.yaml", "kyon-pl doctor --config configs/demo.yaml"),
     # nobody is there to type: tests/cli/test_chat.py has a terminal
@@ -78,11 +89,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
     with (ASSETS / "train.jsonl").open(encoding="utf-8") as rows:
         (folder / "rows.jsonl").write_text("".join(islice(rows, 100)), encoding="utf-8")
+    data = {"name": "Bo", "description": "Bo rows the ferry of a small harbour.", "mes_example": TALK}
+    (folder / "Bo.png").write_bytes(png(tEXt_chara=encoded({"spec": "chara_card_v2", "data": data})))
     return folder
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 39
+    assert len(COMMANDS) == 47
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 
@@ -143,39 +156,44 @@ def test_every_snippet_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         exec(snippet.replace('"THUDM/chatglm2-6b"', f'"{ASSETS / "base"}"'), {})
 
 
-def test_the_chinese_readme_says_the_same() -> None:
-    """As far as a machine can tell: what is typed, run, shown and tested; two sections refer to the English one."""
-    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
-    english = re.sub(r"## (What is where|From train.py).+?(?=\n## )", "", README, flags=re.DOTALL)
-    for pattern in (
+@pytest.mark.parametrize("page", ["", *IN_CHINESE])
+def test_the_chinese_page_says_the_same(page: str) -> None:
+    """As far as a machine can tell: what is typed and run, which tests and settings are named, and all sections."""
+    names = (f"docs/{page}.md", f"docs/zh/{page}.md") if page else ("README.md", "README.zh-CN.md")
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in names]
+    patterns = (
         r"^```.*?^```$",
-        r"\]\((docs/[^)]+)\)",
         r"`(tests/[\w/.]+\.py)`",
         r"`((?:data|model|trainer)\.\w+)`",
-    ):
-        found = [re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in (english, chinese)]
-        assert found[0]
-        assert found[0] == found[1]
-    assert len(re.findall("^## ", english, re.MULTILINE)) == len(re.findall("^## ", chinese, re.MULTILINE))
+        r"\]\([\w/.]*?(\w+\.\w+)\)",
+    )
+    for pattern in patterns:
+        english, chinese = (re.findall(pattern, text, re.MULTILINE | re.DOTALL) for text in texts)
+        other_language = {"CN.md", f"{page}.md", "README.md"}
+        assert sorted({*english} - other_language) == sorted({*chinese} - other_language), pattern
+    assert len(re.findall("^## ", texts[0], re.MULTILINE)) == len(re.findall("^## ", texts[1], re.MULTILINE))
 
 
-def test_tree_names_what_is_there() -> None:
-    tree = re.search(r"## What is where\n\n```\n(.+?)```", README, re.DOTALL)
-    assert tree
-    for line in tree[1].splitlines():
-        assert (ROOT / line.split()[0]).exists(), line
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_a_readme_is_short(name: str) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 160
 
 
-def test_named_tests_and_pictures_exist() -> None:
-    named = re.findall(r"`(tests/[\w/.]+\.py)`", README)
-    assert len(named) > 10
-    named += re.findall(r"\]\((docs/[^)#]+)", README)
-    assert [name for name in named if not (ROOT / name).is_file()] == []
+def test_named_files_exist() -> None:
+    """What pages link to, and the tests that they name."""
+    missing, named = [], 0
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        text = page.read_text(encoding="utf-8")
+        links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+        tests = re.findall(r"`(tests/[\w/.]+\.py)`", text)
+        named += len(links) + len(tests)
+        missing += [(page.name, link) for link in links if not (page.parent / link).exists()]
+        missing += [(page.name, test) for test in tests if not (ROOT / test).is_file()]
+    assert named > 100
+    assert missing == []
 
 
 def test_named_settings_exist() -> None:
-    """In the README's own text; the first column of its last table speaks of the original."""
-    ours = re.sub(r"^\| [^|]+\|", "", README, flags=re.MULTILINE)
-    named = set(re.findall(r"(?:`|--)((?:data|model|trainer)\.\w+)", ours))
+    named = set(re.findall(r"(?:`|--)((?:data|model|trainer)\.\w+)", ENGLISH))
     assert len(named) > 20
     assert named <= set(known_settings())
