@@ -55,6 +55,7 @@ class Guard:
 
 
 MODULE = "training/module.py"
+HANGUP_TEST = "tests/cli/test_disturbed_run.py::test_a_hangup_saves_and_the_same_command_goes_on"
 GUARDS_TEST = "tests/unit/training/test_guards.py::"
 LIGHTNING_TEST = "tests/unit/training/test_lightning_life.py::"
 MODULE_TEST = "tests/unit/training/test_module.py::"
@@ -209,6 +210,27 @@ class ChatGLM2Attention(nn.Module):""",
         "            FiniteGuard(),\n",
         "",
         f"{GUARDS_TEST}test_a_run_of_the_command_line_is_guarded",
+    ),
+    Guard(
+        "a stopped run leaves no signal handler",
+        "training/callbacks/stop_signals.py",
+        "            if handler is not None:  # None: it is not Python's\n",
+        "            if False:\n",
+        HANGUP_TEST,
+    ),
+    Guard(
+        "a stopped run leaves no open progress bar",
+        "training/callbacks/step_metrics.py",
+        "                bar.close()\n",
+        "                pass\n",
+        HANGUP_TEST,
+    ),
+    Guard(
+        "a format of a newer version is refused",
+        "runs/integrity.py",
+        "    if version > FORMAT_VERSION:\n",
+        "    if False:\n",
+        "tests/legacy/test_legacy.py::test_what_a_newer_version_wrote_is_refused",
     ),
     Guard(
         "16-mixed is refused where Lightning would make bf16-mixed of it",
