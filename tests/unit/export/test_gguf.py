@@ -293,7 +293,7 @@ def test_a_file_that_is_not_what_was_meant_is_refused(
             add_value(writer, key, value)
 
     for name, wrong, said in (
-        ("quantize", lambda numbers, kind: quantize(numbers * np.float32(1.001), kind), "merged and live differ"),
+        ("quantize", lambda numbers, kind: quantize(numbers * np.float32(1.001), kind), "F32, which is more than"),
         ("_add_value", without_bos, "add_bos_token: nothing in the file instead of False"),
     ):
         monkeypatch.undo()
