@@ -67,7 +67,7 @@ def test_rows_of_one_character_train(count: int, capsys: pytest.CaptureFixture[s
     (_, before), *_, (_, after) = curve("val/loss")
     assert after < before
     if count == 400:
-        # after a fifth of the steps, 15 and 16 were seen; with words that the base cannot write, 15 and 0 after all steps
+        # 15 and 16 were seen after a fifth of the steps; of words that the base cannot write, 15 and 0 at the end
         assert accepted_replies(RUN, 20, GREEDY) >= 12
         assert accepted_replies(RUN, 20, SAMPLED) >= 12
 
