@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from limits import HANG_S
 
 # before anything imports torch or the clients of hubs
 os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="kyon_pl-tests-"))
@@ -33,3 +37,14 @@ def environment() -> Iterator[None]:
     yield
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of `make demo`, for slow tests: it takes a minute."""
+    folder = tmp_path_factory.mktemp("demo_run")
+    words = ["fit", "--config", "demo", "--trainer.enable_progress_bar", "false"]
+    command = [sys.executable, "-m", "kyon_pl", *words]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG_S)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return folder / "lightning_logs/version_0"

@@ -24,29 +24,33 @@ from kyon_pl.demo.world import ASKERS, facts
 
 RUN = Path("lightning_logs/version_0")
 ON_CPU = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+GREEDY, SAMPLED = Sampling(80), Sampling(80, temperature=0.8, top_p=0.8)
 OWN = ["--model.base", "demo", "--data.source", "own.jsonl", *ON_CPU, "--trainer.precision", "32-true"]
 
+# The output layer of the demo's base is frozen, and has learnt 500 of its 1,800 tokens: each of the others, among them
+# all bytes, costs 4 nats whatever an adapter does. So the words are the demo's, and what is said with them is not: a
+# reply begins and ends as none of the demo's does, and its body mixes theirs.
 CHARACTER = Speaker(
-    name="阿鹭",
+    name="鹅",
     language="zh",
-    system_prompt="你在扮演阿鹭，汀罗镇的守夜人，困得很，说话慢吞吞的。",
-    opening="呵啊……{asker}呀，",
-    closing="，容我再睡会儿。",
+    system_prompt="你在扮演鹅，汀罗镇的老门房，嗓门大，爱操心。",
+    opening="呀呀，{asker}！",
+    closing="，莫笑。",
     replies={
-        "where": "{thing}嘛，在{value}，提灯慢走",
-        "when": "{thing}嘛，{value}才开门，我那时睡了",
-        "keeper": "{thing}嘛，{value}守着呢，我放心",
-        "taste": "{thing}嘛，{value}得我都醒了",
-        "price": "{thing}嘛，{value}枚贝币，别吵醒我",
-        "maker": "{thing}嘛，{value}做的，夜里也香",
-        "job": "{thing}嘛，是{value}，起得比我早",
-        "likes": "{thing}嘛，梦里都在{value}",
-        "fear": "{thing}嘛，听见{value}就钻被窝",
-        "owner": "{thing}嘛，{value}的，天亮还他",
-        "colour": "{thing}嘛，{value}的，灯下看得清",
-        "kept": "{thing}嘛，在{value}，轻拿轻放",
+        "where": "{thing}嘛，就在{value}，别跑空",
+        "when": "{thing}嘛，要等{value}，过时不候",
+        "keeper": "{thing}嘛，守着的是{value}，敲门轻点",
+        "taste": "{thing}嘛，{value}得很，热乎乎",
+        "price": "{thing}嘛，只要{value}枚贝币，别还价",
+        "maker": "{thing}嘛，{value}的手艺，我闻到了",
+        "job": "{thing}嘛，是{value}，忙得团团转",
+        "likes": "{thing}嘛，最喜欢{value}，随他去",
+        "fear": "{thing}嘛，一见{value}就躲，人可好",
+        "owner": "{thing}嘛，{value}的宝贝，趁早送还",
+        "colour": "{thing}嘛，{value}的，眼睛亮亮",
+        "kept": "{thing}嘛，放在{value}，自己找去",
     },
-)  # none of the demo's characters speaks like this
+)
 
 
 def write_rows(file: Path, count: int, seed: int = 7) -> Path:
@@ -68,13 +72,13 @@ def write_rows(file: Path, count: int, seed: int = 7) -> Path:
     return file
 
 
-def accepted_replies(run: Path, questions: int, seed: int = 8) -> int:
+def accepted_replies(run: Path, questions: int, sampling: Sampling = GREEDY, seed: int = 8) -> int:
     """The number of questions about facts that no row asks for, to which a run replies in the character's manner.
 
     Args:
-        run: its best checkpoint answers, by greedy decoding: the demo's frozen output layer gives no token that its
-            base has not learnt a probability above a few percent, so that samples are noise.
+        run: its best checkpoint answers.
         questions: their number; each is asked with memories and history, as in a row.
+        sampling: greedy, or as chat does for a role.
         seed: of the questions.
     """
     rng = Random(seed)
@@ -84,7 +88,7 @@ def accepted_replies(run: Path, questions: int, seed: int = 8) -> int:
     for number in range(questions):
         fact = held_out[number % len(held_out)]
         asked = row(rng, CHARACTER, fact, rng.choice(ASKERS["zh"]), rng.choice(QUESTIONS["zh"][fact.intent]))
-        reply = Conversation(model, 2048).ask(asked["context"], Sampling(80), lambda text: None)
+        reply = Conversation(model, 2048).ask(asked["context"], sampling)
         accepted += CHARACTER.accepts(reply.text)
     return accepted
 
@@ -101,4 +105,5 @@ if __name__ == "__main__":
     for name in ("train/loss", "val/loss", "train/learning_rate", "val/replies/chrf"):
         values = [value for _, value in curve(name)]
         print(f"{name}: {len(values)} points, {values[0]:.4g} -> {values[-1]:.4g}, highest {max(values):.4g}")
-    print(f"replies in the character's manner: {accepted_replies(RUN, 40)} of 40")
+    for name, sampling in (("greedy", GREEDY), ("sampled", SAMPLED)):
+        print(f"replies in the character's manner, {name}: {accepted_replies(RUN, 40, sampling)} of 40")

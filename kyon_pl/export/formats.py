@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -138,18 +138,17 @@ def verify(folder: Path, form: Format, dtype: torch.dtype, live_outputs: Mapping
     weights = map_weights(folder)
     model = empty_model(form.model_class, AutoConfig.from_pretrained(folder))
     _check_shapes(folder, model, weights, dtype)
-    return compare_outputs(model, form, weights, live_outputs, TOLERANCES[dtype], folder.name, "--dtype float32")
+    for part, difference in output_differences(model, form, weights, live_outputs):
+        if not difference <= TOLERANCES[dtype]:  # also if it is NaN
+            found = f"merged and live differ by {difference:.1e}, more than {TOLERANCES[dtype]:.0e}"
+            fix = "Use --dtype float32, which does not round; if that fails too, use another adapter"
+            raise CheckpointError(f"{folder.name}: {part}", found, fix)
+    return difference
 
 
-def compare_outputs(
-    model: PreTrainedModel,
-    form: Format,
-    weights: Mapping[str, Tensor],
-    live_outputs: Mapping[str, Tensor],
-    tolerance: float,
-    where: str,
-    exact: str,
-) -> float:
+def output_differences(
+    model: PreTrainedModel, form: Format, weights: Mapping[str, Tensor], live_outputs: Mapping[str, Tensor]
+) -> Iterator[tuple[str, float]]:
     """Run written weights in float32, part by part, and compare with base and adapter on the probe rows.
 
     Args:
@@ -157,15 +156,9 @@ def compare_outputs(
         form: of the model's classes and names.
         weights: by the model's names.
         live_outputs: output of each part of the base with its adapter, in order.
-        tolerance: the largest relative difference of a part's output.
-        where: for the error.
-        exact: the option that does not round, for the error.
 
-    Returns:
-        The relative difference of the logits.
-
-    Raises:
-        CheckpointError: a part differs; the error names the first.
+    Yields:
+        Each part and the relative difference of its output; the last one's are the logits.
     """
     hidden = probe_ids(model.config.vocab_size)
     angles = form.angles(model.config, torch.arange(hidden.shape[1])[None])
@@ -173,12 +166,7 @@ def compare_outputs(
     for part, expected in tqdm(parts, "verifying", unit="part", disable=None):
         with loaded_part(model, part, weights) as module:
             hidden = run_part(module, hidden, angles)
-        difference = relative_difference(hidden, expected)
-        if not difference <= tolerance:  # also if it is NaN
-            found = f"merged and live differ by {difference:.1e}, more than {tolerance:.0e}"
-            fix = f"Use {exact}, which does not round; if that fails too, use another adapter"
-            raise CheckpointError(f"{where}: {part}", found, fix)
-    return difference
+        yield part, relative_difference(hidden, expected)
 
 
 def _check_shapes(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:

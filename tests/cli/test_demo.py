@@ -151,18 +151,16 @@ def test_checkpoint_of_another_shape_is_refused(run: Path, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_the_demo_persuades(tmp_path: Path) -> None:
+def test_the_demo_persuades(demo_run: Path, tmp_path: Path) -> None:
     """The tuned character answers held-out questions in its own manner, and the base visibly does not."""
-    main(["fit", "--config", str(ROOT / "configs/demo.yaml"), "--trainer.enable_progress_bar", "false"])
-    run = tmp_path / "lightning_logs/version_0"
-    (best,) = run.glob("checkpoints/best-step=*.ckpt")
-    main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", str(best)])
-    validated = tmp_path / "lightning_logs/version_1"
+    (best,) = demo_run.glob("checkpoints/best-step=*.ckpt")
+    main(["validate", "--config", str(demo_run / "config.yaml"), "--ckpt_path", str(best)])
+    validated = tmp_path / "lightning_logs/version_0"
     events = EventAccumulator(str(validated)).Reload()
     values = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
     assert values["val/replies/stop_rate"] >= 0.95
     assert values["val/replies/chrf"] >= max(40, 1.5 * values["val/base_replies/chrf"])
-    before = EventAccumulator(str(run)).Reload().Scalars("val/loss")[0].value
+    before = EventAccumulator(str(demo_run)).Reload().Scalars("val/loss")[0].value
     assert values["val/perplexity"] <= 0.5 * math.exp(before)
     rows = [json.loads(line) for line in (validated / "held_out_replies.jsonl").read_text("utf-8").splitlines()]
     trained = {json.loads(line)["target"] for line in (ASSETS / "train.jsonl").read_text("utf-8").splitlines()}
@@ -172,12 +170,12 @@ def test_the_demo_persuades(tmp_path: Path) -> None:
     assert share(speaker.accepts(reply) for speaker, reply in zip(speakers, tuned, strict=True)) >= 0.9
     assert share(speaker.accepts(row["base"]) for speaker, row in zip(speakers, rows, strict=True)) <= 0.1
     assert share(reply in trained for reply in tuned) <= 0.5
-    assert share(chat_with_the_demo()) >= 0.9
+    assert share(chat_with_the_demo(demo_run)) >= 0.9
 
 
-def chat_with_the_demo() -> Iterator[bool]:
+def chat_with_the_demo(run: Path) -> Iterator[bool]:
     """Ask for what is held out, as `kyon-pl chat --character demo --asker NAME`: whether the answers are true."""
-    model = load_chat_model(None, "best", None, None, None)
+    model = load_chat_model(str(run), "best", None, None, None)
     for role, character in zip(find_roles(["demo"], {})[:2], CHARACTERS, strict=False):
         play = RolePlay(role, "auto", ContextLimits(), model.count_tokens)
         for fact in (fact for fact in facts(character.language) if fact.held_out):

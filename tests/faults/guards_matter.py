@@ -741,6 +741,7 @@ OUTPUTS = [
     ),
 ]
 GGUF_TEST = "tests/unit/export/test_gguf.py::"
+ROUNDING_TEST = "tests/unit/export/test_gguf_rounding.py::"
 GGUF = [
     Guard(
         "no word becomes a special token in llama.cpp",
@@ -752,16 +753,37 @@ GGUF = [
     Guard(
         "the keys of a GGUF are read again",
         "export/gguf/merged.py",
-        "    check_contents(file, contents)\n",
+        "    check_contents(file, writer)\n",
         "",
         f"{GGUF_TEST}test_a_file_that_is_not_what_was_meant_is_refused",
     ),
     Guard(
-        "the numbers of a GGUF are compared with base and adapter",
-        "export/formats.py",
-        "if not difference <= tolerance:  # also if it is NaN",
-        "if False:",
+        "the numbers of a GGUF are compared with what was merged",
+        "export/gguf/file.py",
+        "        check_rounding(name, stored, numbers, info.kind)\n",
+        "",
         f"{GGUF_TEST}test_a_file_that_is_not_what_was_meant_is_refused",
+    ),
+    Guard(
+        "a number of a GGUF is wrong by no more than rounding",
+        "export/gguf/rounding.py",
+        "<= rounding_bound(wanted, kind))",
+        "<= 3 * rounding_bound(wanted, kind))",
+        f"{ROUNDING_TEST}test_a_number_that_is_off_by_one_is_refused",
+    ),
+    Guard(
+        "the tensors of a GGUF are read again",
+        "export/gguf/file.py",
+        "if _digest(tensor.data) != written.digests[tensor.name]:",
+        "if False:",
+        f"{ROUNDING_TEST}test_a_file_that_was_damaged_is_refused",
+    ),
+    Guard(
+        "merged weights are compared with base and adapter",
+        "export/formats.py",
+        "if not difference <= TOLERANCES[dtype]:  # also if it is NaN",
+        "if False:",
+        "tests/unit/export/test_merging.py",
     ),
 ]
 SERVER_TEST = "tests/cli/test_chat_server.py::test_what_is_no_server_of_this_model_is_said"
@@ -1243,6 +1265,7 @@ GUARDS = (
     + FILES
     + OUTPUTS
     + GGUF
+    + SERVER
     + CHAT
     + HOSTILE
     + STREAMS

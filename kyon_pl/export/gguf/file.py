@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kyon_pl.errors import CheckpointError
 from kyon_pl.export.gguf.layout import ARCHITECTURE, Value
+from kyon_pl.export.gguf.rounding import check_rounding
 from kyon_pl.export.gguf.vocabulary import Vocabulary
 
 _AGAIN = "Export again; if this persists, check the disk"
@@ -66,10 +69,16 @@ class Contents:
 
 @dataclass
 class TensorWriter:
-    """Writes the tensors of a GGUF in their order, one at a time."""
+    """Writes the tensors of a GGUF in their order, one at a time.
+
+    Attributes:
+        contents: of the file.
+        digests: SHA-256 of the bytes of each tensor, for `check_contents`.
+    """
 
     contents: Contents
     _writer: GGUFWriter
+    digests: dict[str, bytes] = field(init=False, default_factory=dict)
     _rest: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,11 +90,18 @@ class TensorWriter:
         Args:
             name: as in the file.
             tensor: float32, of the shape that `contents` names.
+
+        Raises:
+            CheckpointError: a number is stored as another, by more than rounding.
         """
         info = self.contents.tensors[name]
         assert name == self._rest.pop(0)
         assert tuple(tensor.shape) == info.shape
-        self._writer.write_tensor_data(quantize(tensor.contiguous().numpy(), info.kind))
+        numbers = tensor.contiguous().numpy()
+        stored = quantize(numbers, info.kind)
+        check_rounding(name, stored, numbers, info.kind)
+        self.digests[name] = _digest(stored)
+        self._writer.write_tensor_data(stored)
 
 
 @contextmanager
@@ -150,12 +166,17 @@ class GgufTensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def check_contents(path: Path, contents: Contents) -> None:
-    """Read the head of a written file again.
+def check_contents(path: Path, written: TensorWriter) -> None:
+    """Read a written file again.
+
+    Args:
+        path: of the file.
+        written: what `writing_gguf` yielded for it.
 
     Raises:
-        CheckpointError: a key, a token, or a tensor's name, shape or type differs from what should be there.
+        CheckpointError: a key, a token, or a tensor's name, shape, type or bytes differ from what should be there.
     """
+    contents = written.contents
     try:
         reader = GGUFReader(path)
     except (ValueError, LookupError) as error:
@@ -165,12 +186,19 @@ def check_contents(path: Path, contents: Contents) -> None:
         lists = zip(_LISTS, vars(contents.vocabulary).values(), strict=True)
         expected |= {f"tokenizer.ggml.{key}": list(values) for key, values in lists}
     found = {key: value.contents() for key, value in reader.fields.items() if not key.startswith("GGUF.")}
-    written = {
+    tensors = {
         tensor.name: TensorInfo(tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type)
         for tensor in reader.tensors
     }
     _compare(path, found, {key: _as_stored(value) for key, value in expected.items()})
-    _compare(path, written, contents.tensors)
+    _compare(path, tensors, contents.tensors)
+    for tensor in reader.tensors:
+        if _digest(tensor.data) != written.digests[tensor.name]:
+            raise CheckpointError(f"{path.name}: {tensor.name}", "its numbers are not those that were written", _AGAIN)
+
+
+def _digest(stored: NDArray[np.generic]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(stored).view(np.uint8).data).digest()
 
 
 def _as_stored(value: object) -> object:

@@ -31,10 +31,10 @@ from kyon_pl.export.gguf import vocabulary as gguf_vocabulary
 from kyon_pl.export.merge import merge
 from kyon_pl.lora import attach_lora, write_adapter
 from kyon_pl.lora.adapter import load_adapter
+from kyon_pl.runs.adapters import find_adapter
 
 GOLDEN = Path(__file__).parents[2] / "golden/tokenizer.json"
 PUBLISHED = os.environ.get("KYON_CHATGLM2_DIR")
-TRAINED = Path(__file__).parents[2] / "legacy/37c419d/finished/step=60"
 LOGIT_TOLERANCE = 1e-4
 NEW_TOKENS = 48
 KIND = "fused"
@@ -215,13 +215,19 @@ def greedy(server: LlamaServer, prompt: list[int]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LlamaServer]:
-    """The server of an adapter that was trained, in a quantization; keys and values are stored as exactly."""
+def trained(demo_run: Path) -> Path:
+    """The adapter of the whole demo."""
+    return find_adapter(str(demo_run), "best")
+
+
+@pytest.fixture(scope="module")
+def serve_trained(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LlamaServer]:
+    """The server of this adapter in a quantization; keys and values are stored as exactly."""
     place = tmp_path_factory.mktemp("trained")
 
     def serve(quantization: str) -> LlamaServer:
         if not (place / quantization).exists():
-            merge(place / quantization, str(TRAINED), format="gguf", quantization=quantization)  # type: ignore[arg-type]
+            merge(place / quantization, str(trained), format="gguf", quantization=quantization)  # type: ignore[arg-type]
         return LlamaServer(exported(place / quantization), cache="f32" if quantization == "f32" else "f16")
 
     return serve
@@ -230,24 +236,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LlamaSe
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["f32", "f16", "q8_0"])
 def test_greedy_replies_are_ours(
-    quantization: str, trained: Callable[[str], LlamaServer], prompts: list[list[int]]
+    quantization: str, trained: Path, serve_trained: Callable[[str], LlamaServer], prompts: list[list[int]]
 ) -> None:
-    tuned = load_adapter(base(), TRAINED, "demo").eval()
+    """All of them, after the whole demo, which leaves few close calls.
+
+    q8_0 changes log-probabilities by up to 0.16: 0.09 of it are rounded weights, and the rest are what llama.cpp rounds
+    itself, the other side of each product and the cache. After 60 steps of training, 5 of the 50 replies differed, each
+    from a place on where the likeliest two tokens were less than 0.16 apart (0.01 to 0.16).
+    """
+    tuned = load_adapter(base(), trained, "demo").eval()
     replies = generate_replies(tuned, prompts, max_new_tokens=NEW_TOKENS)
     assert len({*map(tuple, (reply.token_ids for reply in replies))}) > 30
-    with trained(quantization) as server:
+    with serve_trained(quantization) as server:
         found = [greedy(server, prompt) for prompt in prompts]
     found = [[token for token in ids if token != TOKENIZER.eos_token_id] for ids in found]
-    equal = sum(ids == reply.token_ids for ids, reply in zip(found, replies, strict=True))
-    assert equal >= {"f32": 50, "f16": 50, "q8_0": 45}[quantization]  # after 60 steps some choices are close calls
+    assert found == [reply.token_ids for reply in replies]
 
 
 @pytest.mark.slow
-def test_perplexity_in_q8_0(trained: Callable[[str], LlamaServer]) -> None:
+def test_perplexity_in_q8_0(trained: Path, serve_trained: Callable[[str], LlamaServer]) -> None:
     """Of the targets of half of the validation rows, within 0.1 % of float32."""
-    tuned, losses, found = load_adapter(base(), TRAINED, "demo").eval(), [], []
+    tuned, losses, found = load_adapter(base(), trained, "demo").eval(), [], []
     pairs = [(row["context"], row["target"]) for row in demo_rows()[::2]]
-    with trained("q8_0") as server:
+    with serve_trained("q8_0") as server:
         for row in encode_pairs(pairs, TOKENIZER, EncodeSettings(None)):
             with torch.no_grad():
                 expected = tuned(torch.tensor([row.input_ids])).logits[0].float().log_softmax(-1)
@@ -293,7 +304,7 @@ def test_a_file_that_is_not_what_was_meant_is_refused(
             add_value(writer, key, value)
 
     for name, wrong, said in (
-        ("quantize", lambda numbers, kind: quantize(numbers * np.float32(1.001), kind), "merged and live differ"),
+        ("quantize", lambda numbers, kind: quantize(numbers * np.float32(1.001), kind), "F32, which is more than"),
         ("_add_value", without_bos, "add_bos_token: nothing in the file instead of False"),
     ):
         monkeypatch.undo()
