@@ -17,6 +17,7 @@ from kyon_pl.errors import KyonError
 from kyon_pl.evaluation.held_out import block
 from kyon_pl.logs import write_run_log
 from kyon_pl.lora import frozen_dtype
+from kyon_pl.training.loggers import log_final, log_text
 from kyon_pl.training.module import ChatGLM2LoRA
 from kyon_pl.training.optimizer import learning_rates, total_steps
 from kyon_pl.training.run_length import warn_if_too_short
@@ -110,7 +111,7 @@ class RunLog(Callback):
 
 
 class ShownRows(Callback):
-    """Logs the first training rows to TensorBoard at step 0: trained text in ⟦…⟧, special tokens in ‹…›.
+    """Logs the first training rows as a text at step 0: trained text in ⟦…⟧, special tokens in ‹…›.
 
     Args:
         rows: number of rows.
@@ -124,15 +125,14 @@ class ShownRows(Callback):
         source = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_step == 0 and trainer.is_global_zero and isinstance(source, RowSource):
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text("what is trained", block(source.shown_rows(self.rows)), 0)
+                log_text(logger, "what is trained", block(source.shown_rows(self.rows)), 0)
 
 
 class FinalMetrics(Callback):
-    """Logs the settings and the metrics of the last validation, as `final/val/...`, at the end of fit.
+    """Logs the settings as hyperparameters, and at the end of fit the metrics of the last validation (`final/val/...`).
 
     Args:
-        settings: returns the settings, each as JSON by its dotted name; called at the end.
+        settings: returns the settings, each as JSON by its dotted name; called when they are logged.
     """
 
     def __init__(self, settings: Callable[[], Mapping[str, str]]) -> None:
@@ -147,6 +147,12 @@ class FinalMetrics(Callback):
         """Restore the metrics."""
         self.metrics = state_dict["metrics"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the settings, except to TensorBoard, whose table of them needs the final metrics."""
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(shown_settings(self.settings()))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the metrics of the validation, before checkpoints are saved."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -154,15 +160,14 @@ class FinalMetrics(Callback):
             self.metrics |= {f"final/{name}": value.item() for name, value in values if name.startswith("val/")}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log settings and metrics to TensorBoard.
+        """Log the metrics, and to TensorBoard the settings.
 
         This happens after everything is saved, because a run that is killed before ends a second time. The names differ
         from those of the curves, which would otherwise get a second point.
         """
         settings = shown_settings(self.settings())
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and self.metrics:
-                logger.log_hyperparams(settings, self.metrics, step=trainer.global_step)
+        for logger in trainer.loggers if self.metrics else []:
+            log_final(logger, settings, self.metrics, trainer.global_step)
 
 
 def shown_settings(settings: Mapping[str, str]) -> dict[str, Any]:
