@@ -159,7 +159,7 @@ class ChatGLM2Config(PreTrainedConfig):
             raise SettingError(f"{where}: initializer_range", found, "Set a small number, such as 0.02.")
         if type(self.add_qkv_bias) is not bool:
             raise SettingError(f"{where}: add_qkv_bias", f"{self.add_qkv_bias!r}", "Set true or false.")
-        if not isinstance(self.layernorm_epsilon, float) or not 0 < self.layernorm_epsilon < 1:
+        if not isinstance(self.layernorm_epsilon, float) or not 0 < self.layernorm_epsilon <= 1:
             found = f"{self.layernorm_epsilon!r} is not a number between 0 and 1"
             raise SettingError(f"{where}: layernorm_epsilon", found, "Set a small one, such as 1e-5.")
         if self.num_attention_heads % self.multi_query_group_num:

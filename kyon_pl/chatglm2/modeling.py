@@ -190,10 +190,15 @@ class ChatGLM2ForCausalLM(PublishedChat, ChatGLM2PreTrainedModel, GenerationMixi
         raise SettingError("token_healing", found, "Leave it out")
 
     def prepare_inputs_for_generation(
-        self, *args: Any, tokenizer: Any = None, assistant_tokenizer: Any = None, **kwargs: Any
+        self,
+        *args: Any,
+        inputs_embeds: Tensor | None = None,  # by this name transformers sees that they can be generated from
+        tokenizer: Any = None,
+        assistant_tokenizer: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """Drop the tokenizers of `generate`, for stop strings, which transformers would pass on to `forward`."""
-        return super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]  # of a protocol
+        return super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]  # of a protocol
 
     @can_return_tuple
     def forward(
@@ -242,8 +247,8 @@ class ChatGLM2ForCausalLM(PublishedChat, ChatGLM2PreTrainedModel, GenerationMixi
                 `position_ids`, `cu_seqlens` (bounds of each row's own tokens), `cu_seqlens_k`, `max_seqlen` and
                 `trained_positions` must be given, and there is no attention mask.
             cu_seqlens_k: (rows + 1,), int32, bounds of the rows in `key_index`.
-            output_attentions: also return attention weights (eager only).
-            output_hidden_states: also return the hidden states between layers.
+            output_attentions: also return attention weights (eager only); if None, the configuration's setting.
+            output_hidden_states: also return the hidden states between layers; if None, the configuration's setting.
 
         Returns:
             The loss in float32 (zero, with a graph, if there are no labels to train), logits (R, T, V) and the cache.
@@ -252,6 +257,10 @@ class ChatGLM2ForCausalLM(PublishedChat, ChatGLM2PreTrainedModel, GenerationMixi
             ValueError: both or neither of `input_ids` and `inputs_embeds`, `cu_seqlens` without `position_ids`, or
                 `key_index` without what it needs.
         """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         kept = None
         if labels is not None:
             if trained_positions is None:

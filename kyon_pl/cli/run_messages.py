@@ -12,13 +12,13 @@ from pathlib import Path
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from kyon_pl import __version__
 from kyon_pl.data.batches.plan import PACKED
 from kyon_pl.logs import from_here
 from kyon_pl.runs.resume import Start
 from kyon_pl.training.callbacks import StepCheckpoint
+from kyon_pl.training.loggers import where_logged
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,8 @@ def say_where(trainer: Trainer, run: Path, character: Sequence[str]) -> None:
     for file in last[-1:]:
         log.info("last adapter: %s", from_here(file).with_suffix(""))
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            log.info("curves: tensorboard --logdir %s", run.parent)
-        elif isinstance(logger, CSVLogger):
-            log.info("metrics: %s", from_here(logger.experiment.metrics_file_path))
+        if place := where_logged(logger, run.parent):
+            log.info("%s", place)
     for file in ([Path(callback.best_model_path) for callback in best] + last)[:1]:
         log.info("next: %s", shlex.join(["kyon-pl", "chat", "--adapter", str(run), *character]))
         log.info("next: kyon-pl predict --config %s --ckpt_path %s", run / "config.yaml", from_here(file))

@@ -121,7 +121,11 @@ def test_the_end_names_the_metrics_that_there_are(
     said = capsys.readouterr().err
     assert "tensorboard" not in said
     assert line is None or line in said.splitlines()
-    assert line is None or Path(line.partition(": ")[2]).is_file()
+    if line:
+        metrics = Path(line.partition(": ")[2])
+        assert "train/loss" in metrics.read_text(encoding="utf-8")
+        assert "model.lora.r: 16" in (metrics.parent / "hparams.yaml").read_text(encoding="utf-8").splitlines()
+        assert "⟦" in (metrics.parent / "texts/what is trained.md").read_text(encoding="utf-8")
 
 
 COMMAND = [sys.executable, "-m", "kyon_pl", *FIT]

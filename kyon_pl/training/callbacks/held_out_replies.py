@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from kyon_pl.batch import PromptBatch, RowSource
@@ -21,12 +20,13 @@ from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.held_out import REPLIES, exchange, question
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
 from kyon_pl.logs import from_here
+from kyon_pl.training.loggers import log_text
 from kyon_pl.training.module import ChatGLM2LoRA
 from kyon_pl.training.replies import GeneratedReply, generate_texts
 
 log = logging.getLogger(__name__)
 
-SHOWN_STEPS = 30  # newest steps in TensorBoard, which gets the whole table each time
+SHOWN_STEPS = 30  # newest steps in a logger, which gets the whole table each time
 SUMMARY_METRICS = ("chrf", "stop_rate", "opens_with_name")
 SUMMARY_ROWS = 3  # rows that are logged at the end of training
 
@@ -231,7 +231,7 @@ class HeldOutReplies(Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
     def _save_history(self, trainer: Trainer) -> None:
-        """Write the history as JSONL and to TensorBoard; the run goes on without the file if it cannot be written."""
+        """Write the history as JSONL and to the loggers; the run goes on without the file if it cannot be written."""
         folder = trainer.log_dir  # all ranks: it is broadcast
         if not trainer.is_global_zero:
             return
@@ -242,11 +242,10 @@ class HeldOutReplies(Callback):
                 log.warning(
                     "%s cannot be written (%s); the run goes on", from_here(str(error.filename)), error.strerror
                 )
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for place, row in enumerate(self.rows, start=1):
-                    steps = [(f"step {reply['step']}", reply) for reply in row["replies"][-SHOWN_STEPS:]]
-                    logger.experiment.add_text(f"replies/{place}", exchange(row, steps), trainer.global_step)
+        for place, row in enumerate(self.rows, start=1):
+            steps = [(f"step {reply['step']}", reply) for reply in row["replies"][-SHOWN_STEPS:]]
+            for logger in trainer.loggers:
+                log_text(logger, f"replies/{place}", exchange(row, steps), trainer.global_step)
 
     def _write(self, folder: Path, rows: list[dict[str, Any]]) -> None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -11,13 +10,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard.summary import hparams
 
 from kyon_pl.batch import RowSource, Workload
 from kyon_pl.errors import KyonError
 from kyon_pl.evaluation.held_out import block
 from kyon_pl.logs import write_run_log
 from kyon_pl.lora import frozen_dtype
+from kyon_pl.training.loggers import all_settings, log_comparison, log_text
 from kyon_pl.training.module import ChatGLM2LoRA
 from kyon_pl.training.optimizer import learning_rates, total_steps
 from kyon_pl.training.run_length import warn_if_too_short
@@ -31,24 +30,6 @@ from kyon_pl.training.throughput import (
 )
 
 log = logging.getLogger(__name__)
-
-# of TensorBoard's HParams tab, by the names that people say; a setting that a run does not have has no column
-COLUMNS = {
-    "rate": "model.optimizer.init_args.lr",
-    "rank": "model.lora.init_args.r",
-    "alpha": "model.lora.init_args.lora_alpha",
-    "epochs": "trainer.max_epochs",
-    "steps": "trainer.max_steps",
-    "tokens a step": "data.tokens_per_step",
-    "rows a step": "data.rows_per_step",
-    "batching": "data.batching",
-    "max tokens": "data.max_tokens",
-    "precision": "trainer.precision",
-    "quantization": "model.quantization",
-    "base": "model.base",
-    "source": "data.source",
-    "seed": "seed_everything",
-}
 
 
 class RunEstimate(Callback):
@@ -127,7 +108,7 @@ class RunLog(Callback):
 
 
 class ShownRows(Callback):
-    """Logs the first training rows to TensorBoard at step 0: trained text in ⟦…⟧, special tokens in ‹…›.
+    """Logs the first training rows as a text at step 0: trained text in ⟦…⟧, special tokens in ‹…›.
 
     Args:
         rows: number of rows.
@@ -141,8 +122,7 @@ class ShownRows(Callback):
         source = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_step == 0 and trainer.is_global_zero and isinstance(source, RowSource):
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text("what is trained", block(source.shown_rows(self.rows)), 0)
+                log_text(logger, "what is trained", block(source.shown_rows(self.rows)), 0)
 
 
 class FinalMetrics(Callback):
@@ -152,7 +132,7 @@ class FinalMetrics(Callback):
     of the metrics of replies. No curve has one point.
 
     Args:
-        settings: returns the settings, each as JSON by its dotted name; called at the end.
+        settings: returns the settings, each as JSON by its dotted name; called when they are logged.
     """
 
     def __init__(self, settings: Callable[[], Mapping[str, str]]) -> None:
@@ -167,6 +147,12 @@ class FinalMetrics(Callback):
         """Restore it; checkpoints of kyon_pl before `format_version` have none."""
         self.best_loss = state_dict.get("best_loss")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log all settings, except to TensorBoard, whose table would be too wide."""
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(all_settings(self.settings()))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the lowest validation loss so far, before checkpoints are saved."""
         loss = trainer.callback_metrics.get("val/loss")
@@ -179,22 +165,6 @@ class FinalMetrics(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the row. This happens after everything is saved, because a run that is killed before ends twice."""
         of_replies = sorted(name for name in trainer.callback_metrics if name.startswith("val/replies/"))
-        metrics = dict.fromkeys(["val/loss", "val/best_loss", *of_replies], 0.0)  # the tab reads the curves themselves
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and self.best_loss is not None:
-                for summary in hparams(shown_settings(self.settings()), metrics):  # type: ignore[no-untyped-call]
-                    logger.experiment.file_writer.add_summary(summary, trainer.global_step)
-
-
-def shown_settings(settings: Mapping[str, str]) -> dict[str, float | str]:
-    """The settings that people compare runs by, as short columns.
-
-    Args:
-        settings: each as JSON by its dotted name.
-    """
-    values = {column: json.loads(settings.get(key, "null")) for column, key in COLUMNS.items()}
-    return {
-        column: value if isinstance(value, int | float | str) else json.dumps(value, ensure_ascii=False)
-        for column, value in values.items()
-        if value is not None
-    }
+        curves = ["val/loss", "val/best_loss", *of_replies]
+        for logger in trainer.loggers if self.best_loss is not None else []:
+            log_comparison(logger, self.settings(), curves, trainer.global_step)

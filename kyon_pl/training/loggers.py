@@ -1,0 +1,112 @@
+"""What a run writes into Lightning's loggers besides curves: texts and settings; and where all of it is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from torch.utils.tensorboard.summary import hparams
+
+from kyon_pl.logs import from_here
+
+CALLBACKS = "trainer.callbacks"  # a list, which is no hyperparameter
+# of TensorBoard's HParams tab, by the names that people say; a setting that a run does not have has no column
+COLUMNS = {
+    "rate": "model.optimizer.init_args.lr",
+    "rank": "model.lora.init_args.r",
+    "alpha": "model.lora.init_args.lora_alpha",
+    "epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "tokens a step": "data.tokens_per_step",
+    "rows a step": "data.rows_per_step",
+    "batching": "data.batching",
+    "max tokens": "data.max_tokens",
+    "precision": "trainer.precision",
+    "quantization": "model.quantization",
+    "base": "model.base",
+    "source": "data.source",
+    "seed": "seed_everything",
+}
+
+
+def log_text(logger: Logger, name: str, text: str, step: int) -> None:
+    """Log a text: TensorBoard's texts, a table of W&B, an artifact of MLflow, a file beside CSV metrics.
+
+    A logger of another kind gets none. Call it on rank 0.
+
+    Args:
+        logger: of the Trainer.
+        name: with slashes, such as `replies/1`.
+        text: Markdown.
+        step: optimizer steps so far.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text(name, text, step)
+    elif isinstance(logger, WandbLogger):
+        logger.log_text(name, columns=["text"], data=[[text]], step=step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_text(str(logger.run_id), text, f"{name}.md")
+    elif isinstance(logger, CSVLogger):
+        file = Path(logger.log_dir, "texts", f"{name}.md")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def log_comparison(logger: Logger, settings: Mapping[str, str], curves: Sequence[str], step: int) -> None:
+    """Write the row of a run in TensorBoard's HParams tab, which shows the last values of curves.
+
+    Other loggers have no such table.
+
+    Args:
+        logger: of the Trainer.
+        settings: each as JSON by its dotted name; those of `COLUMNS` are shown.
+        curves: their names.
+        step: optimizer steps of the run.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        values = {column: json.loads(settings.get(key, "null")) for column, key in COLUMNS.items()}
+        shown = {column: _plain(value) for column, value in values.items() if value is not None}
+        for summary in hparams(shown, dict.fromkeys(curves, 0.0)):  # type: ignore[no-untyped-call]
+            logger.experiment.file_writer.add_summary(summary, step)
+
+
+def all_settings(settings: Mapping[str, str]) -> dict[str, float | str]:
+    """The settings of model, data and trainer that are set, by their command-line names.
+
+    Args:
+        settings: each as JSON by its dotted name.
+    """
+    own = {key: json.loads(text) for key, text in settings.items() if key.startswith(("model.", "data.", "trainer."))}
+    return {
+        key.replace(".init_args", ""): _plain(value)
+        for key, value in own.items()
+        if value not in (None, [], {}, "") and value is not False and key != CALLBACKS
+    }
+
+
+def _plain(value: Any) -> float | str:
+    return value if isinstance(value, int | float | str) else json.dumps(value, ensure_ascii=False)
+
+
+def where_logged(logger: Logger, runs: Path) -> str | None:
+    """The line that names what a logger has written; None for a logger of another kind.
+
+    Args:
+        logger: of the Trainer, at the end of a run on rank 0.
+        runs: the folder that holds the run folders.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        return f"curves: tensorboard --logdir {runs}"
+    if isinstance(logger, CSVLogger):
+        return f"metrics: {from_here(logger.experiment.metrics_file_path)}"
+    if isinstance(logger, MLFlowLogger):
+        command = ["mlflow", "ui", "--backend-store-uri", logger.experiment.tracking_uri]
+        return f"curves: {shlex.join(command)} (run {logger.run_id})"
+    if isinstance(logger, WandbLogger) and not (run := logger.experiment).disabled:
+        folder = from_here(Path(run.dir).parent)
+        return f"curves: {shlex.join(['wandb', 'sync', str(folder)]) if run.offline else run.url}"
+    return None
