@@ -65,6 +65,17 @@ class Batch:
                 setattr(pinned, name, value.pin_memory())
         return pinned
 
+    def share_memory(self) -> Batch:
+        """Move the tensors into shared memory, in place.
+
+        Raises:
+            RuntimeError: there is no room in it.
+        """
+        for value in vars(self).values():
+            if isinstance(value, torch.Tensor):
+                value.share_memory_()  # type: ignore[no-untyped-call]
+        return self
+
 
 @dataclass
 class PromptBatch:

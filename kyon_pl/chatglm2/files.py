@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     weight_map = read_json_object(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if not names or not all(isinstance(name, str) and name and Path(name).name == name for name in names):
         found = "its weight_map does not map weights to files of this folder"
         raise CheckpointError(str(index), found, "Download this file again.")
     shards = [index.with_name(name) for name in sorted(set(names))]

@@ -22,10 +22,11 @@ from torch.distributed.constants import default_pg_timeout
 from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allowed_code
 from kyon_pl.cli.arguments import check_integers, check_trainer, drop_demo_validation, link_settings
 from kyon_pl.cli.auto import CONFIG, resolve_auto, share_choice
-from kyon_pl.cli.messages import explain, explain_misuse, explain_refused_arguments
+from kyon_pl.cli.messages import ARGUMENT_ERRORS, explain, explain_misuse, explain_refused_arguments
 from kyon_pl.cli.run_folder import RunFinished, RunFolder, inputs_of, outputs_of
 from kyon_pl.cli.run_messages import say_start, say_where, versions
 from kyon_pl.cli.streams import require_stdout
+from kyon_pl.cli.system_errors import explain_system_error
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.reading.files import files_of_each
 from kyon_pl.doctor import check_precision, check_run
@@ -100,15 +101,12 @@ def run_trainer(words: list[str]) -> None:
         raise explain_misuse(error) from error
     except argparse.ArgumentError as error:
         raise explain(error, words) from error
-    except ValueError as error:
-        explained = None if isinstance(error, UnicodeError) else explain_refused_arguments(error)
-        if explained is None:
-            raise
-        raise explained from error
-    except (RuntimeError, MemoryError) as error:
+    except (MemoryError, *ARGUMENT_ERRORS) as error:
         if isinstance(error.__cause__, MachineError):  # MemoryGuard has explained it
             raise error.__cause__ from None
-        raise
+        if explain_system_error(error) or not (explained := explain_refused_arguments(error)):
+            raise
+        raise explained from error
 
 
 class KyonCLI(LightningCLI):

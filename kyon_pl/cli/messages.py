@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import traceback
+from types import FrameType
 
 from kyon_pl.cli.allowed_code import denied_code
 from kyon_pl.cli.options import help_option, options_of, unknown_setting
@@ -20,6 +21,19 @@ _NOT_SHOWN = (
     "Problem with given class_path",
 )
 _REFUSING = re.compile(r"Problem with given class_path '([\w.]+)'|Namespace\(class_path='([\w.]+)'")
+# what classes raise that were given arguments they cannot work with
+ARGUMENT_ERRORS = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+# the module of such a class -> the setting that names it
+_SETTING_OF = {
+    "torch.optim.lr_scheduler": "model.schedule",
+    "torch.optim.": "model.optimizer",
+    "lightning.pytorch.callbacks.": "trainer.callbacks",
+    "lightning.pytorch.loggers.": "trainer.logger",
+    "lightning.pytorch.profilers.": "trainer.profiler",
+    "lightning.pytorch.strategies.": "trainer.strategy",
+    "lightning.pytorch.plugins.": "trainer.plugins",
+}
+_CALL_BACK = ("torch.optim.", "lightning.pytorch.strategies.", "lightning.pytorch.plugins.")  # into a training step
 _NOT_SHOWN_OF_CLASSES = ("Type ", "Expected a path", "Expected a dot import path")
 
 
@@ -68,11 +82,11 @@ def explain_misuse(error: Exception) -> SettingError:
     return SettingError(named, text, "kyon-pl fit --help all explains every setting")
 
 
-def explain_refused_arguments(error: ValueError) -> SettingError | None:
+def explain_refused_arguments(error: Exception) -> SettingError | None:
     """One paragraph from what a class that a setting names says of its arguments, or of a package that it needs.
 
     Args:
-        error: from the parser, when it makes the objects.
+        error: one of `ARGUMENT_ERRORS`: from the parser, when it makes the objects, or from such a class in a run.
 
     Returns:
         None if the error does not come from such a class.
@@ -87,8 +101,35 @@ def explain_refused_arguments(error: ValueError) -> SettingError | None:
         found = "; ".join(lines) or str(error.__cause__)
         fix = "Correct its arguments, or install what it needs; kyon-pl fit --help all explains every setting"
         return SettingError(named[1] or named[2], found.rstrip("."), fix)
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return explain_misuse(error) if frames and frames[-1].startswith("lightning.") else None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if raised := _raised_by_class(frames):
+        setting, kind = raised
+        found = f"{kind}: {' '.join(text.split()) or type(error).__name__}"
+        return SettingError(setting, found, "Correct its arguments; kyon-pl fit --help all explains every setting")
+    misused = isinstance(error, ValueError) and frames and _module(frames[-1]).startswith("lightning.")
+    return explain_misuse(error) if misused else None
+
+
+def _raised_by_class(frames: list[FrameType]) -> tuple[str, str] | None:
+    """The setting and the class that raised an error; None: this package has, or a library on its own.
+
+    Args:
+        frames: of the traceback, the innermost last.
+    """
+    for frame in reversed(frames):
+        module = _module(frame)
+        if module.startswith("kyon_pl."):
+            return None
+        for start, setting in _SETTING_OF.items():
+            if module.startswith(start):
+                if start in _CALL_BACK and frame is not frames[-1]:
+                    return None
+                return setting, type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else module
+    return None
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def known_settings() -> list[str]:

@@ -19,6 +19,7 @@ _LONGEST_SHOWN = 300  # characters of a path
 _DEBUG = "kyon-pl COMMAND --debug shows where it happened"
 _OPEN_FILES = "Raise the limit, for example with `ulimit -n 4096`, or lower data.workers"
 _SHARED_MEMORY = "Enlarge it (Docker: --shm-size 1g), or set data.workers 0"
+_TRAINER = "lightning.pytorch.trainer.trainer"
 _NOT_MAPPED = "failed to map segment"  # an ImportError of the dynamic loader
 _MEMORY = "Close other programs, or use smaller batches, fewer data.workers or a smaller base"
 
@@ -58,8 +59,8 @@ def explain_system_error(error: Exception) -> KyonError | None:
     if isinstance(error, KyonError):
         return error
     first = error.__context__
-    if "exited unexpectedly" in str(error) and isinstance(first, Exception) and not isinstance(first, queue.Empty):
-        return explain_system_error(first)  # workers that are ended because of another error
+    if isinstance(first, Exception) and _is_of_the_end(error, first):
+        return explain_system_error(first)
     if isinstance(error, OSError):
         return _explain_os_error(error)
     if isinstance(error, UnicodeError):
@@ -71,8 +72,17 @@ def explain_system_error(error: Exception) -> KyonError | None:
         return MachineError("input", "it is nested too deeply", f"Use fewer levels of nesting; {_DEBUG}")
     for pattern, (where, found, fix) in _TORCH.items() if isinstance(error, RuntimeError) else ():
         if re.search(pattern, str(error)):
-            return MachineError(where, found or str(error).splitlines()[0], fix)
+            lines = str(error).strip().splitlines()  # of an error of a worker: its traceback
+            return MachineError(where, found or lines[-1 if lines[0].startswith("Caught ") else 0], fix)
     return None
+
+
+def _is_of_the_end(error: Exception, first: Exception) -> bool:
+    """Whether an error was raised because a run ended by a first one: of its workers, or of Lightning's teardown."""
+    if "exited unexpectedly" in str(error):
+        return not isinstance(first, queue.Empty)
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(f.f_code.co_name == "_teardown" and f.f_globals.get("__name__") == _TRAINER for f in frames)
 
 
 def _explain_os_error(error: OSError) -> MachineError:

@@ -8,12 +8,20 @@ from random import Random
 
 from attack import Attack
 from formats import damaged, wrong_values
-from keys import wrong_settings
+from keys import wrong_arguments, wrong_settings
 from processes import odd_environments, odd_names, odd_processes
 from world import World
 
 # what makes attacks, and how many of it are drawn in a round
-GENERATORS = {damaged: 8, wrong_values: 6, wrong_settings: 6, odd_processes: 4, odd_names: 4, odd_environments: 1}
+GENERATORS = {
+    damaged: 8,
+    wrong_values: 6,
+    wrong_settings: 6,
+    wrong_arguments: 2,
+    odd_processes: 4,
+    odd_names: 4,
+    odd_environments: 1,
+}
 
 
 def all_attacks(world: World, only: str) -> list[list[Attack]]:

@@ -326,6 +326,7 @@ BASES: dict[str, tuple[Prepare, list[str]]] = {
     "empty shard": (sharded(INDEX, shard=b""), ["base/shard.safetensors", "cannot be read"]),
     "broken index": (sharded("{\n"), ["model.safetensors.index.json, line 2", "broken JSON"]),
     "index without names": (sharded('{"weight_map": {"a": 1}}'), ["index.json", "weight_map"]),
+    "index with an empty name": (sharded('{"weight_map": {"a": "x", "b": ""}}'), ["index.json", "weight_map"]),
     "index that leads out": (sharded('{"weight_map": {"a": "../x"}}'), ["index.json", "weight_map"]),
     "missing weight": (
         weights(lambda found: {name: found[name] for name in found if "final_layernorm" not in name}),

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kyon_pl.cli import main
 from kyon_pl.cli.commands import NUMBERS, check_names
+from kyon_pl.cli.messages import ARGUMENT_ERRORS, explain_refused_arguments
 from kyon_pl.cli.options import options_of
 from kyon_pl.errors import SettingError
+from kyon_pl.training import LinearDecay
 
 
 def unfolding(depth: int, width: int, line: str) -> str:
@@ -109,6 +113,7 @@ def test_null_is_no_value(
     assert said.startswith(f"kyon-pl {command}: --{key}: null. "), said
 
 
+SHORT = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0"]
 CLASSES = {
     "a value that PEFT refuses": (["--model.lora.task_type", "x"], "peft.LoraConfig: Invalid task type: 'x'"),
     "an argument without another": (["--model.lora.layers_pattern", "h"], "`layers_to_transform` must also be"),
@@ -123,6 +128,18 @@ CLASSES = {
     "a callback that looks at the start": (
         [f"--trainer.callbacks+={LIGHTNING}.callbacks.ModelSummary", "--trainer.callbacks.max_depth", "-5"],
         "`max_depth` can be -1, 0 or > 0, got -5",
+    ),
+    "a callback that looks in the run": (
+        [f"--trainer.callbacks+={LIGHTNING}.callbacks.EarlyStopping", "--trainer.callbacks.monitor=os.getcwd", *SHORT],
+        "trainer.callbacks: EarlyStopping: Early stopping conditioned on metric `os.getcwd` which is not available",
+    ),
+    "an optimizer that looks in the run": (
+        ["--model.optimizer.capturable", "true", *SHORT],
+        "model.optimizer: torch.optim.adam: If capturable=True, params and state_steps must be on supported devices",
+    ),
+    "a schedule that looks at the start": (
+        ["--model.schedule", "torch.optim.lr_scheduler.OneCycleLR"],
+        "model.schedule: OneCycleLR: You must define either total_steps OR (epochs AND steps_per_epoch)",
     ),
 }
 
@@ -141,6 +158,22 @@ def test_what_classes_say_of_their_arguments(
     assert last.startswith("kyon-pl fit: ")
     assert found in last
     assert "Namespace(" not in last
+
+
+def raised_by(call: Callable[[], object]) -> Exception:
+    with pytest.raises(ARGUMENT_ERRORS) as caught:
+        call()
+    return caught.value
+
+
+def test_other_errors_are_not_blamed_on_arguments() -> None:
+    """Those of this package, and of what an optimizer calls back: the training step, and torch in it."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    matrix = torch.zeros(2, 3)
+    assert explain_refused_arguments(raised_by(lambda: optimizer.step(lambda: matrix @ matrix))) is None
+    assert explain_refused_arguments(raised_by(lambda: LinearDecay(optimizer, "x"))) is None  # type: ignore[arg-type]
+    explained = explain_refused_arguments(raised_by(lambda: torch.optim.SGD([], lr=1)))
+    assert str(explained).startswith("model.optimizer: SGD: optimizer got an empty parameter list")
 
 
 @pytest.mark.parametrize("file", ["fifo", "folder", "/dev/zero", "/proc/self/mem", "a\0b", "a" * 5000, "\udcff.yaml"])

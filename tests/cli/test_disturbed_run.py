@@ -137,7 +137,8 @@ COMMAND = [sys.executable, "-m", "kyon_pl", *FIT]
 )
 def test_a_run_outlives_the_other_end_of_its_output(shell: str, undisturbed: bytes) -> None:
     command = f"set -o pipefail; {' '.join(COMMAND)} {shell}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=HANG_S)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run(["bash", "-c", command], env=buffered, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert adapter(Path("lightning_logs/version_0")) == undisturbed

@@ -24,11 +24,14 @@ PREVIEW = ["preview", "--config", str(ROOT / "configs/demo.yaml"), "--rows", "20
 
 
 def run(words: list[str], shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command of its own, in a shell where a redirection is given; standard error is kept."""
+    """A command of its own, in a shell where a redirection is given; standard error is kept.
+
+    Its output is buffered unless the environment given says otherwise, whatever the tests were started with.
+    """
     command = " ".join([sys.executable, "-m", "kyon_pl", *words, shell])
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONUNBUFFERED": ""} | environment,
         capture_output=True,
         text=True,
         errors="replace",

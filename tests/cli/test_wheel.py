@@ -50,7 +50,7 @@ def kyon_pl(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_has_what_is_needed_to_build(dist: Path) -> None:
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "kyon_pl/configs/overlay/ddp.yaml"} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE", "configs/overlay/ddp.yaml"} <= names
 
 
 @pytest.mark.slow

@@ -733,6 +733,13 @@ OUTPUTS = [
         "tests/unit/test_locks.py::test_another_process_is_named_until_it_is_killed",
     ),
     Guard(
+        "a lock file that was removed is no lock",
+        "locks.py",
+        " and _is_at(file, handle):",
+        ":",
+        "tests/unit/test_locks.py::test_a_file_that_its_holder_removed_after_it_was_opened_is_no_lock",
+    ),
+    Guard(
         "one writer for a merged model",
         "export/staging.py",
         '        with locked(output, "--output"):\n',
@@ -1072,6 +1079,7 @@ HOSTILE = [
 ]
 OUTPUT_TEST = "tests/unit/cli/test_output.py::"
 DISTURBED_TEST = "tests/cli/test_disturbed_run.py::"
+STREAMS_TEST = "tests/cli/test_streams.py::"
 STREAMS = [
     Guard(
         "an output that is not required may fail",
@@ -1109,6 +1117,48 @@ STREAMS = [
         f"{DISTURBED_TEST}test_a_run_without_curves_and_log_says_so_once_and_goes_on",
     ),
     Guard(
+        "a batch without room in shared memory is no run that waits forever",
+        "data/batches/collate.py",
+        "return batch if get_worker_info() is None else batch.share_memory()",
+        "return batch",
+        "tests/unit/data/test_collate.py::test_only_a_loader_worker_moves_a_batch_into_shared_memory",
+    ),
+    Guard(
+        "an error of Lightning's teardown hides no other",
+        "cli/system_errors.py",
+        "    if isinstance(first, Exception) and _is_of_the_end(error, first):",
+        "    if False:",
+        f"{OUTPUT_TEST}test_an_error_of_the_teardown_hides_no_other",
+    ),
+    Guard(
+        "what is buffered is written before the command ends",
+        "cli/commands.py",
+        "            sys.stdout.flush()\n",
+        "            pass\n",
+        f"{STREAMS_TEST}test_the_other_end_of_the_output",
+    ),
+    Guard(
+        "what is still buffered may be lost after an error",
+        "cli/commands.py",
+        "    require_stdout(False)  # what",
+        "    # what",
+        f"{STREAMS_TEST}test_the_other_end_of_the_output",
+    ),
+    Guard(
+        "a closed terminal does not interrupt the saving that Ctrl-C has asked for",
+        "training/callbacks/stop_signals.py",
+        "if self.received and number in REPEATED:",
+        "if False:",
+        "tests/unit/training/test_signals_of_a_run.py",
+    ),
+    Guard(
+        "loader workers end with a killed parent",
+        "data/batches/loader.py",
+        "os.getppid() != parent or",
+        "False or",
+        "tests/unit/data/test_workers.py::test_busy_workers_end_when_their_parent_is_killed",
+    ),
+    Guard(
         "nohup is respected",
         "training/callbacks/stop_signals.py",
         "ignored = (signal.SIG_IGN, None)",
@@ -1120,11 +1170,33 @@ STREAMS = [
         "logs.py",
         'return replace_control_characters(super().format(record)).replace("\\n", "↵")',
         "return super().format(record)",
-        "tests/cli/test_streams.py::test_a_line_of_the_log_is_one_line_without_control_characters",
+        f"{STREAMS_TEST}test_a_line_of_the_log_is_one_line_without_control_characters",
     ),
 ]
+CLASSES_TEST = "tests/cli/test_bad_settings.py::test_what_classes_say_of_their_arguments"
 BAD_INPUT_TEST = "tests/cli/test_bad_input.py::test_bad_input_is_one_clear_paragraph"
 SETTINGS = [
+    Guard(
+        "what a class says of its arguments in a run is explained",
+        "cli/messages.py",
+        "    if raised := _raised_by_class(frames):",
+        "    if raised := None:",
+        f"{CLASSES_TEST}[a schedule that looks at the start]",
+    ),
+    Guard(
+        "what an optimizer calls back is not blamed on its arguments",
+        "cli/messages.py",
+        "if start in _CALL_BACK and frame is not frames[-1]:",
+        "if False:",
+        "tests/cli/test_bad_settings.py::test_other_errors_are_not_blamed_on_arguments",
+    ),
+    Guard(
+        "a shard has a name",
+        "chatglm2/files.py",
+        "isinstance(name, str) and name and Path",
+        "isinstance(name, str) and Path",
+        f"{BAD_INPUT_TEST}[model: index with an empty name]",
+    ),
     Guard(
         "null is no number",
         "data/dialogue_data.py",

@@ -98,6 +98,23 @@ def test_never_two_holders_although_the_file_is_removed_each_time(tmp_path: Path
     assert [process.exitcode for process in processes] == [0] * 4
 
 
+def test_a_file_that_its_holder_removed_after_it_was_opened_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is free, so that a third process would create another file and lock that."""
+    held, flock = lock(tmp_path / "a.lock"), fcntl.flock
+
+    def after_release(handle: int, kind: int) -> None:
+        held.release()
+        flock(handle, kind)
+
+    monkeypatch.setattr(fcntl, "flock", after_release)
+    with lock(held.file):
+        monkeypatch.undo()
+        with pytest.raises(MachineError, match="is writing it"):
+            lock(held.file)
+
+
 @pytest.mark.parametrize("number", NO_LOCKS)
 def test_a_file_system_without_locks_is_said(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

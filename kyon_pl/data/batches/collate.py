@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import get_worker_info
 
 from kyon_pl.batch import Batch
 from kyon_pl.data.batches.sampler import MicroBatch
@@ -127,11 +128,17 @@ class PlannedCollator:
         Args:
             planned: a micro-batch of the plan and its rows in the same order. A dummy without rows becomes a batch of
                 pad tokens without labels.
+
+        Raises:
+            RuntimeError: this is a loader worker, and shared memory has no room for the batch. The thread that passes
+                batches on only prints such an error, and the training process would wait forever.
         """
         micro_batch, rows = planned
         if self.tokens_per_batch is not None:
-            return self._pack(micro_batch, rows, self.tokens_per_batch)
-        return self._pad(micro_batch, rows)
+            batch = self._pack(micro_batch, rows, self.tokens_per_batch)
+        else:
+            batch = self._pad(micro_batch, rows)
+        return batch if get_worker_info() is None else batch.share_memory()
 
     def _pad(self, micro_batch: MicroBatch, rows: list[Row]) -> Batch:
         if rows:

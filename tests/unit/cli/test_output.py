@@ -8,8 +8,11 @@ import os
 import pty
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from kyon_pl.cli.streams import STDOUT, Output, Stream
 from kyon_pl.cli.system_errors import explain_system_error, report_fault
@@ -50,6 +53,14 @@ def test_an_output_that_is_not_required_may_fail(open_output: Callable[[], int])
     stream = Stream(Output(open_output(), required=False), sys.__stderr__)
     for _ in range(3):
         print("a line 行 \udcff", file=stream, flush=True)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk"])
+def test_a_character_that_the_encoding_lacks_is_an_escape_sequence(encoding: str, tmp_path: Path) -> None:
+    with (tmp_path / "output").open("wb") as file:
+        stream = Stream(Output(file.fileno(), required=True), io.TextIOWrapper(io.BytesIO(), encoding))
+        print("행 \udcff", file=stream, flush=True)
+    assert (tmp_path / "output").read_bytes() == b"\\ud589 \\udcff\n"
 
 
 @pytest.mark.parametrize("open_output", FAILING)
@@ -96,6 +107,13 @@ EXPLAINED = {
         "shared memory (/dev/shm): it is full. Enlarge it",
     ),
     "shared memory of a worker": (OSError(WORKERS_ERROR), "shared memory (/dev/shm): it is full. Enlarge it"),
+    "no shared memory for a batch": (
+        RuntimeError(
+            "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+        ),
+        "shared memory (/dev/shm): RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_3>: No",
+    ),
     "killed worker": (RuntimeError(KILLED), "shared memory (/dev/shm): DataLoader worker (pid 7) is killed"),
     "vanished worker": (
         RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
@@ -128,6 +146,40 @@ def test_what_a_machine_does_is_one_paragraph(name: str) -> None:
     explained = str(explain_system_error(error))
     assert explained.startswith(beginning)
     assert "\n" not in explained
+
+
+class FailingTwice(Callback):
+    """The loader fails, and with it what Lightning asks the loader in its teardown; see test_worker_limits.py."""
+
+    def __init__(self, first: Exception) -> None:
+        self.first = first
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.fit_loop.teardown = self.fail  # type: ignore[method-assign]
+        raise self.first
+
+    def fail(self) -> None:
+        raise RuntimeError("Please call `iter(combined_loader)` first.")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [(OSError(errno.ENOSPC, "No space left on device", "x"), "x: the disk is full. "), (KeyError("a fault"), "None")],
+)
+def test_an_error_of_the_teardown_hides_no_other(first: Exception, said: str, tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[FailingTwice(first)],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(RuntimeError, match="combined_loader") as failed:
+        trainer.fit(BoringModel())
+    assert str(explain_system_error(failed.value)).startswith(said)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes cannot be multiplied"), ZeroDivisionError(), KeyError("x")])

@@ -110,3 +110,17 @@ def test_a_batch_without_rows_only_fills_a_turn(settings: dict[str, Any]) -> Non
     assert batch.trained_positions.shape == (0,)
     if "tokens_per_batch" in settings:  # the same shapes as any other batch, for compiled kernels
         assert batch.input_ids.shape == (1, 16)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokens_per_batch": 16, "longest_row": 8}])
+def test_only_a_loader_worker_moves_a_batch_into_shared_memory(
+    settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There it fails in the worker's own thread, whose errors torch raises again in the training process."""
+
+    def shared(batch: Batch) -> set[bool]:
+        return {value.is_shared() for value in vars(batch).values() if isinstance(value, torch.Tensor)}
+
+    assert shared(collate([SHORT, LONG], **settings)) == {False}
+    monkeypatch.setattr("kyon_pl.data.batches.collate.get_worker_info", object)
+    assert shared(collate([SHORT, LONG], **settings)) == {True}

@@ -47,17 +47,41 @@ def test_workers_give_all_batches_after_signals_and_end_with_their_parent() -> N
             os.killpg(run.pid, signal.SIGKILL)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who has sent a signal")
-def test_workers_end_when_their_parent_is_killed() -> None:
-    """Torch itself looks for the parent in an interval, which is set to a day here."""
-    patient = f"import torch.utils.data._utils as utils\nutils.MP_STATUS_CHECK_INTERVAL = 86400\n{LOADER}"
-    command = [sys.executable, "-c", patient]
-    run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+# each worker computes for so long that torch, which looks for the parent between two rows, would not notice
+BUSY = """
+import sys, time
+from pathlib import Path
+from torch.utils.data import DataLoader
+from kyon_pl.data.batches.loader import ignore_stop_signals
+
+class Rows:
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, number):
+        if number >= 2:
+            time.sleep(20)
+            Path(sys.argv[1], str(number)).touch()
+        return number
+
+batches = iter(DataLoader(Rows(), num_workers=2, worker_init_fn=ignore_stop_signals))
+next(batches), next(batches)  # both are up
+print(*[worker.pid for worker in batches._workers], flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc, and only Linux tells who has sent a signal")
+def test_busy_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUSY, str(tmp_path)]
+    run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert run.stdout
     workers = [int(word) for word in run.stdout.readline().split()]
+    assert len(workers) == 2
     run.kill()
     run.wait()
     until_s = time.monotonic() + HANG_S
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < until_s, "a worker outlives its parent"
         time.sleep(0.1)
+    assert list(tmp_path.iterdir()) == [], "a worker went on computing"
