@@ -59,7 +59,7 @@ def test_two_nodes(tmp_path: Path) -> None:
     assert statuses == [0, 0], "\n".join(text[-3000:] for text in told)
     assert len(bodies) >= 7  # the shards of the base
     assert set(bodies.values()) == {NODES}, bodies
-    for words_of_one in ("training from optimizer step 0 on", "last adapter:", "next: kyon-pl"):
+    for words_of_one in ("training from optimizer step 0 on", "last adapter:", "next: kyon-pl chat"):
         assert sorted(text.count(words_of_one) for text in told) == [0, 1]
     assert sorted("Epoch 0" in text for text in told) == [False, True]  # the progress bar
     assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]

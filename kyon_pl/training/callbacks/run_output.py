@@ -118,8 +118,11 @@ class ShownRows(Callback):
         self.rows = rows
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the rows, once per run."""
+        """Log the rows, once per run; without a tokenizer, rows of ids cannot be shown."""
         source = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(pl_module, ChatGLM2LoRA)
+        if pl_module.tokenizer is None:
+            return
         if trainer.global_step == 0 and trainer.is_global_zero and isinstance(source, RowSource):
             for logger in trainer.loggers:
                 log_text(logger, "what is trained", block(source.shown_rows(self.rows)), 0)
@@ -166,5 +169,5 @@ class FinalMetrics(Callback):
         """Write the row. This happens after everything is saved, because a run that is killed before ends twice."""
         of_replies = sorted(name for name in trainer.callback_metrics if name.startswith("val/replies/"))
         curves = ["val/loss", "val/best_loss", *of_replies]
-        for logger in trainer.loggers if self.best_loss is not None else []:
+        for logger in trainer.loggers if self.best_loss is not None and trainer.is_global_zero else []:
             log_comparison(logger, self.settings(), curves, trainer.global_step)
