@@ -71,14 +71,17 @@ def cached(folder: Path, fingerprint: str, build: Callable[[], Dataset]) -> Data
     """
     record = folder / f"{fingerprint}{_RECORD}"
     try:
-        if _fault(record):
+        files, fault = _check(record)
+        if fault:
             folder.mkdir(parents=True, exist_ok=True)
             with WeakFileLock(record.with_suffix(_LOCK)):
-                if fault := _fault(record):  # no other process has built it meanwhile
+                files, fault = _check(record)
+                if fault:  # no other process has built it meanwhile
                     if _remove(folder, fingerprint):
                         _say_damaged(fault)
-                    _write_record(record, _files(_built_or_removed(folder, fingerprint, build)))
-        return concatenate_datasets([Dataset.from_file(name) for name in _recorded(record) if name.endswith(".arrow")])
+                    files = _files(_built_or_removed(folder, fingerprint, build))
+                    _write_record(record, files)
+        return concatenate_datasets([Dataset.from_file(str(file)) for file in files if file.suffix == ".arrow"])
     except KyonError:
         raise
     except OSError as error:
@@ -103,10 +106,10 @@ def downloaded(root: Path, fingerprint: str, load: Callable[[], Dataset]) -> Dat
     try:
         root.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(record.with_suffix(_LOCK)):
-            if record.is_file() and (fault := _fault(record)):
-                for file in _recorded(record):
-                    if (folder := Path(file).resolve().parent).is_dir() and root.resolve() in folder.parents:
-                        _say_damaged(fault)
+            if record.is_file() and (checked := _check(record))[1]:
+                for file in checked[0]:
+                    if (folder := file.resolve().parent).is_dir() and root.resolve() in folder.parents:
+                        _say_damaged(str(checked[1]))
                         shutil.rmtree(folder)
                 record.unlink()
             dataset = load()
@@ -140,26 +143,32 @@ def _recorded(record: Path) -> dict[str, list[int]]:
     return {str(record.parent / name): [int(size), int(crc)] for name, (size, crc) in checksums.items()}
 
 
-def _fault(record: Path) -> str | None:
-    """What is wrong with a record or one of its files; None: nothing."""
+def _check(record: Path) -> tuple[list[Path], str | None]:
+    """The files of a record, and what is wrong with it or with one of them; None: nothing.
+
+    Whoever reads the files takes these names: another process may remove the record and write the same files again.
+    """
     try:
         recorded = _recorded(record)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return f"{record}, written last, is missing"
+        return [], f"{record}, written last, is missing"
     except (ValueError, TypeError, AttributeError):  # no JSON, or another
-        return f"{record} cannot be read"
-    for name, (size, crc) in recorded.items():
-        file = Path(name)
-        if file.is_dir():
-            return f"{file} is a folder"
-        try:
-            if (found := file.stat().st_size) != size:
-                return f"{file} has {found:,} bytes instead of {size:,}"
-            if _crc32(file) != crc:
-                return f"{file} differs from its checksum"
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return f"{file} is missing"
-    return None if recorded else f"{record} is empty"
+        return [], f"{record} cannot be read"
+    faults = (_fault(Path(name), size, crc) for name, (size, crc) in recorded.items())
+    fault = next((fault for fault in faults if fault), None)
+    return [*map(Path, recorded)], fault if recorded else f"{record} is empty"
+
+
+def _fault(file: Path, size: int, crc: int) -> str | None:
+    """What is wrong with a recorded file; None: nothing."""
+    if file.is_dir():
+        return f"{file} is a folder"
+    try:
+        if (found := file.stat().st_size) != size:
+            return f"{file} has {found:,} bytes instead of {size:,}"
+        return None if _crc32(file) == crc else f"{file} differs from its checksum"
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return f"{file} is missing"
 
 
 def _crc32(file: Path) -> int:

@@ -614,15 +614,15 @@ CACHE = [
     Guard(
         "a cache that differs from its checksums is built again",
         "data/cache.py",
-        "if _crc32(file) != crc:",
-        "if False:",
+        "if _crc32(file) == crc else",
+        "if True else",
         f"{CACHE_TEST}any_flipped_bit_of_what_is_trained_on_is_noticed",
     ),
     Guard(
         "one process builds a damaged cache, others wait",
         "data/cache.py",
-        "                if fault := _fault(record):  # no",
-        "                if fault := str(record):  # no",
+        "                if fault:  # no",
+        "                if True:  # no",
         f"{CACHE_TEST}one_of_several_readers_builds_and_the_others_wait",
     ),
     Guard(
