@@ -7,7 +7,7 @@ import sys
 from typing import Literal
 
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, check_question
-from kyon_pl.chat.model import Sampling, check_max_tokens, load_model, roles_of_run, sampling_for
+from kyon_pl.chat.model import ChatModel, Sampling, check_max_tokens, roles_of_run, sampling_for
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.terminal import Terminal, json_line, print_piece
 from kyon_pl.errors import SettingError
@@ -148,3 +148,39 @@ def _answer_once(conversation: Conversation, question: str, sampling: Sampling, 
     conversation.ask(question, sampling, print_piece)
     base = conversation.compare(sampling) if compare and conversation.model.adapters else None
     print(f"\nbase: {replace_control_characters(base.text)}" if base else "")
+
+
+def load_model(
+    adapters: str | Sequence[str] | None,
+    which: Literal["best", "last"] | None,
+    base: str | None,
+    revision: str | None,
+    template: str | None,
+    server: str | None,
+    max_tokens: int,
+) -> ChatModel:
+    """Load the model onto this machine, or connect to a server. Only the former imports torch.
+
+    Args:
+        adapters: as for `load_chat_model` or `load_server_model`.
+        which: as for `load_chat_model`.
+        base: as for `load_chat_model`.
+        revision: as for `load_chat_model`.
+        template: as for `load_chat_model`.
+        server: address; None: this machine.
+        max_tokens: maximum length of prompt and reply together, which the server's context must hold.
+
+    Raises:
+        SettingError: an option that a server does not have, a context that is too short, or from what loads the model.
+        KyonError: from what loads the model.
+    """
+    if server is None:
+        from kyon_pl.chat.loading import load_chat_model
+
+        return load_chat_model(adapters, which, base, revision, template)
+    from kyon_pl.chat.server.model import load_server_model
+
+    for name, value in (("which", which), ("base", base), ("revision", revision)):
+        if value is not None:
+            raise SettingError(f"--{name}", "the server has its model already", "Leave it out with --server")
+    return load_server_model(server, adapters, template, max_tokens)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from kyon_pl.data.encoding.encode import token_ids
 from kyon_pl.data.prompt import TEMPLATES, TrainTurns
@@ -153,42 +153,6 @@ class ChatModel(ABC):
         Raises:
             MachineError: memory or connection failed.
         """
-
-
-def load_model(
-    adapters: str | Sequence[str] | None,
-    which: Literal["best", "last"] | None,
-    base: str | None,
-    revision: str | None,
-    template: str | None,
-    server: str | None,
-    max_tokens: int,
-) -> ChatModel:
-    """Load the model onto this machine, or connect to a server. Only the former imports torch.
-
-    Args:
-        adapters: as for `load_chat_model` or `load_server_model`.
-        which: as for `load_chat_model`.
-        base: as for `load_chat_model`.
-        revision: as for `load_chat_model`.
-        template: as for `load_chat_model`.
-        server: address; None: this machine.
-        max_tokens: maximum length of prompt and reply together, which the server's context must hold.
-
-    Raises:
-        SettingError: an option that a server does not have, a context that is too short, or from what loads the model.
-        KyonError: from what loads the model.
-    """
-    if server is None:
-        from kyon_pl.chat.loading import load_chat_model
-
-        return load_chat_model(adapters, which, base, revision, template)
-    from kyon_pl.chat.server.model import load_server_model
-
-    for name, value in (("which", which), ("base", base), ("revision", revision)):
-        if value is not None:
-            raise SettingError(f"--{name}", "the server has its model already", "Leave it out with --server")
-    return load_server_model(server, adapters, template, max_tokens)
 
 
 def roles_of_run(model: ChatModel) -> list[str]:

@@ -6,7 +6,8 @@ import logging
 import os
 from typing import Any, Literal
 
-from kyon_pl.chat.model import Sampling, check_max_tokens, load_model, roles_of_run, sampling_for
+from kyon_pl.chat.command import load_model
+from kyon_pl.chat.model import Sampling, check_max_tokens, roles_of_run, sampling_for
 from kyon_pl.chat.passwords import PASSWORD, PasswordGuesses, is_password, read_password
 from kyon_pl.chat.refusals import RefusalLog
 from kyon_pl.chat.role_play import RolePlay

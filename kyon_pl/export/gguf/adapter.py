@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from kyon_pl.errors import CheckpointError
-from kyon_pl.export.convert_adapter import MAGNITUDE, A, B, Loras, ModuleLora
 from kyon_pl.export.gguf.file import Contents, TensorInfo, check_contents, writing_gguf
 from kyon_pl.export.gguf.layout import TYPES, Value, module_name
+from kyon_pl.export.module_lora import MAGNITUDE, A, B, Loras, ModuleLora
 
 _KINDS = {A: "lora_a", B: "lora_b"}
 
