@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, check_question
