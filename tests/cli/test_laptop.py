@@ -37,10 +37,10 @@ def commands(text: str) -> list[str]:
 
 @pytest.fixture
 def folder(demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the reader has: a run, and the README's own role."""
+    """What the reader has: a run, and the role that docs/data.md makes by hand."""
     shutil.copytree(demo_run, tmp_path / "lightning_logs/version_0")
     monkeypatch.chdir(tmp_path)
-    for command in commands(README):
+    for command in commands((ROOT / "docs/data.md").read_text(encoding="utf-8")):
         if command.startswith(("mkdir", "echo")):
             subprocess.run(command, shell=True, check=True)
     return tmp_path
