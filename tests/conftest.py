@@ -24,19 +24,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; more threads only 
 # a shell ignores them for what it starts in the background, and the commands under test would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """Take back what a test leaves in the environment: Lightning puts the rank of a process there, for good.
+    """Take back what a test leaves in the process; and let pytest see what is logged, whatever was run before.
 
-    And let pytest see what is logged, whatever command line was run before in this process.
+    Lightning puts the rank into the environment, and leaves its handlers of signals after a run that failed.
     """
     logging.getLogger("kyon_pl").propagate = True
     before = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
