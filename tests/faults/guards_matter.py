@@ -816,13 +816,6 @@ SERVER = [
         "if False:",
         SERVER_TEST,
     ),
-    Guard(
-        "adapters of the server are not mixed with what another scale computed",
-        "chat/server/completions.py",
-        '"cache_prompt": not scales,',
-        '"cache_prompt": True,',
-        "tests/cli/test_chat_server.py::test_the_adapter_of_the_server_is_switched_off_for_the_base",
-    ),
 ]
 CHAT = [
     Guard(
