@@ -13,7 +13,7 @@ BY_HASH := --quiet --disable-pip-version-check --require-hashes --no-deps
 
 # the pinned install happens once; after that the stamp is newer than what it was made from
 # each file is compared with the hash of its lock; where pip finds torch's CPU build, which is small, it is taken
-$(VENV)/installed: pyproject.toml $(wildcard requirements/*.lock)
+$(VENV)/installed: pyproject.toml requirements/test.lock requirements/torch-cpu.lock requirements/torch-cuda.lock
 	@echo 'installing into $(VENV), once: some minutes, 2.4 GB and more'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(BY_HASH) --requirement requirements/test.lock

@@ -23,8 +23,8 @@ from kyon_pl.cli.allowed_code import check_classes, restrict_imports, take_allow
 from kyon_pl.cli.arguments import check_integers, check_trainer, drop_demo_validation, link_settings
 from kyon_pl.cli.auto import CONFIG, resolve_auto, share_choice
 from kyon_pl.cli.messages import ARGUMENT_ERRORS, explain, explain_misuse, explain_refused_arguments
-from kyon_pl.cli.run_folder import RunFinished, RunFolder, inputs_of, outputs_of
 from kyon_pl.cli.run_messages import say_start, say_where, versions
+from kyon_pl.cli.run_start import RunFinished, RunStart, inputs_of, outputs_of
 from kyon_pl.cli.streams import require_stdout
 from kyon_pl.cli.system_errors import explain_system_error
 from kyon_pl.data import DialogueDataModule
@@ -311,7 +311,7 @@ class KyonCLI(LightningCLI):
         """
         say_start(self.config["fit"], self.trainer, self.choice)
         self._check_run()
-        start = self._run_folder().find()
+        start = self._run_start().find()
         if start.folder:
             checkpoint = start.checkpoint.name if start.checkpoint else "its beginning"
             log.info("resuming %s from %s", from_here(start.folder), checkpoint)
@@ -321,9 +321,9 @@ class KyonCLI(LightningCLI):
             os.environ[LAUNCHER] = str(os.getpid())
             share_choice(self.config["fit"])
 
-    def _run_folder(self) -> RunFolder:
+    def _run_start(self) -> RunStart:
         settings = self.config[str(self.subcommand)]
-        return RunFolder(self.trainer, settings, self._settings, self.fingerprint, self.held)
+        return RunStart(self.trainer, settings, self._settings, self.fingerprint, self.held)
 
     def _share_steps(self, saved: dict[str, str]) -> None:
         """Keep the optimizer steps of the resumed run if the number of devices has changed."""
@@ -357,7 +357,7 @@ class KyonCLI(LightningCLI):
             checkpoint = find_checkpoint(path, self.trainer)
             self.config_init[str(self.subcommand)]["ckpt_path"] = checkpoint
             self._ask_as_trained(Path(checkpoint).with_suffix(""))
-        self._run_folder().create_next()
+        self._run_start().create_next()
 
     before_validate = before_test = before_predict
 

@@ -692,7 +692,7 @@ OUTPUTS = [
     ),
     Guard(
         "a run in a folder that exists replaces no config from elsewhere",
-        "cli/run_folder.py",
+        "cli/run_start.py",
         "            check_outputs(run_files(folder), inputs_of(self.settings))\n",
         "",
         "tests/cli/test_output_options.py::test_a_run_without_a_folder_of_its_own_keeps_the_config_it_was_given",
@@ -706,21 +706,21 @@ OUTPUTS = [
     ),
     Guard(
         "the same run is not started beside itself",
-        "cli/run_folder.py",
+        "cli/run_start.py",
         "            refuse_running(runs, self.own_settings())\n",
         "            pass\n",
         "tests/faults/test_two_runs.py::test_two_at_once",
     ),
     Guard(
         "a new run holds its folder",
-        "cli/run_folder.py",
+        "cli/run_start.py",
         "        self.held.enter_context(lock)\n        self._log_into(new)\n",
         "        lock.release()\n        self._log_into(new)\n",
         TWO_RUNS_TEST,
     ),
     Guard(
         "a resumed run holds its folder",
-        "cli/run_folder.py",
+        "cli/run_start.py",
         "                locked_run.enter_context(lock_run(start.folder, settings))\n",
         "",
         TWO_RUNS_TEST,
@@ -1199,7 +1199,7 @@ SETTINGS = [
     ),
     Guard(
         "an empty name is no best checkpoint",
-        "cli/run_folder.py",
+        "cli/run_start.py",
         "        if settings.ckpt_path is not None:",
         "        if settings.ckpt_path:",
         f"{BAD_INPUT_TEST}[setting: no name of a checkpoint]",

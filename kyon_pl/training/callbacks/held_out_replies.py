@@ -244,8 +244,9 @@ class HeldOutReplies(Callback):
                 )
         for place, row in enumerate(self.rows, start=1):
             steps = [(f"step {reply['step']}", reply) for reply in row["replies"][-SHOWN_STEPS:]]
+            text = exchange(row, steps)
             for logger in trainer.loggers:
-                log_text(logger, f"replies/{place}", exchange(row, steps), trainer.global_step)
+                log_text(logger, f"replies/{place}", text, trainer.global_step)
 
     def _write(self, folder: Path, rows: list[dict[str, Any]]) -> None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

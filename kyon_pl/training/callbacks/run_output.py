@@ -121,11 +121,12 @@ class ShownRows(Callback):
         """Log the rows, once per run; without a tokenizer, rows of ids cannot be shown."""
         source = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, ChatGLM2LoRA)
-        if pl_module.tokenizer is None:
+        if pl_module.tokenizer is None or trainer.global_step > 0 or not trainer.is_global_zero:
             return
-        if trainer.global_step == 0 and trainer.is_global_zero and isinstance(source, RowSource):
+        if trainer.loggers and isinstance(source, RowSource):
+            text = block(source.shown_rows(self.rows))
             for logger in trainer.loggers:
-                log_text(logger, "what is trained", block(source.shown_rows(self.rows)), 0)
+                log_text(logger, "what is trained", text, 0)
 
 
 class FinalMetrics(Callback):

@@ -39,7 +39,7 @@ class RunFinished(Exception):  # noqa: N818 (it is no error)
     """The run to resume has finished; the message tells how to train it further."""
 
 
-class RunFolder:
+class RunStart:
     """Finds or creates the folder of a run, locks it until the command ends, and logs into it.
 
     Args:
