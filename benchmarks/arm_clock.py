@@ -98,7 +98,7 @@ class Clock:
             "first_step_s": self.first_step_s,
             "waited_share": self.waited_s / (time.perf_counter() - self.warm_s) if self.waited_s is not None else None,
             "recompiled": compiled_graphs() - self.graphs,
-            "losses": [losses[0], losses[-1]],
+            "losses": losses,
             "non_finite": sum(not math.isfinite(loss) for loss in losses),
             "allocated_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
             "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if cuda else None,

@@ -7,7 +7,7 @@
 | `bf16-none`, `fp16-full`, `fp8-14`, ... | `kyon-pl fit`, 8,192 tokens a step: weights, checkpointing |
 | `bare`, `bare-fp16-full`, ... | the same model and batches without Lightning; `bare` alone is `bare-bf16-none` |
 | `row-2048-nf4-full`, ... | the same as `nf4-full` with one row of 2,048 tokens a step |
-| `tree-bf16-none`, ... | the same as `bf16-none`, with rows that begin alike as the published ones do |
+| `tree-bf16-none`, `tree-lora`, ... | the same, with rows that begin alike as the published ones do |
 | `lora`, `lora-sdpa`, `qlora` | `kyon-pl fit` as its configurations are shipped, validation included |
 | `hf-grouped-16-full`, `hf-random-8-none`, ... | HF Trainer, PEFT and `GlmForCausalLM`: order, batch, checkpointing |
 | `original`, `original-4`, ... | the original script: fp16, checkpointing, padded batches of 8, or as many |
@@ -132,6 +132,8 @@ def parse_arm(word: str, tiny: bool = False) -> Arm:
     fields["tokens_per_batch"] = batch
     if length:
         fields |= {"exact_tokens": int(length), "tokens_per_batch": max(batch, int(length))}
+    if name.startswith("tree-"):
+        name, fields["tree"] = name.removeprefix("tree-"), True
     if name in SHIPPED:
         return Arm(word, "ours", shipped=name, **fields)  # type: ignore[arg-type]
     if match := re.fullmatch(r"original(?:-(\d+))?", name):
@@ -141,8 +143,6 @@ def parse_arm(word: str, tiny: bool = False) -> Arm:
         fields |= {"grouped": match[1] == "grouped", "rows_per_batch": int(match[2]), "checkpointing": match[3]}
         return Arm(word, "hf", **fields)  # type: ignore[arg-type]
     name = "bare-bf16-none" if name == "bare" else name
-    if name.startswith("tree-"):
-        name, fields["tree"] = name.removeprefix("tree-"), True
     if match := re.fullmatch(r"(?:(bare)-|row-(\d+)-)?(bf16|fp16|fp8|nf4)-(none|full|\d+)", name):
         fields |= {"weights": match[3], "checkpointing": match[4]}
         if match[2]:

@@ -58,7 +58,7 @@ class Table:
 
     def add(self, arm: str, found: dict[str, Any], mfu: float, executed: float) -> None:
         """A line of an arm that was measured; `executed` is 0 where it was not counted."""
-        first, last = found["losses"]
+        first, *_, last = found["losses"]
         bad = f", {found['non_finite']} not finite" if found["non_finite"] else ""
         cells = [
             arm,

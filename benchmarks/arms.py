@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--one_process", action="store_true", help="for a CPU: a GPU may still hold the arm before")
     parser.add_argument("--limit_s", type=float, default=float("inf"), help="of the whole command: kill what runs then")
     parser.add_argument("--arm_limit_s", type=float, default=300, help="of one arm")
-    parser.add_argument("--logs", type=Path, help="folder to keep what each arm said")
+    parser.add_argument("--logs", type=Path, help="folder to keep what each arm said, and all its numbers")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # what a process of an arm is given
     options = parser.parse_args()
     if options.one:
@@ -145,6 +145,7 @@ def perform(task: dict[str, Any], options: argparse.Namespace, folder: Path, end
             return {"failed": f"not done after {limit_s:.0f} s"}
     if status == 0:
         found: dict[str, Any] = json.loads(Path(task["result"]).read_text())
+        log.with_suffix(".json").write_text(json.dumps(found))
         return found
     lines = [line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
     print("\n".join(f"  {task['name']}: {line[:300]}" for line in lines[-SHOWN_LINES:]), flush=True)

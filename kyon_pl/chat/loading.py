@@ -197,7 +197,7 @@ def _load_merged(folder: Path, device: torch.device) -> tuple[nn.Module, Any]:
         return _load_chatglm(folder, device), read_tokenizer(folder)
     config = read_glm_config(folder)
     tokenizer = _read_glm_tokenizer(folder, config)  # before the weights, which take longer
-    read_generation_config(folder)  # for its checks; transformers reads it below
+    generation_config = read_generation_config(folder)
     check_weights(folder, config, GlmForCausalLM)
     with explained("transformers", folder, "Merge the adapter again, or copy the folder again."):
         model = GlmForCausalLM.from_pretrained(
@@ -208,6 +208,8 @@ def _load_merged(folder: Path, device: torch.device) -> tuple[nn.Module, Any]:
             device_map={"": device},
             local_files_only=True,
         )
+    if generation_config:
+        model.generation_config = generation_config  # not what transformers has read, which is not checked
     if device.type == "cpu" and model.num_parameters() < _MAX_FLOAT32_PARAMETERS:
         model = model.float()
     return model.eval(), tokenizer

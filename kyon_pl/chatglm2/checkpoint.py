@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,15 @@ from kyon_pl.chatglm2.configuration import ChatGLM2Config, read_config
 from kyon_pl.chatglm2.files import INV_FREQ, Shapes, iterate_weights, read_shapes, weight_files
 from kyon_pl.chatglm2.modeling import ChatGLM2ForCausalLM
 from kyon_pl.errors import CheckpointError, MissingFileError
-from kyon_pl.files import entry, explained, read_json_object
+from kyon_pl.files import entry, explained, is_of_kind, read_json_object
 
-# the types of values that transformers computes with, unchecked
+# what is read of a generation_config.json, with types: transformers computes with values of any type, unchecked
 _GENERATION_KINDS: dict[str, type] = {
     **dict.fromkeys(("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "top_k"), int),
     **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty", "length_penalty"), float),
     **dict.fromkeys(("do_sample", "use_cache"), bool),
 }
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # an id each; several may end a text
 
 Quantize = Callable[[nn.Linear, Tensor], nn.Linear]
 """Takes a linear layer without its weight, and the weight; returns the quantized layer that replaces it."""
@@ -104,7 +106,9 @@ def base_without_weights(
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
-    """Read the `generation_config.json` of a model; None if there is none.
+    """Read lengths, sampling and token ids from the `generation_config.json` of a model; None if there is none.
+
+    Other keys are left out, such as `output_hidden_states` and `cache_implementation`.
 
     Raises:
         CheckpointError: it cannot be read, or a value is of another type.
@@ -113,11 +117,16 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
     if not file.is_file():
         return None
     content = read_json_object(file)
+    settings: dict[str, Any] = {}
     for key, kind in _GENERATION_KINDS.items():
         if content.get(key) is not None:
-            entry(content, key, kind, file)
+            settings[key] = entry(content, key, kind, file)
+    for key in _TOKENS:
+        if content.get(key) is not None:
+            several = isinstance(content[key], list) and all(is_of_kind(one, int) for one in content[key])
+            settings[key] = content[key] if several and content[key] else entry(content, key, int, file)
     with explained("transformers", file):
-        return GenerationConfig.from_pretrained(folder)
+        return GenerationConfig(**settings)
 
 
 def check_weights(

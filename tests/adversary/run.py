@@ -59,6 +59,9 @@ def main() -> int:
         records = list(collect(chosen, readers))
     table = as_table(records, chosen)
     print(table)
+    for record in records:  # once more, behind the table: a log of CI keeps its end
+        if record["faults"]:
+            print_fault(record)
     print(f"{time.monotonic() - started:.0f} s")
     if chosen.counts:
         (HERE / "counts.md").write_text(table, encoding="utf-8")
@@ -115,10 +118,12 @@ def collect(chosen: argparse.Namespace, readers: list[TextIO]) -> Iterator[dict[
                     with chosen.log.open("a", encoding="utf-8") as file:
                         file.write(line)
                 if record["faults"] or chosen.show:
-                    print(
-                        f"{', '.join(record['faults']) or 'fine'}: {record['name']}\n    {record['where']}", flush=True
-                    )
+                    print_fault(record)
                 yield record
+
+
+def print_fault(record: dict[str, Any]) -> None:
+    print(f"{', '.join(record['faults']) or 'fine'}: {record['name']}\n    {record['where']}", flush=True)
 
 
 def work(attacks: list[Attack], place: Path, records: TextIO) -> None:

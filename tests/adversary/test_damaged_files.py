@@ -101,6 +101,7 @@ def read_run(folder: Path) -> None:
 CONFIG_KEYS = ("id2label", "num_labels", "text_config", "return_dict", "quantization_config", "architectures", "dtype")
 CONFIG_KEYS += ("attn_implementation", "experts_implementation", "get_text_config", "tie_word_embeddings", "to_dict")
 GENERATION_KEYS = ("max_new_tokens", "temperature", "top_p", "do_sample", "num_beams", "cache_implementation")
+GENERATION_KEYS += ("output_hidden_states", "output_attentions", "return_dict_in_generate", "eos_token_id")
 TOKENIZER_KEYS = ("added_tokens_decoder", "padding_side", "model_max_length", "chat_template", "tokenizer_class")
 TOKENIZER_KEYS += ("extra_special_tokens", "additional_special_tokens", "auto_map", "clean_up_tokenization_spaces")
 MODEL = {

@@ -45,3 +45,14 @@ def test_what_fp8_costs(tmp_path: Path) -> None:
         assert bf16 == fp8 == moved
     curve = {row[0]: row[3] for row in rows if row[0].isdecimal()}
     assert curve == dict.fromkeys("012", "+0.00%")
+
+
+@pytest.mark.slow
+def test_several_devices(tmp_path: Path) -> None:
+    words = ["--device", "cpu", "--tiny", "--rows", 300, "--steps", 15, "--table", tmp_path / "table.md"]
+    rows = tables("devices.py", "--runs", "1x2", *words)
+    assert [row[0] for row in rows] == ["run", "1x2"]
+    rates = [float(rate.replace(",", "")) for rate in rows[1][1].split()]
+    assert len(rates) == 2
+    assert min(rates) > 0
+    assert rows[1][7] == "0.0e+00 over 3 windows"

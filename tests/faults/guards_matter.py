@@ -1007,6 +1007,20 @@ ANSWERS_TEST = "tests/unit/hub/test_hub_answers.py::"
 SETTINGS_TEST = "tests/cli/test_bad_settings.py::"
 HOSTILE = [
     Guard(
+        "of generation settings only known ones are read",
+        "chatglm2/checkpoint.py",
+        "return GenerationConfig(**settings)",
+        "return GenerationConfig.from_pretrained(folder)",
+        "tests/unit/chatglm2/test_checkpoint.py::test_of_generation_settings_only_known_ones_are_read",
+    ),
+    Guard(
+        "compiled layers have torch's flash attention",
+        "training/base.py",
+        "        if self.compiled:\n            # benchmarks",
+        "        if False:\n            # benchmarks",
+        "tests/unit/training/test_attention_check.py::test_the_run_falls_back_aloud",
+    ),
+    Guard(
         "a setting names no code of another package",
         "cli/lightning_cli.py",
         "    restrict_imports(allowed)\n",
@@ -1351,9 +1365,14 @@ def main(words: list[str]) -> int:
     chosen = [guard for guard in GUARDS if not words or any(word in str(guard) for word in words)]
     with copy_of_the_repository() as copy:
         import_libraries(copy)
-        status, said = run(copy, *dict.fromkeys(guard.test for guard in chosen))
+        of_files = {guard.test.split("::")[0]: guard.test for guard in chosen}  # the suite itself runs all of them
+        status, said = run(copy, *of_files.values())
         assert status == 0, f"with all guards in place:\n{said}"
-        return sum([not matters(copy, guard) for guard in chosen])
+        found = {guard: matters(copy, guard) for guard in chosen}
+    wrong = [guard for guard, status in found.items() if status != FAILED]
+    for guard in wrong:  # once more, behind the others: a log of CI keeps its end
+        print(f"NO ({found[guard]}) {guard}")
+    return len(wrong)
 
 
 @contextmanager
@@ -1375,8 +1394,12 @@ def import_libraries(copy: Path) -> None:
     assert not any(name.split(".")[0] == "kyon_pl" for name in sys.modules)
 
 
-def matters(copy: Path, guard: Guard) -> bool:
-    """Whether its test fails without it; the copy is then as it was."""
+def matters(copy: Path, guard: Guard) -> int:
+    """Disable it, and run its test; the copy is then as it was.
+
+    Returns:
+        pytest's status: `FAILED` if the guard matters.
+    """
     file = copy / "kyon_pl" / guard.file
     text = file.read_text(encoding="utf-8")
     assert text.count(guard.old) == 1, f"{guard}: this is there {text.count(guard.old)} times: {guard.old!r}"
@@ -1384,7 +1407,7 @@ def matters(copy: Path, guard: Guard) -> bool:
     status, _ = run(copy, "-x", guard.test)
     file.write_text(text, encoding="utf-8")
     print(f"{'ok  ' if status == FAILED else f'NO ({status})'} {guard}", flush=True)
-    return status == FAILED
+    return status
 
 
 def run(copy: Path, *words: str) -> tuple[int, str]:

@@ -42,6 +42,8 @@ def test_a_lost_rank(fault: str, overlay: str, servers: ForkServers, tmp_path: P
     statuses, said = run.wait(), run.said()
     assert statuses == [2, 2, status], said[-3000:]
     assert message in said
+    logged = (only_run(tmp_path / "inputs") / "run.log").read_text(encoding="utf-8")
+    assert message.removeprefix("kyon-pl fit: ") in logged  # also where the process is killed before it ends
     if fault == "out of memory":
         assert "[rank 2] kyon-pl fit: optimizer step 5" in said
     checkpoints = sorted((only_run(tmp_path / "inputs") / "checkpoints").glob("*.ckpt"))

@@ -29,7 +29,7 @@ def fit(folder: Path, kill_at: str = "") -> int:
     """The same command, always."""
     environment = os.environ | {"KILL_AT": kill_at, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     environment["PYTHONPATH"] = f"{HERE.parent / 'faults'}:{environment.get('PYTHONPATH', '')}"
-    command = [sys.executable, "-m", "kyon_pl", "fit", "--config", "run.yaml"]
+    command = [sys.executable, "-m", "kyon_pl", "fit", "--config", "run.yaml", "--allow_code", "kill_at"]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, start_new_session=True)
     print(run.stderr[-1500:])
     return run.returncode

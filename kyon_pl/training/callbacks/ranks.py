@@ -90,9 +90,14 @@ class Ranks(Callback):
             check_equal_ranks(self._gather(trainer, {"trained weights": checksum(pl_module)}))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Set the explanation of a failed communication as its `__cause__`."""
+        """Log the explanation of a failed communication, and set it as its `__cause__`.
+
+        Logged at once: where Lightning has started the ranks, it kills this process some seconds after another one has
+        ended, often before the command line can say why.
+        """
         if self.group is not None and is_communication_error(exception):
-            exception.__cause__ = self._explain()
+            exception.__cause__ = explanation = self._explain()
+            log.error("%s", explanation)
 
     def _gather(self, trainer: Trainer, own: Any) -> list[Any]:
         gathered: list[Any] = [None] * trainer.world_size

@@ -82,6 +82,18 @@ def test_saves_and_loads_under_the_published_names(folder: Path, model: ChatGLM2
     assert_same_weights(ChatGLM2ForCausalLM.from_pretrained(folder, dtype=torch.float16), model, torch.float16)
 
 
+def test_of_generation_settings_only_known_ones_are_read(folder: Path) -> None:
+    settings = {"temperature": 0.8, "eos_token_id": [2, 5], "output_hidden_states": "yes", "cache_implementation": 3}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    found = load_base(folder, dtype=torch.float32, **WHERE).generation_config
+    assert (found.temperature, found.eos_token_id, found.output_hidden_states) == (0.8, [2, 5], None)
+    assert found.cache_implementation is None
+    for ids in (["a"], [], "2", True):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id"):
+            load_base(folder, dtype=torch.float32, **WHERE)
+
+
 def change_shards(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     for shard in folder.glob("pytorch_model-*.bin"):
         torch.save(change(torch.load(shard)), shard)
