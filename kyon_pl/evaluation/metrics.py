@@ -58,9 +58,10 @@ class ReplyMetrics:
 
     Args:
         device: the device on which the ranks exchange their states.
+        alone: compute from the replies of this rank only, as often as the states change.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", *, alone: bool = False) -> None:
         # compute groups would merge two metrics whose states happen to be equal after the first update
         self.metrics = MetricCollection(
             {
@@ -77,6 +78,9 @@ class ReplyMetrics:
             },
             compute_groups=False,
         ).to(device)
+        for metric in self.metrics.values():
+            metric.sync_on_compute = not alone
+            metric.compute_with_cache = not alone
 
     def update(self, replies: Sequence[JudgedReply]) -> None:
         """Add replies."""
@@ -92,9 +96,35 @@ class ReplyMetrics:
 
         The set of names does not depend on the replies, so that every point of a curve exists.
         """
-        values = {name: float(value) for name, value in self.metrics.compute().items()}
-        percent = {name: values[name] * 100 for name in ("bleu", "rouge_l", "chrf")}
-        return {name: value for name, value in (values | percent).items() if not math.isnan(value)}
+        return _readable({name: float(value) for name, value in self.metrics.compute().items()})
+
+    def reset(self) -> None:
+        """Forget all replies."""
+        self.metrics.reset()
+
+    def sums(self) -> dict[str, dict[str, Tensor]]:
+        """The states of each metric that is computed from sums over replies, copied."""
+        found = {}
+        for name, metric in self.metrics.items():
+            state = {key: value.clone() for key, value in metric.metric_state.items() if isinstance(value, Tensor)}
+            if len(state) == len(metric.metric_state):
+                found[name] = state
+        return found
+
+    def compute_from(self, sums: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+        """The values of these metrics if their states were others."""
+        values = {}
+        for name, state in sums.items():
+            metric = self.metrics[name]
+            for key, value in state.items():
+                setattr(metric, key, value)
+            values[name] = float(metric.compute())
+        return _readable(values)
+
+
+def _readable(values: dict[str, float]) -> dict[str, float]:
+    percent = {name: values[name] * 100 for name in ("bleu", "rouge_l", "chrf") if name in values}
+    return {name: value for name, value in (values | percent).items() if not math.isnan(value)}
 
 
 class Chrf(Metric):

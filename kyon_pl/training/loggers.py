@@ -31,6 +31,21 @@ COLUMNS = {
     "source": "data.source",
     "seed": "seed_everything",
 }
+# of TensorBoard's Custom Scalars tab, in the order of reading; its Scalars tab has all curves by their names
+LAYOUT = {
+    "1 loss": {
+        "training and validation": ["Multiline", ["train/loss", "val/loss"]],
+        "perplexity": ["Multiline", ["val/perplexity"]],
+    },
+    "2 replies to held-out questions, and the base's": {
+        name: ["Multiline", [f"val/replies/{name}", f"val/base_replies/{name}"]]
+        for name in ("chrf", "opens_with_name", "stop_rate", "repeated_4grams")
+    },
+    "3 speed and memory": {
+        "tokens a second": ["Multiline", ["train/tokens_per_s", "train/trained_tokens_per_s"]],
+        "peak GPU memory, GiB": ["Multiline", ["train/peak_gpu_memory_gib"]],
+    },
+}
 
 
 def log_text(logger: Logger, name: str, text: str, step: int) -> None:
@@ -54,6 +69,12 @@ def log_text(logger: Logger, name: str, text: str, step: int) -> None:
         file = Path(logger.log_dir, "texts", f"{name}.md")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
+
+
+def log_layout(logger: Logger) -> None:
+    """Write the layout of TensorBoard's Custom Scalars tab. Other loggers have no such tab. Call it on rank 0."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_custom_scalars(LAYOUT)
 
 
 def log_comparison(logger: Logger, settings: Mapping[str, str], curves: Sequence[str], step: int) -> None:

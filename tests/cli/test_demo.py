@@ -122,6 +122,31 @@ def test_validate_gives_the_loss_that_fit_logged(
     assert float(printed[1]) == pytest.approx(curves["val/loss"][-1][1], rel=1e-5)
 
 
+def test_scores_are_the_same_numbers_everywhere(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the terminal, run.log, scores.md and TensorBoard."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / f"checkpoints/step={STEPS}.ckpt")]
+    words += ["--held_out.validate_rows", "6", "--held_out.max_new_tokens", "8", "--trainer.limit_val_batches", "1"]
+    main(["validate", *words, "--trainer.default_root_dir", str(tmp_path)])
+    folder = tmp_path / "lightning_logs/version_0"
+    events = EventAccumulator(str(folder)).Reload()
+    drawn = {tag.removeprefix("val/"): events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    lines = (folder / "scores.md").read_text(encoding="utf-8").splitlines()
+    assert "6 held-out questions" in lines[0]
+    table = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines[4:])}
+    assert list(table)[:3] == ["loss", "perplexity", "chrf"]
+    said = [replaced.split() for replaced in capsys.readouterr().err.splitlines()]
+    logged = (folder / "run.log").read_text(encoding="utf-8")
+    for name, (base, tuned, _, _) in table.items():
+        replies = name not in ("loss", "perplexity")
+        assert tuned == f"{drawn[f'replies/{name}' if replies else name]:.2f}"
+        assert base == (f"{drawn[f'base_replies/{name}']:.2f}" if replies else "–")
+        assert [name, base, tuned] in [cells[:3] for cells in said]
+        assert f"  {name}" in logged
+
+
 def test_predict_writes_replies(run: Path, tmp_path: Path) -> None:
     replies = tmp_path / "replies.jsonl"
     words = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / f"checkpoints/step={STEPS}.ckpt")]

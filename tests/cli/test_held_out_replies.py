@@ -11,6 +11,7 @@ import pytest
 import torch
 from reply_runs import curves, events
 from tensorboard.plugin_util import markdown_to_safe_html
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from kyon_pl import ChatGLMTokenizer, DialogueDataModule
@@ -144,6 +145,15 @@ def test_hparams_are_a_dozen_settings_and_the_real_curves(runs: dict[str, Path])
     losses = [value for step, value in drawn["val/loss"] if step]
     assert [value for _, value in drawn["val/best_loss"]] == [min(losses[: n + 1]) for n in range(len(losses))]
     assert [tag for tag, points in drawn.items() if len(points) == 1] == []
+
+
+def test_what_is_drawn_together_is_drawn(runs: dict[str, Path]) -> None:
+    (written,) = events(runs["on"]).Tensors("custom_scalars__config__")
+    categories = Layout.FromString(written.tensor_proto.string_val[0]).category
+    assert [category.title[0] for category in categories] == ["1", "2", "3"]
+    tags = [set(chart.multiline.tag) for category in categories[:2] for chart in category.chart]
+    assert tags[0] == {"train/loss", "val/loss"}
+    assert all(one <= curves(runs["on"]).keys() for one in tags)
 
 
 def test_one_prompt_has_the_same_ids_everywhere(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from kyon_pl.disk import write_atomically
 from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.held_out import REPLIES, exchange, question
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
+from kyon_pl.evaluation.scores import Score, reply_scores, score_lines, score_table
 from kyon_pl.logs import from_here
 from kyon_pl.training.loggers import log_text
 from kyon_pl.training.module import ChatGLM2LoRA
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 SHOWN_STEPS = 30  # newest steps in a logger, which gets the whole table each time
 SUMMARY_METRICS = ("chrf", "stop_rate", "opens_with_name")
+SCORES = "scores.md"
+LOSSES = ("loss", "perplexity")
 SUMMARY_ROWS = 3  # rows that are logged at the end of training
 
 
@@ -81,6 +85,7 @@ class HeldOutReplies(Callback):
         self.validations = 0
         self.rows: list[dict[str, Any]] = []
         self.of_base: dict[str, float] = {}
+        self.judged: list[tuple[JudgedReply, JudgedReply | None]] = []  # tuned and base, of all ranks
 
     def state_dict(self) -> dict[str, Any]:
         """The history of replies, the number of validations and the metrics of the base."""
@@ -124,6 +129,15 @@ class HeldOutReplies(Callback):
         """Reply to test rows."""
         self._evaluate(trainer, pl_module, "test")
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the table of scores in `validate`."""
+        if trainer.state.fn == "validate":
+            self._log_scores(trainer, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the table of scores."""
+        self._log_scores(trainer, "test")
+
     def _continue_history(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, values = self._reply_and_score(trainer, pl_module, "validation", with_base=False)
         for row, new in zip(self.rows, rows, strict=True):
@@ -144,6 +158,24 @@ class HeldOutReplies(Callback):
             self._write(Path(folder), rows)
             log.info("%d replies written to %s", len(rows), from_here(Path(folder) / REPLIES))
 
+    def _log_scores(self, trainer: Trainer, name: str) -> None:
+        """Log base, tuned model and change of every metric, and write them as `scores.md`."""
+        folder = trainer.log_dir  # all ranks: it is broadcast
+        if not trainer.is_global_zero:
+            return
+        values = {key: float(trainer.callback_metrics[f"{name}/{key}"]) for key in LOSSES}
+        scores = [Score(key, None, value) for key, value in values.items()]
+        title = "scores"
+        if self.judged:
+            scores += reply_scores([tuned for tuned, _ in self.judged], [bare for _, bare in self.judged if bare])
+            title = f"scores of the replies to {len(self.judged)} held-out questions, whose rows {REPLIES} names"
+        log.info("%s", title)
+        for line in score_lines(scores):
+            log.info("%s", line)
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(folder) / SCORES, f"{title}\n\n{score_table(scores)}\n")
+
     def _reply_and_score(
         self, trainer: Trainer, pl_module: LightningModule, use: Literal["validation", "test"], with_base: bool = True
     ) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -157,11 +189,16 @@ class HeldOutReplies(Callback):
         batch = source.held_out_prompts(use, most, one_a_question=in_fit)
         name = "val" if use == "validation" else "test"
         tuned = self._reply(trainer, pl_module, batch)
-        values = self._score(f"{name}/replies", trainer, batch, tuned)
+        judged = compare(batch, tuned)
+        values = self._score(f"{name}/replies", trainer, judged)
         base: Sequence[GeneratedReply | None] = [None] * len(tuned)
+        of_base: list[JudgedReply] = []
         if with_base and self.settings.compare_base:
             base = replies = self._reply(trainer, pl_module, batch, adapter=False)
-            values |= self._score(f"{name}/base_replies", trainer, batch, replies)
+            of_base = compare(batch, replies)
+            values |= self._score(f"{name}/base_replies", trainer, of_base)
+        if not in_fit:
+            self.judged = gather([*zip_longest(judged, of_base)])
         step = trainer.global_step if in_fit else None
         rows = [
             {
@@ -204,18 +241,10 @@ class HeldOutReplies(Callback):
                 on_batch=progress.update,
             )
 
-    def _score(
-        self, prefix: str, trainer: Trainer, batch: PromptBatch, replies: list[GeneratedReply]
-    ) -> dict[str, float]:
+    def _score(self, prefix: str, trainer: Trainer, replies: list[JudgedReply]) -> dict[str, float]:
         """The metrics over all ranks; every rank must call this."""
         metrics = ReplyMetrics(trainer.strategy.root_device)
-        metrics.update(
-            [
-                JudgedReply(reply.text, reference, memories, reply.stopped)
-                for reply, reference, memories in zip(replies, batch.references, batch.memories, strict=True)
-                if reference  # rows of ids have none
-            ]
-        )
+        metrics.update(replies)
         return {f"{prefix}/{name}": value for name, value in metrics.compute().items()}
 
     def _log_summary(self, values: dict[str, float], when: str) -> None:
@@ -252,6 +281,15 @@ class HeldOutReplies(Callback):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / REPLIES, "".join(lines))
+
+
+def compare(batch: PromptBatch, replies: list[GeneratedReply]) -> list[JudgedReply]:
+    """The replies with what they are compared to; rows of ids have no reference, and are left out."""
+    return [
+        JudgedReply(reply.text, reference, memories, reply.stopped)
+        for reply, reference, memories in zip(replies, batch.references, batch.memories, strict=True)
+        if reference
+    ]
 
 
 def gather(rows: list[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from kyon_pl.errors import KyonError
 from kyon_pl.evaluation.held_out import block
 from kyon_pl.logs import write_run_log
 from kyon_pl.lora import frozen_dtype
-from kyon_pl.training.loggers import all_settings, log_comparison, log_text
+from kyon_pl.training.loggers import all_settings, log_comparison, log_layout, log_text
 from kyon_pl.training.module import ChatGLM2LoRA
 from kyon_pl.training.optimizer import learning_rates, total_steps
 from kyon_pl.training.run_length import warn_if_too_short
@@ -77,9 +77,10 @@ class RunLog(Callback):
     """Opens `run.log` in the run folder, and logs start, validations, end and failure of the training."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open the file; it starts with the lines that were logged before."""
-        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_run_log(Path(str(trainer.log_dir or trainer.default_root_dir)), trainer.global_rank)
+        """Open the file; it starts with the lines that were logged before. Without a logger, only fit has a folder."""
+        folder = trainer.log_dir or (trainer.default_root_dir if stage == "fit" else None)
+        if folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_run_log(Path(str(folder)), trainer.global_rank)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the first optimizer step."""
@@ -152,8 +153,10 @@ class FinalMetrics(Callback):
         self.best_loss = state_dict.get("best_loss")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log all settings, except to TensorBoard, whose table would be too wide."""
+        """Log all settings, except to TensorBoard, whose table would be too wide; there, log what to draw together."""
         for logger in trainer.loggers:
+            if trainer.is_global_zero:
+                log_layout(logger)
             if not isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(all_settings(self.settings()))
 
