@@ -9,7 +9,7 @@ TWO_FILES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 CPU_BUILD := $(shell grep --only-matching '^torch[^ ]*' requirements/torch-cpu.lock)
 BY_HASH := --quiet --disable-pip-version-check --require-hashes --no-deps
 
-.PHONY: demo test test-slow test-lowest check fix docs lock audit build
+.PHONY: demo test test-slow test-lowest check fix docs site lock audit build
 
 # the pinned install happens once; after that the stamp is newer than what it was made from
 # each file is compared with the hash of its lock; where pip finds torch's CPU build, which is small, it is taken
@@ -54,6 +54,15 @@ fix: $(VENV)/installed
 # what is generated from the code
 docs: $(VENV)/installed
 	$(BIN)/python docs/configuration.py
+
+$(VENV)-site/installed: requirements/site.lock
+	$(PYTHON) -m venv $(VENV)-site
+	$(VENV)-site/bin/pip install $(BY_HASH) --requirement requirements/site.lock
+	touch $@
+
+# the documentation as pages, in site/; a link that leads nowhere is an error
+site: $(VENV)-site/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-site/bin/mkdocs build --quiet --site-dir site
 
 # the versions of constraints.txt with the hashes of their files; needs uv
 lock:

@@ -4,7 +4,8 @@
 
 `test.lock` is everything in constraints.txt but torch, for all systems and for Python 3.11 and newer.
 `torch-cuda.lock` is torch as PyPI has it, with the CUDA libraries that its build for Linux needs, and `torch-cpu.lock`
-the build without them, which PyTorch's own index has. `audit.lock` is what `make audit` runs.
+the build without them, which PyTorch's own index has. `audit.lock` is what `make audit` runs, and `site.lock` what
+`make site` does.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ HERE = Path(__file__).parent
 CONSTRAINTS = HERE.parent / "constraints.txt"
 OLDEST_PYTHON = "3.11"
 AUDIT_TOOLS = "pip-audit\npip-licenses\ncyclonedx-bom[validation]\nzizmor\n"
+SITE_TOOLS = "mkdocs-material\nmkdocstrings-python\n"
 # the SHA-256 of PyTorch's CPU build for Linux on x86-64 and Python 3.11
 CPU_BUILDS = {"2.13.0": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"}
 HEADER = "# Written by requirements/lock.py; not by hand.\n"
 
 
 def main() -> None:
-    """Write the four files."""
+    """Write the five files."""
     pinned = CONSTRAINTS.read_text(encoding="utf-8")
     everything = resolve(pinned, "--no-deps")
     torch = everything.pop("torch")
@@ -34,6 +36,7 @@ def main() -> None:
     write("torch-cuda", {name: text for name, text in with_cuda.items() if name not in everything})
     write("torch-cpu", {"torch": f"torch=={version}+cpu \\\n    --hash=sha256:{CPU_BUILDS[version]}\n"})
     write("audit", resolve(AUDIT_TOOLS, "--constraints", str(CONSTRAINTS)))
+    write("site", resolve(SITE_TOOLS, "--constraints", str(CONSTRAINTS)))
 
 
 def resolve(requirements: str, *options: str) -> dict[str, str]:
