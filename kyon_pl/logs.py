@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -11,6 +12,7 @@ import unicodedata
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -98,9 +100,24 @@ def set_up_logging(level: str = "info") -> None:
     logger.propagate = False
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    warnings.showwarning = show_warning
     threading.excepthook = report_thread
     # PEFT imports bitsandbytes if it is installed, and it warns of a missing CPU kernel
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning of Python as it does, without control characters: libraries put names from settings into them."""
+    text = replace_control_characters(warnings.formatwarning(message, category, filename, lineno, line))
+    with contextlib.suppress(OSError, ValueError):  # a closed terminal
+        (file or sys.stderr).write(text)
 
 
 def quiet_libraries(level: str = "info") -> None:

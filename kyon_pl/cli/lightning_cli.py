@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 from contextlib import ExitStack
@@ -101,6 +102,11 @@ def run_trainer(words: list[str]) -> None:
         raise explain_misuse(error) from error
     except argparse.ArgumentError as error:
         raise explain(error, words) from error
+    except OSError as error:
+        # too long a name is one that a setting gives, and no fault of the machine
+        if error.errno == errno.ENAMETOOLONG and (explained := explain_refused_arguments(error)):
+            raise explained from error
+        raise
     except (MemoryError, *ARGUMENT_ERRORS) as error:
         if isinstance(error.__cause__, MachineError):  # MemoryGuard has explained it
             raise error.__cause__ from None

@@ -34,6 +34,7 @@ _SETTING_OF = {
     "lightning.pytorch.plugins.": "trainer.plugins",
 }
 _CALL_BACK = ("torch.optim.", "lightning.pytorch.strategies.", "lightning.pytorch.plugins.")  # into a training step
+_SETS_UP = ("setup_environment", "setup_distributed")  # of a strategy, before there is a step
 _NOT_SHOWN_OF_CLASSES = ("Type ", "Expected a path", "Expected a dot import path")
 
 
@@ -86,12 +87,13 @@ def explain_refused_arguments(error: Exception) -> SettingError | None:
     """One paragraph from what a class that a setting names says of its arguments, or of a package that it needs.
 
     Args:
-        error: one of `ARGUMENT_ERRORS`: from the parser, when it makes the objects, or from such a class in a run.
+        error: one of `ARGUMENT_ERRORS` or an OSError: from the parser, when it makes the objects, or from such a class
+            in a run.
 
     Returns:
         None if the error does not come from such a class.
     """
-    text = str(error)
+    text = f"{error.strerror}: {str(error.filename)[:80]}" if isinstance(error, OSError) else str(error)
     if named := _REFUSING.search(text):
         said = re.split("Given value|Subclass types", text.partition("Errors:")[2])[0].splitlines()
         lines = [line.strip(" -") for line in said]
@@ -122,7 +124,8 @@ def _raised_by_class(frames: list[FrameType]) -> tuple[str, str] | None:
             return None
         for start, setting in _SETTING_OF.items():
             if module.startswith(start):
-                if start in _CALL_BACK and frame is not frames[-1]:
+                calls_back = start in _CALL_BACK and frame.f_code.co_name not in _SETS_UP
+                if calls_back and frame is not frames[-1]:
                     return None
                 return setting, type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else module
     return None

@@ -29,9 +29,14 @@ def question(row: Mapping[str, Any]) -> str:
     return " ".join(row["prompt"].rpartition("###")[2].split()) or f"row {row['row']}"
 
 
+class Code(str):
+    """A name of ours, such as a setting, that is shown as code and so needs no escaping."""
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; cells are escaped, the head is not."""
-    lines = [head, ["---"] * len(head), *([escape_markdown(cell) for cell in row] for row in rows)]
+    cells = ([f"`{cell}`" if isinstance(cell, Code) else escape_markdown(cell) for cell in row] for row in rows)
+    lines = [head, ["---"] * len(head), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

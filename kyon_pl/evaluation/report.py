@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kyon_pl.errors import SettingError
-from kyon_pl.evaluation.held_out import block, escape_markdown, exchange, table
+from kyon_pl.evaluation.held_out import Code, block, escape_markdown, exchange, table
+from kyon_pl.evaluation.report_words import in_words
 from kyon_pl.evaluation.run_folder import RunFolder, read_run_folders
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import Output, check_outputs, is_our_png, output_file, resolve, writing
@@ -90,12 +91,14 @@ def summary(runs: Sequence[RunFolder]) -> Iterator[str]:
     """The title, the state of each run, and the metrics."""
     names = [run.name for run in runs]
     yield f"# {' and '.join(map(escape_markdown, names))}"
+    for run in runs:
+        yield f"{f'**{escape_markdown(run.name)}**: ' if len(runs) > 1 else ''}{in_words(run)}"
     yield table(_STATE_COLUMNS, [[run.name, run.state()] for run in runs])
     for run in runs:
         if run.missing:
             yield f"Missing in {escape_markdown(run.name)}: {escape_markdown('; '.join(run.missing))}."
     yield "## Metrics: base → tuned"
-    rows = [[name, *(_change(run, name) for run in runs)] for name in metric_names(runs)]
+    rows = [[Code(name), *(_change(run, name) for run in runs)] for name in metric_names(runs)]
     yield table(["", *map(escape_markdown, names)], rows) if rows else "No validation took place."
 
 
@@ -119,20 +122,13 @@ def metric_names(runs: Sequence[RunFolder]) -> list[str]:
     return sorted((tag for tag in tags if not tag.startswith("base_replies/")), key=lambda tag: (tag.count("/"), tag))
 
 
-def base_and_tuned(run: RunFolder, name: str) -> tuple[float | None, float | None]:
-    """A metric of the base and of the newest step; the loss of the base is the loss at step 0."""
-    tuned = run.curves.get(f"val/{name}", [])
-    base = run.curves.get(f"val/{name.replace('replies/', 'base_replies/')}", []) if "replies/" in name else tuned
-    return base[0][1] if base and base[0][0] == 0 else None, tuned[-1][1] if tuned else None
-
-
 def _number(value: float | None) -> str:
     """Four significant digits."""
     return NO_VALUE if value is None else f"{value:.4g}"
 
 
 def _change(run: RunFolder, name: str) -> str:
-    return " → ".join(map(_number, base_and_tuned(run, name)))
+    return " → ".join(map(_number, run.base_and_tuned(name)))
 
 
 def _replies(runs: Sequence[RunFolder]) -> Iterator[str]:
@@ -147,7 +143,7 @@ def _replies(runs: Sequence[RunFolder]) -> Iterator[str]:
 def _settings(runs: Sequence[RunFolder]) -> Iterator[str]:
     """The settings of one run that are not empty, or the settings in which several runs differ."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if not key.startswith(_HIDDEN_SETTINGS))
-    rows = [[key, *(_setting_text(run.settings.get(key)) for run in runs)] for key in keys]
+    rows = [[Code(key), *(_setting_text(run.settings.get(key)) for run in runs)] for key in keys]
     if len(runs) == 1:
         yield "## Settings"
         yield table(["setting", "value"], [row for row in rows if row[1] not in (NO_VALUE, "false", "[]", "{}")])

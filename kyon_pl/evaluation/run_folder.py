@@ -71,6 +71,16 @@ class RunFolder:
         last = f"; its last line: {self.log[-1].text}" if self.log else ""
         return f"NOT FINISHED: curves up to step {self.last_step}{last}"
 
+    def base_and_tuned(self, name: str) -> tuple[float | None, float | None]:
+        """A metric of the base and of the newest step; the loss of the base is the loss at step 0.
+
+        Args:
+            name: without `val/`.
+        """
+        tuned = self.curves.get(f"val/{name}", [])
+        base = self.curves.get(f"val/{name.replace('replies/', 'base_replies/')}", []) if "replies/" in name else tuned
+        return base[0][1] if base and base[0][0] == 0 else None, tuned[-1][1] if tuned else None
+
     def last_start(self) -> list[LogLine]:
         """The log lines since the run was last started or resumed."""
         starts = [number for number, line in enumerate(self.log) if line.text.startswith("kyon-pl fit: ")]
@@ -90,9 +100,9 @@ def read_run_folders(folders: Sequence[Path]) -> list[RunFolder]:
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths: two, or more until the names differ."""
+    """The last parts of the paths: one, or more until the names differ."""
     paths, names = [folder.absolute().parts for folder in folders], list[str]()
-    parts = 2
+    parts = 1
     while len(set(names)) < len(paths):
         names = ["/".join(path[-parts:]) for path in paths]
         parts += 1

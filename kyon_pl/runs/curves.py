@@ -38,6 +38,7 @@ PICTURES: dict[str, dict[str, Sequence[str]]] = {
     },
 }
 _COLUMNS = 3
+_LOG_SCALE = frozenset(("perplexity",))
 
 
 def event_files(folder: Path) -> list[Path]:
@@ -131,15 +132,25 @@ def _draw(file: Path, panels: Mapping[str, Sequence[str]], runs: Mapping[str, Cu
     for axes, (title, tags) in zip(grid, panels.items(), strict=False):
         for number, (name, curves) in enumerate(runs.items()):
             for tag in tags:
-                _draw_curve(axes, tag, curves.get(tag, []), f"C{number}", f"{name} {tag}")
+                _draw_curve(axes, tag, curves.get(tag, []), f"C{number}", _label(name, tag, len(runs)))
+        if title in _LOG_SCALE:
+            axes.set_yscale("log")
         axes.set_title(title, loc="left", fontsize="medium")
         axes.set_xlabel("optimizer step")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize="x-small", frameon=False)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
+    lines = {line.get_label(): line for axes in grid for line in axes.get_lines()}  # one legend for all panels
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     figure.savefig(file, dpi=120, format="png", metadata=PNG_METADATA)
+
+
+def _label(run: str, tag: str, runs: int) -> str:
+    """The run, and which of a panel's curves it is; panels without a choice have one label."""
+    kinds = {"train/loss": "training", "val/loss": "validation"}
+    kind = "base" if "base_replies" in tag else kinds.get(tag, "" if runs > 1 else "tuned" if "replies" in tag else "")
+    return " ".join(word for word in (run, kind) if word)
 
 
 def _draw_curve(axes: object, tag: str, points: list[tuple[int, float]], colour: str, label: str) -> None:

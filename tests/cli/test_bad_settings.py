@@ -137,6 +137,17 @@ CLASSES = {
         ["--model.optimizer.capturable", "true", *SHORT],
         "model.optimizer: torch.optim.adam: If capturable=True, params and state_steps must be on supported devices",
     ),
+    "a strategy that looks at the start": (
+        ["--trainer.strategy", f"{LIGHTNING}.strategies.DDPStrategy", "--trainer.strategy.process_group_backend", "x"],
+        "trainer.strategy: DDPStrategy: ",
+    ),
+    "a profiler whose file has too long a name": (
+        [
+            *(f"--trainer.profiler={LIGHTNING}.profilers.SimpleProfiler", "--trainer.profiler.filename", "x" * 300),
+            *("--trainer.profiler.dirpath", ".", *SHORT),
+        ],
+        "trainer.profiler: SimpleProfiler: File name too long: ",
+    ),
     "a schedule that looks at the start": (
         ["--model.schedule", "torch.optim.lr_scheduler.OneCycleLR"],
         "model.schedule: OneCycleLR: You must define either total_steps OR (epochs AND steps_per_epoch)",

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,21 @@ import pytest
 from limits import HANG_S
 
 from kyon_pl.cli import main
-from kyon_pl.logs import OneLine, Terminal, set_up_logging, write_run_log
+from kyon_pl.logs import OneLine, Terminal, set_up_logging, show_warning, write_run_log
 
 ROOT = Path(__file__).parents[2]
 HELP = ["fit", "--help", "all"]
 PREVIEW = ["preview", "--config", str(ROOT / "configs/demo.yaml"), "--rows", "20"]
+
+
+def test_warnings_of_libraries_have_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show_warning
+        warnings.warn("no such backend: \x1b]0;pwned\x07\u202e", stacklevel=1)
+    said = capsys.readouterr().err
+    assert "UserWarning: no such backend: \ufffd]0;pwned\ufffd\ufffd\n" in said
 
 
 def run(words: list[str], shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
