@@ -164,7 +164,7 @@ def _as_mapping(roles: Mapping[str, RoleFormat]) -> dict[str, Any]:
 
 def _wording(content: Mapping[str, Any], where: str | Path) -> tuple[str, TrainTurns]:
     turns = content.get("train_turns") or "last"
-    if turns not in _TURNS:
+    if not isinstance(turns, str) or turns not in _TURNS:
         raise CheckpointError(f"{where}: train_turns", f"{shorten(turns)} is neither last nor all", _FIX)
     return entry(content, "template", str, where, _FIX), _TURNS[turns]
 

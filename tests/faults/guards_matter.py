@@ -1194,7 +1194,7 @@ SETTINGS = [
     Guard(
         "what an optimizer calls back is not blamed on its arguments",
         "cli/messages.py",
-        "if start in _CALL_BACK and frame is not frames[-1]:",
+        "if calls_back and frame is not frames[-1]:",
         "if False:",
         "tests/cli/test_bad_settings.py::test_other_errors_are_not_blamed_on_arguments",
     ),

@@ -71,3 +71,12 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path, key: str, value: obj
     with pytest.raises(CheckpointError) as refused:
         read_prompt_format(tmp_path)
     assert f"prompt_format.yaml: Bo: {found}" in str(refused.value)
+
+
+@pytest.mark.parametrize("turns", ["[last]", "{last: 1}", "often", "5"])
+def test_turns_of_another_kind_are_refused(turns: str, tmp_path: Path) -> None:
+    (tmp_path / "prompt_format.yaml").write_text(
+        f"template: raw\ntrain_turns: {turns}\nroles: {{}}\n", encoding="utf-8"
+    )
+    with pytest.raises(CheckpointError, match="train_turns"):
+        read_prompt_format(tmp_path)
