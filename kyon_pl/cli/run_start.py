@@ -176,7 +176,8 @@ def run_files(folder: Path) -> list[Output]:
         folder: the run folder.
     """
     starts = {CONFIG: "# lightning.pytorch==", RECORD: '{\n "finished_at_step"', REPLIES: '{"row"'}
-    return [output_file("the run folder (trainer.default_root_dir, trainer.logger)", folder / name, text_that_starts(start)) for name, start in starts.items()]
+    option = "the run folder (trainer.default_root_dir, trainer.logger)"
+    return [output_file(option, folder / name, text_that_starts(start)) for name, start in starts.items()]
 
 
 def outputs_of(command: str, settings: Namespace) -> list[Output]:
