@@ -20,7 +20,7 @@ from kyon_pl.doctor.machine import why_not_compiled
 from kyon_pl.errors import CheckpointError, SettingError
 from kyon_pl.files import read_yaml_mapping
 from kyon_pl.runs.fingerprint import ACCUMULATE, DEVICE, MICRO_BATCHES, TOKENS_PER_BATCH, TOKENS_PER_STEP
-from kyon_pl.runs.resume import Run, find_similar_run, read_run, runs_in
+from kyon_pl.runs.resume import Run, find_similar_run, read_run, refuse_if_running, runs_in
 from kyon_pl.training.base import read_base_config
 from kyon_pl.training.callbacks.stop_signals import is_launched_rank
 
@@ -105,10 +105,19 @@ def find_recorded(settings: Namespace, fingerprint: Mapping[str, str]) -> Record
 
     Raises:
         CheckpointError: the record or the configuration of the run cannot be read.
+        MachineError: the configuration is not whole, because another process has just started the same run.
     """
     run = _resumed_run(settings, fingerprint)
     if run is None or not (run.folder / CONFIG).is_file():
         return None
+    try:
+        return _read_recorded(run, settings)
+    except CheckpointError:
+        refuse_if_running(run.folder)
+        raise
+
+
+def _read_recorded(run: Run, settings: Namespace) -> Recorded:
     config = read_yaml_mapping(run.folder / CONFIG, _FIX)
     values = {name: _value(config, name) for name in AUTO_SETTINGS}
     for name, value in values.items():

@@ -196,7 +196,20 @@ def refuse_running(folder: Path, settings: Mapping[str, str]) -> None:
             continue
         run = Run(run_folder, dict(holder.settings), None)
         if not differences(run.fingerprint, _comparable(dict(settings), run)):
-            raise in_use(from_here(run_folder), holder, f"{_WAIT}, or start another run with --auto_resume false")
+            refuse_if_running(run_folder)
+
+
+def refuse_if_running(run_folder: Path) -> None:
+    """Refuse to go on with a run that another process is writing.
+
+    Args:
+        run_folder: of the run.
+
+    Raises:
+        MachineError: there is such a process; the message names it.
+    """
+    if holder := read_holder(run_folder / LOCK):
+        raise in_use(from_here(run_folder), holder, f"{_WAIT}, or start another run with --auto_resume false")
 
 
 def folder_of_runs(trainer: Trainer) -> Path | None:

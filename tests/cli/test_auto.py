@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import Namespace
 
 from kyon_pl.cli import auto, main
 from kyon_pl.doctor.choice import Choice
 from kyon_pl.doctor.cuts import ACCUMULATE, AUTO_SETTINGS, CHECKPOINTING, COMPILE, TOKENS_PER_BATCH
+from kyon_pl.errors import CheckpointError, MachineError
 from kyon_pl.runs.fingerprint import differences, keep_accumulation
+from kyon_pl.runs.resume import Run, lock_run
 
 ROOT = Path(__file__).parents[2]
 FIT = ["fit", "--config", str(ROOT / "configs/demo.yaml"), "--held_out", "null", "--data.tokens_per_step", "2048"]
@@ -118,3 +121,13 @@ def test_numbers_set_by_hand_win(capsys: pytest.CaptureFixture[str]) -> None:
     assert adapter(run) == adapter(without)
     assert fingerprint(run) == fingerprint(without)
     assert os.environ.get(auto.CHOICE)  # for the ranks that a process launches
+
+
+def test_a_config_that_another_process_is_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command typed twice, half a second apart: the second one read half of the first one's config.yaml."""
+    (tmp_path / "config.yaml").touch()
+    monkeypatch.setattr("kyon_pl.cli.auto._resumed_run", lambda *_: Run(tmp_path, {}, None))
+    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+        auto.find_recorded(Namespace(), {})
+    with lock_run(tmp_path, {}), pytest.raises(MachineError, match=f"process {os.getpid()} on .* is writing it"):
+        auto.find_recorded(Namespace(), {})
