@@ -35,7 +35,8 @@ from arm_names import CONFIGS, TINY_SHAPE, TINY_SHRINK
 from arm_table import versions
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rows import RowShape, write_rows
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kyon_pl.runs.curves import read_curves
 
 WINDOW_STEPS = 5  # a logged value is the mean of these
 WARM_WINDOWS = 2  # are not counted: layers are compiled
@@ -120,10 +121,10 @@ class Command:
         """What all runs of its folder have logged for each window of optimizer steps."""
         found: dict[int, dict[str, float]] = {}
         for version in sorted(self.root.glob("lightning_logs/version_*"), key=lambda folder: folder.stat().st_mtime):
-            events = EventAccumulator(str(version), size_guidance={"scalars": 0}).Reload()
-            for name in {"train/loss", "train/tokens_per_s"} & set(events.Tags()["scalars"]):
-                for event in events.Scalars(name):
-                    found.setdefault(event.step, {"step": event.step})[name] = event.value
+            curves = read_curves(version)
+            for name in ("train/loss", "train/tokens_per_s"):
+                for step, value in curves.get(name, []):
+                    found.setdefault(step, {"step": step})[name] = value
         return [found[step] for step in sorted(found)]
 
     def said(self) -> list[str]:

@@ -110,15 +110,15 @@ class _States:
 
     def __init__(self, replies: Sequence[JudgedReply]) -> None:
         self.metrics = ReplyMetrics(alone=True)
-        self.counts: dict[str, dict[str, list[Tensor]]] = {}
+        collected: dict[str, dict[str, list[Tensor]]] = {}
         for reply in replies:
             self.metrics.reset()
             self.metrics.update([reply])
             for name, counts in self.metrics.sums().items():
                 for key, count in counts.items():
-                    self.counts.setdefault(name, {}).setdefault(key, []).append(count)
+                    collected.setdefault(name, {}).setdefault(key, []).append(count)
         self.stacked = {
-            name: {key: torch.stack(values) for key, values in counts.items()} for name, counts in self.counts.items()
+            name: {key: torch.stack(values) for key, values in counts.items()} for name, counts in collected.items()
         }
 
     def values(self, chosen: Tensor) -> dict[str, float]:

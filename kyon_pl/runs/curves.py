@@ -148,8 +148,11 @@ def _draw(file: Path, panels: Mapping[str, Sequence[str]], runs: Mapping[str, Cu
 
 def _label(run: str, tag: str, runs: int) -> str:
     """The run, and which of a panel's curves it is; panels without a choice have one label."""
-    kinds = {"train/loss": "training", "val/loss": "validation"}
-    kind = "base" if "base_replies" in tag else kinds.get(tag, "" if runs > 1 else "tuned" if "replies" in tag else "")
+    kind = {"train/loss": "training", "val/loss": "validation"}.get(tag, "")
+    if "base_replies" in tag:
+        kind = "base"
+    elif "replies" in tag and runs == 1:
+        kind = "tuned"
     return " ".join(word for word in (run, kind) if word)
 
 

@@ -17,7 +17,7 @@ import pytest
 from limits import HANG_S
 
 from kyon_pl.cli import main
-from kyon_pl.logs import OneLine, Terminal, set_up_logging, show_warning, write_run_log
+from kyon_pl.logs import OneLine, Terminal, set_up_logging, write_run_log
 
 ROOT = Path(__file__).parents[2]
 HELP = ["fit", "--help", "all"]
@@ -25,10 +25,9 @@ PREVIEW = ["preview", "--config", str(ROOT / "configs/demo.yaml"), "--rows", "20
 
 
 def test_warnings_of_libraries_have_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_logging()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = show_warning
+        set_up_logging()
         warnings.warn("no such backend: \x1b]0;pwned\x07\u202e", stacklevel=1)
     said = capsys.readouterr().err
     assert "UserWarning: no such backend: \ufffd]0;pwned\ufffd\ufffd\n" in said

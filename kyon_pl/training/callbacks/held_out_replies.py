@@ -163,8 +163,7 @@ class HeldOutReplies(Callback):
         folder = trainer.log_dir  # all ranks: it is broadcast
         if not trainer.is_global_zero:
             return
-        values = {key: float(trainer.callback_metrics[f"{name}/{key}"]) for key in LOSSES}
-        scores = [Score(key, None, value) for key, value in values.items()]
+        scores = [Score(key, None, float(trainer.callback_metrics[f"{name}/{key}"])) for key in LOSSES]
         title = "scores"
         if self.judged:
             scores += reply_scores([tuned for tuned, _ in self.judged], [bare for _, bare in self.judged if bare])
