@@ -2,6 +2,7 @@
 
     python benchmarks/shared_quality.py ROWS.npz --table results.md          one GPU
     python benchmarks/shared_quality.py ROWS.npz --tiny                      a CPU, a small base, two short runs
+    python benchmarks/shared_quality.py ROWS.npz --base base.pt --quantization fp8     on a base that is kept
 
 ROWS.npz has `ids` (all rows, one after the other), `lengths`, `contexts` (leading ids of a row that are not trained)
 and `groups` (the character of each row). A base is trained once on a part of the rows as plain text. Each arm then
@@ -42,7 +43,7 @@ from kyon_pl.data.batches.collate import DialogueCollator, PlannedCollator
 from kyon_pl.data.batches.plan import BatchPlanner
 from kyon_pl.data.batches.sampler import MicroBatch
 from kyon_pl.data.encoding.tree import SharedTree, find_shared
-from kyon_pl.lora import attach_lora
+from kyon_pl.lora import attach_lora, quantizer
 from kyon_pl.training.optimizer import LinearDecay
 
 WIDE = {"num_layers": 12, "hidden_size": 1024, "ffn_hidden_size": 2736, "kv_channels": 64, "num_attention_heads": 16}
@@ -229,6 +230,8 @@ def main() -> None:
     parser.add_argument("--arms", help="names with ; between them")
     parser.add_argument("--limit_s", type=float, default=1e9, help="start no run after this many seconds")
     parser.add_argument("--compiler", default="inductor", help="backend of torch.compile; none: eager")
+    parser.add_argument("--base", type=Path, help="file of the trained base; it is written if it is not there")
+    parser.add_argument("--quantization", choices=("fp8", "nf4"), help="of the frozen layers; unset: bfloat16")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     started_s = time.monotonic()
@@ -243,7 +246,7 @@ def main() -> None:
     runs = [(seed, arm) for seed in range(options.seeds) for arm in arms]
     prepared = Prepared(Part(rows, tuned), runs, options.epochs)
     try:
-        base = pretrain(Part(rows, plain, plain=True), options, device)
+        base = quantize(load_or_pretrain(Part(rows, plain, plain=True), options, device), options, device)
         tuner = Tuner(base, Part(rows, tuned), Part(rows, held_out), options, device)
         name = "CPU" if options.tiny else torch.cuda.get_device_name()
         results = Results(options.table, [arm.name for arm in arms], tuner.before)
@@ -269,13 +272,35 @@ def autocast(options: argparse.Namespace) -> torch.autocast:
     return torch.autocast("cpu" if options.tiny else "cuda", dtype=torch.bfloat16, enabled=not options.tiny)
 
 
-def pretrain(part: Part, options: argparse.Namespace, device: torch.device) -> ChatGLM2ForCausalLM:
-    """Train a base on rows as plain text."""
-    started_s = time.monotonic()
+def load_or_pretrain(part: Part, options: argparse.Namespace, device: torch.device) -> ChatGLM2ForCausalLM:
+    """The base that was kept, or a new one."""
     config = ChatGLM2Config(**(NARROW if options.tiny else WIDE), padded_vocab_size=65024)
     implementation = "sdpa" if options.tiny else attention.VARLEN
     model = random_base(config, dtype=torch.float32, device=device, attn_implementation=implementation)
     assert model.transformer.encoder.layers[0].self_attention.config._attn_implementation == implementation
+    if options.base and options.base.exists():
+        model.load_state_dict(torch.load(options.base, map_location=device))
+    else:
+        pretrain(model, part, options, device)
+        if options.base:
+            torch.save(model.state_dict(), options.base)
+    return model.train().requires_grad_(False).to(torch.float32 if options.tiny else torch.bfloat16)
+
+
+def quantize(base: ChatGLM2ForCausalLM, options: argparse.Namespace, device: torch.device) -> ChatGLM2ForCausalLM:
+    """Quantize the linear layers of the decoder, as a run does while it loads a base."""
+    make = quantizer(options.quantization, torch.bfloat16, device)
+    decoder = base.transformer.encoder.layers
+    for name, module in list(decoder.named_modules()):
+        if make and isinstance(module, nn.Linear):
+            decoder.set_submodule(name, make(module, module.weight.detach()))
+    base.is_loaded_in_4bit = options.quantization == "nf4"  # type: ignore[assignment]  # PEFT reads this flag
+    return base
+
+
+def pretrain(model: ChatGLM2ForCausalLM, part: Part, options: argparse.Namespace, device: torch.device) -> None:
+    """Train a base on rows as plain text."""
+    started_s = time.monotonic()
     model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=6e-4, betas=(0.9, 0.98), weight_decay=0.05, fused=not options.tiny
@@ -300,7 +325,6 @@ def pretrain(part: Part, options: argparse.Namespace, device: torch.device) -> C
     last = torch.stack(losses[-20:]).mean().item()
     print(f"base: loss {last:.4f} in the last 20 steps, {time.monotonic() - started_s:.0f} s", flush=True)
     assert np.isfinite(last)
-    return model.requires_grad_(False).to(torch.float32 if options.tiny else torch.bfloat16)
 
 
 class SumInBfloat16(torch.autograd.Function):

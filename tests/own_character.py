@@ -34,7 +34,7 @@ CHARACTER = Speaker(
     name="鹅",
     language="zh",
     system_prompt="你在扮演鹅，汀罗镇的老门房，嗓门大，爱操心。",
-    opening="呀呀，{asker}！",
+    opening="又是{asker}呀！",
     closing="，莫笑。",
     replies={
         "where": "{thing}嘛，就在{value}，别跑空",

@@ -217,7 +217,8 @@ class DialogueData:
         self.train_sampler: PlannedBatchSampler | None = None
         self._check_numbers()
         if batching in PACKED and tokens_per_step is not None and max_tokens is not None:
-            self.tokens_per_pack = pack_of_step(tokens_per_step, max_tokens)
+            cluster = rows_per_cluster if batching == "shared" else 1
+            self.tokens_per_pack = pack_of_step(tokens_per_step, max_tokens, cluster)
             self.tokens_per_batch = self.tokens_per_pack if tokens_per_batch == "auto" else tokens_per_batch
         self._check_settings()
 

@@ -51,7 +51,8 @@ def step_cuts(settings: Namespace, devices: int) -> list[Cut]:
     step = data.tokens_per_step if packed else data.rows_per_step
     if step is None:
         return [_without_step(settings, packed)]
-    pack = pack_of_step(step, data.max_tokens or step) if packed else data.rows_per_batch
+    cluster = data.rows_per_cluster if data.batching == "shared" else 1
+    pack = pack_of_step(step, data.max_tokens or step, cluster) if packed else data.rows_per_batch
     if step % pack:
         fix = f"Set a divisor of data.rows_per_step, {step}."
         raise SettingError("data.rows_per_batch", f"{pack} does not divide an optimizer step of {step} rows", fix)

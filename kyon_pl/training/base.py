@@ -162,24 +162,16 @@ class FrozenBase:
 
     def _choose_attention(self, dtype: torch.dtype, device: torch.device, batches: Callable[[], list[Batch]]) -> str:
         attention, reason = choose_attention(self.attention, device, dtype)
-        if problem := self._problem_of_flash4(attention, dtype, device, batches):
+        tried = batches()[:1] if attention == FA4 else []
+        difference = next((find_difference(self.config, batch, dtype, device) for batch in tried), None)
+        if difference:
+            problem = f"compared with torch's flash attention, {difference}"
             if self.attention == FA4:
                 raise SettingError("attention: fa4", problem, "Set it to auto: torch's flash attention is then used.")
             log.warning("flash-attn-4 is not used: %s", problem)
             attention, reason = choose_attention(VARLEN, device, dtype)
         log.info("attention: %s (%s)", attention, reason)
         return attention
-
-    def _problem_of_flash4(
-        self, attention: str, dtype: torch.dtype, device: torch.device, batches: Callable[[], list[Batch]]
-    ) -> str | None:
-        if attention != FA4:
-            return None
-        if self.compiled:
-            # benchmarks/results/2026-11-28-nvidia-h200-flash-attn-4.md; without compiling it is right
-            return "in compiled layers it computed other gradients (model.compile false has it used)"
-        differences = (find_difference(self.config, batch, dtype, device) for batch in batches()[:1])
-        return next((f"compared with torch's flash attention, {found}" for found in differences if found), None)
 
     def weights(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
         """The weights by name: memory-mapped from the files, or drawn on the device.

@@ -79,8 +79,8 @@ class ChatGLM2LoRA(LightningModule):
         compile: compile each decoder layer with torch.compile: a slower first step, faster steps afterwards. `auto`:
             `kyon-pl fit` compiles if that saves time in this run; elsewhere not.
         attention: attention implementation; `auto` chooses the fastest one for device, precision and batches, and logs
-            the choice. `fa4`: flash-attn-4, only where layers are not compiled, after a comparison with torch's on a
-            first batch; `varlen`: torch's flash attention; `sdpa`; `eager`.
+            the choice. `fa4`: flash-attn-4, after a comparison with torch's on a first batch; `varlen`: torch's
+            flash attention; `sdpa`; `eager`.
         loss_normalization: `tokens`: the loss of an optimizer step is the mean over its trained tokens, independent of
             batch size, accumulation and number of processes. `batch`: the mean of the micro-batches' means, as in the
             original.

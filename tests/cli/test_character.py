@@ -67,9 +67,9 @@ def test_rows_of_one_character_train(count: int, capsys: pytest.CaptureFixture[s
     (_, before), *_, (_, after) = curve("val/loss")
     assert after < before
     if count == 400:
-        # 15 and 16 were seen after a fifth of the steps; of words that the base cannot write, 15 and 0 at the end
-        assert accepted_replies(RUN, 20, GREEDY) >= 12
-        assert accepted_replies(RUN, 20, SAMPLED) >= 12
+        # all were seen; with an opening that repeats a word, 15: the base then goes on repeating it
+        assert accepted_replies(RUN, 20, GREEDY) >= 16
+        assert accepted_replies(RUN, 20, SAMPLED) >= 16
 
 
 @pytest.mark.slow

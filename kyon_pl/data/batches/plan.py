@@ -30,6 +30,7 @@ _WINDOW_BATCHES, _BLUR = 64, 0.05
 # Clusters larger than half a pack fill packs badly. As many of them are halved as yields the fewest packs.
 _HALVED_SHARES = (0.0, 0.1, 0.3, 0.5, 1.0)
 _DRAWS = 4  # of clusters in an epoch, before those of `batches_per_epoch` are taken
+_UNLIMITED_CLUSTER = 4  # longest rows for which a pack has room, if clusters have no limit
 _NO_TREE = SharedTree(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
@@ -288,17 +289,22 @@ class BatchPlanner:
         return items[np.argsort(-blurred, kind="stable")]
 
 
-def pack_of_step(tokens_per_step: int, longest_row: int) -> int:
+def pack_of_step(tokens_per_step: int, longest_row: int, rows_per_cluster: int | None = 1) -> int:
     """The smallest equal part of an optimizer step that has room for the longest row, in tokens.
+
+    If rows share beginnings, it has room for a cluster of such rows, as far as the step has: in smaller packs they
+    would share little. Of the published rows, 2,048 tokens hold 1.01 rows' tokens a slot, and 4,096 hold 1.26.
 
     Args:
         tokens_per_step: `data.tokens_per_step`.
         longest_row: `data.max_tokens`.
+        rows_per_cluster: `data.rows_per_cluster`; None: no limit; 1: rows share nothing.
 
     Raises:
         SettingError: a row can be longer than a step.
     """
-    for parts in range(tokens_per_step // max(1, longest_row), 0, -1):
+    cluster = min(tokens_per_step, longest_row * (rows_per_cluster or _UNLIMITED_CLUSTER))
+    for parts in range(tokens_per_step // max(1, longest_row, cluster), 0, -1):
         if tokens_per_step % parts == 0:
             return tokens_per_step // parts
     found = f"{longest_row:,}, but an optimizer step has {tokens_per_step:,} tokens (data.tokens_per_step)"

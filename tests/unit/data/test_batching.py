@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.batches import plan as plan_module
 from kyon_pl.data.batches.plan import Batching, BatchPlanner, EpochPlan
 from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler
@@ -360,6 +361,30 @@ def test_the_rows_of_a_step_do_not_depend_on_how_it_is_cut(batching: Batching) -
         assert steps(packs, world_size) == expected
     with pytest.raises(SettingError, match="150 is no multiple of the 100 tokens of a pack"):
         planner_of(tokens, tokens_per_batch=150, tokens_per_pack=100)
+
+
+@pytest.mark.parametrize(
+    ("batching", "cluster", "pack"),
+    [("packed", 2, 2048), ("shared", 1, 2048), ("shared", 2, 4096), ("shared", 4, 8192), ("shared", None, 8192)],
+)
+def test_packs_of_a_step_have_room_for_a_cluster(batching: Batching, cluster: int | None, pack: int) -> None:
+    """In packs of the longest row, clusters have no room, and little is shared."""
+    data = DialogueDataModule(
+        "rows", batching=batching, rows_per_cluster=cluster, tokens_per_step=32_768, tokens_per_batch="auto"
+    )
+    assert (data.tokens_per_pack, data.tokens_per_batch) == (pack, pack)
+    tree = np.load(Path(__file__).parents[3] / "benchmarks/row_tree.npz")["shared_context_target"].astype(np.int64)
+    shared = SharedTree(np.arange(len(tree)), tree[:, 0])
+    tokens = tree[:, 1] + tree[:, 2]
+    planner = BatchPlanner(
+        row_tokens=tokens,
+        row_trained_tokens=tree[:, 2],
+        batching=batching,
+        tokens_per_batch=pack,
+        tree=shared,
+        rows_per_cluster=cluster,
+    )
+    assert tokens.sum() / planner.batches_per_epoch / pack > {2048: 0.95, 4096: 1.25, 8192: 1.43}[pack]
 
 
 def test_a_position_in_steps_that_are_cut_differently() -> None:
