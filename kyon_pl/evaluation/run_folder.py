@@ -125,7 +125,7 @@ def _read_run_folder(folder: Path, name: str) -> RunFolder:
     return RunFolder(
         folder,
         name,
-        dict(_flat(config)),
+        dict(_flat(config)) if config else {},
         finished_at if isinstance(finished_at, int) else None,
         list(_log_lines(folder / RUN_LOG, missing)),
         read_curves(folder),

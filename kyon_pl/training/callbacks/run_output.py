@@ -174,4 +174,23 @@ class FinalMetrics(Callback):
         of_replies = sorted(name for name in trainer.callback_metrics if name.startswith("val/replies/"))
         curves = ["val/loss", "val/best_loss", *of_replies]
         for logger in trainer.loggers if self.best_loss is not None and trainer.is_global_zero else []:
-            log_comparison(logger, self.settings(), curves, trainer.global_step)
+            log_comparison(logger, self.settings(), run_size(trainer), curves, trainer.global_step)
+
+
+def run_size(trainer: Trainer) -> dict[str, float | None]:
+    """Steps and epochs of a run, and rows and tokens of a mean optimizer step, over all ranks.
+
+    Args:
+        trainer: at the end of fit.
+
+    Returns:
+        The numbers; None for those that are unknown.
+    """
+    workload, steps = trainer.datamodule, trainer.global_step  # type: ignore[attr-defined]
+    size: dict[str, float | None] = {"steps": steps, "epochs": None, "rows a step": None, "tokens a step": None}
+    if isinstance(workload, Workload):
+        per_epoch = -(-workload.batches_per_epoch // trainer.accumulate_grad_batches)
+        size |= {"epochs": round(steps / per_epoch, 2), "tokens a step": round(workload.tokens_per_epoch / per_epoch)}
+        if trainer.limit_train_batches == 1.0 and isinstance(trainer.limit_train_batches, float):  # all of them
+            size["rows a step"] = round(workload.training_rows / per_epoch, 1)
+    return size
