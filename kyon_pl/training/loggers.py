@@ -30,7 +30,7 @@ COLUMNS = {
 }
 _UNSET = "none"
 # of TensorBoard's Custom Scalars tab, in the order of reading; its Scalars tab has all curves by their names
-LAYOUT = {
+LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1 loss": {
         "val/loss and train/loss": ["Multiline", ["val/loss", "train/loss"]],
         "perplexity": ["Multiline", ["val/perplexity"]],
@@ -71,10 +71,23 @@ def log_text(logger: Logger, name: str, text: str, step: int) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def log_layout(logger: Logger) -> None:
-    """Write the layout of TensorBoard's Custom Scalars tab. Other loggers have no such tab. Call it on rank 0."""
+def log_layout(logger: Logger, without: Sequence[str]) -> None:
+    """Write the layout of TensorBoard's Custom Scalars tab. Other loggers have no such tab. Call it on rank 0.
+
+    Args:
+        logger: of the Trainer.
+        without: beginnings of the names of curves that this run does not draw; charts without a curve are left out.
+    """
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_custom_scalars(LAYOUT)
+        shown = {
+            category: {
+                title: chart
+                for title, chart in charts.items()
+                if not all(str(tag).startswith(tuple(without)) for tag in chart[1])
+            }
+            for category, charts in LAYOUT.items()
+        }
+        logger.experiment.add_custom_scalars({category: charts for category, charts in shown.items() if charts})
 
 
 def log_comparison(
