@@ -98,12 +98,14 @@ class Legend:
         light: colour on a light page.
         dark: colour on a dark page.
         style: as in CSS.
+        width: in points.
     """
 
     label: str
     light: str
     dark: str
     style: Literal["solid", "dotted"]
+    width: float
 
 
 @dataclass(frozen=True)

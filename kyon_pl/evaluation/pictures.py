@@ -90,7 +90,6 @@ class Curve:
 
     points: Sequence[tuple[int, float]]
     legend: Legend
-    width: float
     alpha: float
 
 
@@ -157,8 +156,8 @@ def _curves(runs: Mapping[str, Curves], chart: Chart, words: Words) -> Iterator[
             quiet = len(runs) == 1 and (is_base or is_training)
             colours = QUIET if quiet else own
             style: Literal["solid", "dotted"] = "dotted" if is_base else "solid"
-            legend = Legend(name, *colours, style)
-            yield Curve(points, legend, 1.0 if is_training else 1.8, 0.6 if is_training and not quiet else 1.0)
+            legend = Legend(name, *colours, style, width=1.0 if is_training else 1.8)
+            yield Curve(points, legend, 0.6 if is_training and not quiet else 1.0)
 
 
 def _kind(tag: str, words: Words) -> str:
@@ -192,7 +191,7 @@ def _draw_png(file: Path, charts: Mapping[Chart, Sequence[Curve]], words: Words)
     for axes in grid[len(charts) :]:
         axes.set_visible(False)
     if legends := _legend(charts.values()):
-        lines = [Line2D([], [], color=entry.light, linestyle=entry.style) for entry in legends]
+        lines = [Line2D([], [], color=entry.light, linestyle=entry.style, linewidth=entry.width) for entry in legends]
         labels = [entry.label for entry in legends]
         canvas.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, prop={"family": font})
     canvas.savefig(file, dpi=110, format="png", metadata=PNG_METADATA)
@@ -222,7 +221,7 @@ def _draw_chart(axes: Axes, chart: Chart, curves: Sequence[Curve]) -> None:
         steps, values = zip(*curve.points, strict=True)
         marker = "." if len(steps) < _FEW_POINTS and curve.legend.style == "solid" else ""
         (line,) = axes.plot(steps, values, linestyle=curve.legend.style, marker=marker)
-        line.set(color=curve.legend.light, linewidth=curve.width, alpha=curve.alpha)
+        line.set(color=curve.legend.light, linewidth=curve.legend.width, alpha=curve.alpha)
     if chart.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))

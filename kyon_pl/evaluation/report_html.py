@@ -136,7 +136,8 @@ def _panel(panel: Panel, figure: Figure) -> str:
 
 
 def _legend(entry: Legend) -> str:
-    style = f"--light:{entry.light};--dark:{entry.dark};border-top-style:{entry.style}"
+    line = f"border-top-style:{entry.style};border-top-width:{entry.width * 1.6:.1f}px"
+    style = f"--light:{entry.light};--dark:{entry.dark};{line}"
     return f'<li><span style="{style}"></span>{_text(entry.label)}</li>'
 
 

@@ -247,7 +247,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "value": ("value", "值"),
     "none": ("None.", "无。"),
     "warnings": ("Warnings and errors", "警告与错误"),
-    "of_run": (" of {run}", "：{run}"),
+    "of_run": (": {run}", "：{run}"),
 }
 
 

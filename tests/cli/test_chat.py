@@ -333,7 +333,7 @@ def test_a_conversation_in_a_terminal(session: Session, tmp_path: Path, rows: li
     assert "no such command" in session.ask("/fly")
     assert "Did you mean /retry?" in session.ask("/retyr")
     assert "/reset or /retry" in session.ask("/re")
-    assert "no memories" in session.ask("/mem")
+    assert "/memories: nothing has been said" in session.ask("/mem")
     assert "adapter: version_0" in session.ask("/ad\t\t").replace("step=4", "version_0")  # Tab writes the rest
     assert "adapter: another" in session.ask("/adapter an\t")
     assert "adapter: version_0" in session.ask("/adapter v\t")

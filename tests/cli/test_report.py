@@ -149,7 +149,7 @@ def test_runs_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     losses = rows_of(text, "Metrics")["loss"]
     assert losses[1:] == [losses[1]] * 2  # replies change nothing
     assert rows_of(text, "Metrics")["replies/chrf"][2] == "–"
-    assert "There are no sample replies: held_out is null." in text.partition("and why of off</h2>")[2]
+    assert "There are no sample replies: held_out is null." in text.partition("and why: off</h2>")[2]
     files = {"report.md", "report.html", "loss.png", "replies.png"}
     assert {path.name for path in Path("compared").iterdir()} >= files
 
