@@ -12,7 +12,7 @@ class Heading:
     """A heading; level 1 is the title of the report."""
 
     text: str
-    level: Literal[1, 2, 3] = 2
+    level: Literal[1, 2] = 2
 
 
 @dataclass(frozen=True)

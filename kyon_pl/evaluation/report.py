@@ -144,12 +144,12 @@ def _first(runs: Sequence[RunFolder], words: Words) -> Iterator[Part]:
     """Each run in words, the facts, and what to note."""
     for run in runs:
         if len(runs) > 1:
-            yield Heading(run.name, level=3)
+            yield Heading(run.name)
         yield Paragraph(in_words(run, words))
     yield facts(runs, words)
     for run in runs:
         if noted := list(notes(run, words)):
-            yield Heading(words["notes"] + _of_run(run, runs, words), level=3)
+            yield Heading(words["notes"] + _of_run(run, runs, words))
             yield Bullets(noted)
 
 

@@ -232,6 +232,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "dialogues": ("dialogues", "对话"),
     "from_log": ("From run.log:", "run.log 原文："),
     "times": ("Speed and time", "速度与用时"),
+    "measure": ("measure", "项目"),
     "time_whole": ("from the last start to the last line", "从最近一次启动到日志最后一行"),
     "time_training": ("training", "训练"),
     "steps_in": ("{steps} steps in {time}", "{steps} 步，{time}"),

@@ -117,7 +117,7 @@ def times(run: RunFolder, words: Words, of_run: str) -> Iterator[Part]:
     rows = list(_times(run, words))
     if rows:
         yield Heading(words["times"] + of_run)
-        yield Table(["", words["value"]], rows)
+        yield Table([words["measure"], words["value"]], rows)
 
 
 def _times(run: RunFolder, words: Words) -> Iterator[list[str]]:
