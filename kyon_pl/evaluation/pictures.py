@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,8 @@ def draw(runs: Mapping[str, Curves], outputs: Mapping[str, Output], words: Words
         charts = [chart for chart in charts if any(curves.get(tag) for tag in chart.tags for curves in runs.values())]
         drawn = {chart: list(_curves(runs, chart, words)) for chart in charts}
         if drawn:
-            with rc_context({"svg.fonttype": "none", "svg.hashsalt": "kyon_pl", "axes.edgecolor": LINE[0]}):
+            # words stay text in SVG, and dollars in the name of a run stay dollars
+            with rc_context({"svg.fonttype": "none", "svg.hashsalt": "kyon_pl", "text.parse_math": False}):
                 with writing(outputs[name]) as file:
                     in_png = {chart: list(_curves(runs, chart, words_in_png)) for chart in charts}
                     _draw_png(file, in_png, words_in_png)
@@ -228,10 +230,11 @@ def _draw_chart(axes: Axes, chart: Chart, curves: Sequence[Curve]) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        top = max(value for curve in curves for _, value in curve.points)
+        top = max((value for curve in curves for _, value in curve.points if math.isfinite(value)), default=0.0)
         high = chart.high if chart.high and top <= chart.high else None if top > 0 else 1.0
         axes.set_ylim(chart.low, high and high * 1.03)  # room for a line at the end
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.grid(color=LINE[0], linewidth=0.5, alpha=0.6)
     axes.tick_params(colors=QUIET[0], labelcolor=INK[0], labelsize="small")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(LINE[0])

@@ -192,6 +192,17 @@ def test_what_is_missing_has_its_reason(
     assert said in " ".join(missing(run, words_in("en")))
 
 
+def test_a_diverged_run_and_names_of_any_form(tmp_path: Path) -> None:
+    lost = {"train/loss": {1: 2.0, 2: float("nan")}, "val/loss": {0: 2.5, 2: float("inf")}}
+    lost["val/perplexity"] = {0: float("inf"), 2: float("inf")}
+    runs = [write_run(tmp_path / name, curves=lost) for name in ("_$\\frac{$", "<b>&[x](y)")]
+    main(["report", *map(str, runs), "--output", str(tmp_path / "out")])
+    page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert page.tags <= OUR_TAGS
+    assert "Training report: _$\\frac{$ and <b>&[x](y)" in page.text
+    assert (tmp_path / "out/loss.png").is_file()
+
+
 def test_every_text_is_there_in_both_languages() -> None:
     for key, (english, chinese) in MESSAGES.items():
         fields = [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in (english, chinese)]
