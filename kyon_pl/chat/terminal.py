@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 
-from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, check_has_turns
+from kyon_pl.chat.conversation import Conversation, check_has_turns
 from kyon_pl.chat.history import read_history, write_history
 from kyon_pl.chat.model import ChatReply, Sampling, sampling_for
 from kyon_pl.chat.role_play import RolePlay
+from kyon_pl.chat.terminal_commands import COMMANDS, Choices, complete_with_tab, find_command, paths
+from kyon_pl.chat.terminal_lines import PROMPT, Speaker, print_piece, read_line
+from kyon_pl.demo.grammar import CHARACTERS
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import from_here, replace_control_characters
 
-PROMPT = "> "
+RETRY_TEMPERATURE = 0.8  # of /retry where replies are greedy, and so would be the same
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Terminal:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
         history = read_history()
+        complete_with_tab(self._choices())
         try:
             while (line := self._read()) is not None:
                 self._handle(line)
@@ -69,7 +73,7 @@ class Terminal:
                 name, _, argument = line.partition(" ")
                 self._command(name)(argument.strip())
             elif line:
-                self._ask(line)
+                self._ask(line, self.sampling)
         except KyonError as error:
             print(replace_control_characters(str(error)), file=sys.stderr if self.as_json else sys.stdout)
         except OSError as error:
@@ -79,25 +83,42 @@ class Terminal:
         except KeyboardInterrupt:
             print("\n(interrupted; the conversation is as before)")
 
-    def _command(self, name: str) -> Callable[[str], None]:
-        if name not in COMMANDS:
-            raise SettingError(name, "there is no such command", "/help lists them")
-        command: Callable[[str], None] = getattr(self, COMMANDS[name][0])
+    def _command(self, typed: str) -> Callable[[str], None]:
+        command: Callable[[str], None] = getattr(self, find_command(typed)[1:])
         return command
 
-    def _ask(self, typed: str) -> None:
+    def _choices(self) -> Choices:
+        """What Tab offers as arguments."""
+        return {
+            "/adapter": lambda begun: self.conversation.model.adapters,
+            "/character": lambda begun: ["none", "demo", *(f"demo/{role.name}" for role in CHARACTERS), *paths(begun)],
+            "/params": lambda begun: [f"{name} " for name in asdict(self.sampling)],
+            "/save": paths,
+        }
+
+    def _ask(self, typed: str, sampling: Sampling) -> None:
         if self.as_json:
-            print(json_line(self.conversation, typed, self.sampling, self.compares), flush=True)
+            print(json_line(self.conversation, typed, sampling, self.compares), flush=True)
             return
-        _end_reply(self.conversation.ask(typed, self.sampling, print_piece))
+        speaker = Speaker(tuple(self._names()))
+        reply = self.conversation.ask(typed, sampling, speaker.print_piece)
+        speaker.end()
+        _end_reply(reply)
         if self.compares and self.conversation.model.adapters:
             print_piece("base: ")
-            _end_reply(self.conversation.compare(self.sampling, print_piece))
+            _end_reply(self.conversation.compare(sampling, print_piece))
+
+    def _names(self) -> Iterator[str]:
+        """The names of the role, the one to print first; none without a role."""
+        if self.conversation.role:
+            role = self.conversation.role.role
+            yield from dict.fromkeys((role.name, *role.aliases))
 
     def help(self, argument: str) -> None:
         """List the commands."""
-        for name, (_, text) in COMMANDS.items():
+        for name, text in COMMANDS.items():
             print(f"{name:<12}{text}")
+        print("A beginning that only one command has is enough, such as /mem. Tab completes names.")
 
     def reset(self, argument: str) -> None:
         """Start a new conversation."""
@@ -114,21 +135,42 @@ class Terminal:
         print(f"(removed: {self.conversation.turns.pop().typed})")
 
     def retry(self, argument: str) -> None:
-        """Ask the last question again, with the next seed.
+        """Ask the last question again: each time with another seed, and not greedily, which would give the same reply.
 
         Raises:
             SettingError: there is none.
             KyonError: the question cannot be asked; the turn stays as it was.
         """
-        check_has_turns("/retry", self.conversation.turns)
-        self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
         turns = self.conversation.turns
+        check_has_turns("/retry", turns)
         number, last = len(turns), turns.pop()
         try:
-            self._ask(last.typed)
+            self._ask(last.typed, self._sampling_of_retry(last.retries + 1))
+            turns[-1] = replace(turns[-1], retries=last.retries + 1)
         finally:
             if len(turns) < number:
                 turns.append(last)
+
+    def _sampling_of_retry(self, retries: int) -> Sampling:
+        sampling = replace(self.sampling, seed=self.sampling.seed + retries)
+        if sampling.temperature:
+            return sampling
+        said = f"(temperature {RETRY_TEMPERATURE} for this reply: with temperature 0 it would be the same again)"
+        print(said, file=sys.stderr if self.as_json else sys.stdout)
+        return replace(sampling, temperature=RETRY_TEMPERATURE)
+
+    def memories(self, argument: str) -> None:
+        """Show the memories of the last question.
+
+        Raises:
+            SettingError: there is none.
+        """
+        check_has_turns("/memories", self.conversation.turns)
+        memories = self.conversation.memories()
+        for number, memory in enumerate(memories, start=1):
+            print(f"{number}. {replace_control_characters(memory)}")
+        if not memories:
+            print("(no memories: no role is played, or it has none)")
 
     def system(self, argument: str) -> None:
         """Set or show the system prompt.
@@ -224,21 +266,6 @@ class Terminal:
         raise SystemExit
 
 
-COMMANDS = {
-    "/help": ("help", "list the commands"),
-    "/reset": ("reset", "start a new conversation"),
-    "/undo": ("undo", "remove the last question and its reply"),
-    "/retry": ("retry", "ask the last question again, with the next seed"),
-    "/system": ("system", "TEXT: set the system prompt and start a new conversation"),
-    "/character": ("character", "FOLDER or none: play a role and start a new conversation"),
-    "/adapter": ("adapter", "NAME: switch to another adapter; without a name, list them"),
-    "/compare": ("compare", "turn the base model's reply on or off"),
-    "/params": ("params", "NAME NUMBER: set temperature, top_p, repetition_penalty, max_new_tokens or seed"),
-    "/save": ("save", "FILE.jsonl: append the conversation as a training row"),
-    "/quit": ("quit", "end the program, like Ctrl-D"),
-}
-
-
 def json_line(conversation: Conversation, typed: str, sampling: Sampling, compares: bool) -> str:
     """Ask a question; the question as typed, the exact prompt, the reply and whether the model ended it, as JSON.
 
@@ -257,32 +284,6 @@ def json_line(conversation: Conversation, typed: str, sampling: Sampling, compar
     if compares and conversation.model.adapters:
         answer["base"] = conversation.compare(sampling).text
     return json.dumps(answer, ensure_ascii=False)
-
-
-def read_line(prompt: str = PROMPT) -> str:
-    """Read a line: from a terminal with readline; from a pipe not much more than a message can have.
-
-    Args:
-        prompt: to show before it.
-
-    Raises:
-        EOFError: there are no more lines.
-    """
-    if sys.stdin.isatty():
-        return input(prompt)
-    print(prompt, end="", flush=True)
-    line = rest = sys.stdin.readline(MAX_QUESTION_CHARACTERS + 1)
-    while rest and not rest.endswith("\n"):
-        rest = sys.stdin.readline(MAX_QUESTION_CHARACTERS)
-    if not line:
-        raise EOFError
-    return line
-
-
-def print_piece(text: str) -> None:
-    """Print a piece of a reply and flush."""
-    sys.stdout.write(replace_control_characters(text))
-    sys.stdout.flush()
 
 
 def _end_reply(reply: ChatReply) -> None:

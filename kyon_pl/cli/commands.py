@@ -56,7 +56,7 @@ COMMANDS = {
         "kyon_pl.cli.tools:run_preview",
     ),
     "report": (
-        "report runs as Markdown with pictures:  kyon-pl report lightning_logs/version_0",
+        "report runs as HTML and Markdown:  kyon-pl report lightning_logs/version_0",
         "kyon_pl.cli.tools:run_report",
     ),
     "merge": (

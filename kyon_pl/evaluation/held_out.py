@@ -6,9 +6,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-REPLIES = "held_out_replies.jsonl"
-# markup in Markdown (GitHub's too) and HTML, except dots between digits and dashes inside words
-_MARKUP = re.compile(r"[!#$&()*+<>@\[\\\]`{|}~]|:(?=[/\w+-])|(?<!\d)\.|\.(?!\d)|(?<!\w)[_-]|[_-](?!\w)")
+REPLIES, SCORES = "held_out_replies.jsonl", "scores.md"
+# what Markdown (CommonMark, GitHub's and TensorBoard's) takes for markup, only where it does: dots, dashes and colons
+# of ordinary text stay as they are
+_BACKSLASHED = r"[\\`*\[\]]|(?<!\w)_|_(?!\w)"
+_AS_ENTITY = (
+    *(
+        r"[<|$~]",
+        r"&(?=#|\w)",
+        r":(?=//|[a-z+-][\w+-]*:)",
+        r"@(?=\w)",
+    ),  # tags, cells, formulas, entities, addresses, emoji
+    r"(?<=\bwww)\.",
+    *(r"^[#>]", r"^[+-](?=\s|$)", r"^[=-](?=[=\s-]*$)"),  # how blocks begin
+    *(rf"(?<=^{digits})[.)](?=\s|$)" for digits in (r"\d", r"\d\d", r"\d\d\d")),
+)
+_MARKUP = re.compile(f"(?P<backslashed>{_BACKSLASHED})|{'|'.join(_AS_ENTITY)}", re.IGNORECASE)
 
 
 def exchange(row: Mapping[str, Any], replies: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
@@ -19,9 +32,14 @@ def exchange(row: Mapping[str, Any], replies: Iterable[tuple[str, Mapping[str, A
         replies: pairs of a label and a reply.
     """
     base = [["base", row["base"]]] if row["base"] is not None else []
-    labelled = [[label, reply["reply"] + ("" if reply["stopped"] else " […]")] for label, reply in replies]
+    labelled = [[label, ended(reply)] for label, reply in replies]
     rows = [["reference", row["reference"]], *base, *labelled]
     return f"{escape_markdown(question(row))}\n\n" + table(["", "reply"], rows)
+
+
+def ended(reply: Mapping[str, Any]) -> str:
+    """A reply; with an ellipsis if the model did not end it itself."""
+    return str(reply["reply"]) + ("" if reply["stopped"] else " […]")
 
 
 def question(row: Mapping[str, Any]) -> str:
@@ -30,14 +48,20 @@ def question(row: Mapping[str, Any]) -> str:
 
 
 class Code(str):
-    """A name of ours, such as a setting, that is shown as code and so needs no escaping."""
+    """A name or value that is shown as code."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; cells are escaped, the head is not."""
-    cells = ([f"`{cell}`" if isinstance(cell, Code) else escape_markdown(cell) for cell in row] for row in rows)
+    cells = ([_code(cell) if isinstance(cell, Code) else escape_markdown(cell) for cell in row] for row in rows)
     lines = [head, ["---"] * len(head), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(cell: str) -> str:
+    """Code, except what could end a span of code or a cell."""
+    plain = cell.isprintable() and not {"`", "|", "\\"} & {*cell} and cell == cell.strip()
+    return f"`{cell}`" if cell and plain else escape_markdown(cell)
 
 
 def block(text: str) -> str:
@@ -46,7 +70,11 @@ def block(text: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """The text on one line that renders literally: line ends as ↵, unprintable characters as �, markup as entities."""
+    """The text on one line that renders literally: line ends as ↵, unprintable characters as �, markup escaped."""
     line = " ↵ ".join(text.splitlines())
     printable = "".join(character if character.isprintable() else "�" for character in line)
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", printable)
+    return _MARKUP.sub(_escaped, printable)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\{match[0]}" if match["backslashed"] else f"&#{ord(match[0])};"

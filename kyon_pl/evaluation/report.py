@@ -1,44 +1,42 @@
-"""`kyon-pl report`: one run, or a comparison of several, as Markdown and pictures."""
+"""`kyon-pl report`: one run, or a comparison of several, as Markdown with pictures and as one HTML file."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kyon_pl.errors import SettingError
-from kyon_pl.evaluation.held_out import Code, block, escape_markdown, exchange, table
-from kyon_pl.evaluation.report_words import in_words
+from kyon_pl.evaluation import report_html, report_markdown
+from kyon_pl.evaluation.held_out import ended, question
+from kyon_pl.evaluation.parts import Bullets, Exchange, Figure, Heading, Paragraph, Part
+from kyon_pl.evaluation.pictures import PICTURES, check_matplotlib, draw, has_chinese_font
+from kyon_pl.evaluation.report_messages import Language, Words, words_in
+from kyon_pl.evaluation.report_missing import missing
+from kyon_pl.evaluation.report_tables import data, facts, metrics, settings, times, warnings
+from kyon_pl.evaluation.report_words import in_words, notes, short_state
 from kyon_pl.evaluation.run_folder import RunFolder, read_run_folders
 from kyon_pl.logs import from_here
 from kyon_pl.outputs import Output, check_outputs, is_our_png, output_file, resolve, writing
-from kyon_pl.runs.curves import PICTURES, check_matplotlib, draw
 
 log = logging.getLogger(__name__)
 
-REPORT = "report.md"
+REPORT, PAGE = "report.md", "report.html"
 SHOWN_QUESTIONS = 5
-NO_VALUE = "–"
-_STATE_COLUMNS = ("run", "state")
-_STATES = f"\n\n{table(_STATE_COLUMNS, ())}\n"
-_HIDDEN_SETTINGS = (
-    *("config", "ckpt_path", "replies.", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir"),
-    *("trainer.enable_", "trainer.inference_mode", "trainer.use_distributed_sampler", "trainer.reload_"),
-    *("model.lora.loftq_config", "model.lora.megatron", "model.lora.qalora_group", "model.lora.runtime_config"),
-)
-_RATES = ("train/tokens_per_s", "train/trained_tokens_per_s", "train/rows_per_s", "train/peak_gpu_memory_gib")
+_OLD_MARK = "| run | state |\n| --- | --- |\n"  # of reports of earlier versions
 
 
-def report(runs: list[str], output: str | None = None) -> None:
+def report(runs: list[str], output: str | None = None, language: Language = "en") -> None:
     """Write a report of a run, or of several compared: metrics, settings, replies, curves.
 
-    The report of a failed or running run shows what exists so far and says that the run has not finished.
+    It is written as report.md with pictures, and as report.html, one file to send to somebody. The report of a failed
+    or running run shows what exists so far and says what is missing, and why.
 
     Args:
         runs: run folders, such as lightning_logs/version_0; may be given without `--runs`.
         output: the folder to write to; unset, `report` in the first run folder.
+        language: en or zh, of the words of the report.
 
     Raises:
         MissingFileError: a folder that contains no run.
@@ -50,19 +48,40 @@ def report(runs: list[str], output: str | None = None) -> None:
     check_matplotlib()
     folders = read_run_folders([Path(run) for run in runs])
     folder = resolve("--output", output or folders[0].folder / "report")
-    text_output, picture_outputs = outputs_in(folder)
-    check_outputs([text_output, *picture_outputs.values()], {})
-    pictures = draw({run.name: run.curves for run in folders}, picture_outputs)
-    parts = [*summary(folders), *(f"![{picture.stem}]({picture.name})" for picture in pictures), *details(folders)]
-    with writing(text_output) as written:
-        written.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    outputs = outputs_in(folder)
+    check_outputs(outputs.all(), {})
+    words = words_in(language)
+    curves = {run.name: run.curves for run in folders}
+    figures = draw(curves, outputs.pictures, words, words if has_chinese_font() else words_in("en"))
+    parts = list(report_parts(folders, figures, words))
+    for file, text in (
+        (outputs.markdown, report_markdown.markdown(parts, words["question"])),
+        (outputs.page, report_html.page(parts, language)),
+    ):
+        with writing(file) as written:
+            written.write_text(text, encoding="utf-8")
+    if language == "zh" and figures and not has_chinese_font():
+        log.warning("matplotlib finds no font for Chinese: the titles in the PNG files are English; %s has none", PAGE)
     for run in folders:
-        log.info("%s: %s", run.name, run.state())
-    log.info("report: %s and %d pictures written to %s", REPORT, len(pictures), from_here(folder))
+        log.info("%s: %s", run.name, short_state(run, words_in("en")))
+    log.info("report: %s, %s and %d pictures written to %s", REPORT, PAGE, len(figures), from_here(folder))
 
 
-def outputs_in(folder: Path) -> tuple[Output, dict[str, Output]]:
-    """The files of a report: its text, and the pictures by the keys of `PICTURES`.
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a report: Markdown, HTML, and the pictures by the keys of `PICTURES`."""
+
+    markdown: Output
+    page: Output
+    pictures: dict[str, Output]
+
+    def all(self) -> list[Output]:
+        """All of them."""
+        return [self.markdown, self.page, *self.pictures.values()]
+
+
+def outputs_in(folder: Path) -> Outputs:
+    """The files of a report.
 
     Args:
         folder: of the report; it need not exist.
@@ -72,12 +91,20 @@ def outputs_in(folder: Path) -> tuple[Output, dict[str, Output]]:
     """
     if folder.is_file():
         raise SettingError("--output", f"{folder} is a file", "Name a folder")
-    pictures = {name: output_file("--output", folder / f"{name}.png", _is_our_picture) for name in PICTURES}
-    return output_file("--output", folder / REPORT, _is_our_report), pictures
+    return Outputs(
+        output_file("--output", folder / REPORT, _is_our_report),
+        output_file("--output", folder / PAGE, _is_our_page),
+        {name: output_file("--output", folder / f"{name}.png", _is_our_picture) for name in PICTURES},
+    )
 
 
 def _is_our_report(path: Path) -> bool:
-    return _STATES in path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text.endswith(f"{report_markdown.MARK}\n") or _OLD_MARK in text
+
+
+def _is_our_page(path: Path) -> bool:
+    return report_html.MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _is_our_picture(path: Path) -> bool:
@@ -87,85 +114,58 @@ def _is_our_picture(path: Path) -> bool:
     return is_our_png(path) or shown
 
 
-def summary(runs: Sequence[RunFolder]) -> Iterator[str]:
-    """The title, the state of each run, and the metrics."""
-    names = [run.name for run in runs]
-    yield f"# {' and '.join(map(escape_markdown, names))}"
+def report_parts(runs: Sequence[RunFolder], figures: Sequence[Figure], words: Words) -> Iterator[Part]:
+    """All parts, in the order of reading.
+
+    Args:
+        runs: one or more.
+        figures: their curves.
+        words: of the report.
+    """
+    yield Heading(words["title"].format(runs=words["and"].join(run.name for run in runs)), level=1)
+    yield from _first(runs, words)
+    yield from _replies(runs, words)
+    yield from figures
+    yield from metrics(runs, words)
     for run in runs:
-        yield f"{f'**{escape_markdown(run.name)}**: ' if len(runs) > 1 else ''}{in_words(run)}"
-    yield table(_STATE_COLUMNS, [[run.name, run.state()] for run in runs])
+        of_run = _of_run(run, runs, words)
+        if reasons := list(missing(run, words)):
+            yield Heading(words["missing"] + of_run)
+            yield Bullets(reasons)
     for run in runs:
-        if run.missing:
-            yield f"Missing in {escape_markdown(run.name)}: {escape_markdown('; '.join(run.missing))}."
-    yield "## Metrics: base → tuned"
-    rows = [[Code(name), *(_change(run, name) for run in runs)] for name in metric_names(runs)]
-    yield table(["", *map(escape_markdown, names)], rows) if rows else "No validation took place."
+        of_run = _of_run(run, runs, words)
+        yield from data(run, words, of_run)
+        yield from times(run, words, of_run)
+        yield from warnings(run, words, of_run)
+    yield from settings(runs, words)
 
 
-def details(runs: Sequence[RunFolder]) -> Iterator[str]:
-    """The replies and settings; the data, times and warnings of each run."""
-    yield from _replies(runs)
-    yield from _settings(runs)
+def _first(runs: Sequence[RunFolder], words: Words) -> Iterator[Part]:
+    """Each run in words, the facts, and what to note."""
     for run in runs:
-        lines = run.last_start()
-        name = f" of {escape_markdown(run.name)}" if len(runs) > 1 else ""
-        if data := [line.text for line in lines if line.text.startswith("data: ")]:
-            yield f"## Data{name}\n\n{block(chr(10).join(data))}"
-        yield f"## Times{name}\n\n{table(['', ''], _times(run))}"
-        if warnings := [f"{line.level}: {line.text}" for line in lines if line.level != "INFO"]:
-            yield f"## Warnings and errors{name}\n\n{block(chr(10).join(warnings))}"
+        if len(runs) > 1:
+            yield Heading(run.name)
+        yield Paragraph(in_words(run, words))
+    yield facts(runs, words)
+    for run in runs:
+        if noted := list(notes(run, words)):
+            yield Heading(words["notes"] + _of_run(run, runs, words))
+            yield Bullets(noted)
 
 
-def metric_names(runs: Sequence[RunFolder]) -> list[str]:
-    """Names of the validation metrics in alphabetical order, `loss` and `perplexity` first, without `base_replies/`."""
-    tags = {tag.removeprefix("val/") for run in runs for tag in run.curves if tag.startswith("val/")}
-    return sorted((tag for tag in tags if not tag.startswith("base_replies/")), key=lambda tag: (tag.count("/"), tag))
+def _of_run(run: RunFolder, runs: Sequence[RunFolder], words: Words) -> str:
+    """The end of a heading: of which run it is, if there are several."""
+    return words["of_run"].format(run=run.name) if len(runs) > 1 else ""
 
 
-def _number(value: float | None) -> str:
-    """Four significant digits."""
-    return NO_VALUE if value is None else f"{value:.4g}"
-
-
-def _change(run: RunFolder, name: str) -> str:
-    return " → ".join(map(_number, run.base_and_tuned(name)))
-
-
-def _replies(runs: Sequence[RunFolder]) -> Iterator[str]:
+def _replies(runs: Sequence[RunFolder], words: Words) -> Iterator[Part]:
+    """A few questions, with the replies of the base and of each run side by side."""
     shown = next((run.replies for run in runs if run.replies), [])[:SHOWN_QUESTIONS]
     if shown:
-        yield "## Replies to held-out questions"
+        yield Heading(words["replies"])
     for row in shown:
         same = [(run, [other for other in run.replies if other["prompt"] == row["prompt"]]) for run in runs]
-        yield exchange(row, [(run.name, rows[0]["replies"][-1]) for run, rows in same if rows])
-
-
-def _settings(runs: Sequence[RunFolder]) -> Iterator[str]:
-    """The settings of one run that are not empty, or the settings in which several runs differ."""
-    keys = dict.fromkeys(key for run in runs for key in run.settings if not key.startswith(_HIDDEN_SETTINGS))
-    rows = [[Code(key), *(_setting_text(run.settings.get(key)) for run in runs)] for key in keys]
-    if len(runs) == 1:
-        yield "## Settings"
-        yield table(["setting", "value"], [row for row in rows if row[1] not in (NO_VALUE, "false", "[]", "{}")])
-        return
-    yield "## Settings that differ"
-    different = [row for row in rows if len(set(row[1:])) > 1]
-    yield table(["setting", *(escape_markdown(run.name) for run in runs)], different) if different else "None."
-
-
-def _setting_text(value: Any) -> str:
-    if value in (None, ""):
-        return NO_VALUE
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _times(run: RunFolder) -> Iterator[list[str]]:
-    lines = run.last_start()
-    if lines:
-        yield ["from the last start to the last line", str(lines[-1].time - lines[0].time)]
-    for line in lines:
-        if line.text.startswith(("estimate: ", "trained to step ")):
-            yield [line.text.partition(" ")[0].rstrip(":"), line.text.removeprefix("estimate: ")]
-    for tag in _RATES:
-        if points := run.curves.get(tag):
-            yield [f"{tag}, mean of its entries", _number(sum(value for _, value in points) / len(points))]
+        base = [(words["base"], row["base"])] if row["base"] is not None else []
+        names = [words["tuned"] if len(runs) == 1 else run.name for run, _ in same]
+        tuned = [(name, ended(rows[0]["replies"][-1])) for name, (_, rows) in zip(names, same, strict=True) if rows]
+        yield Exchange(question(row), [*base, *tuned], (words["reference"], row["reference"]))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kyon_pl.errors import CheckpointError, MissingFileError
-from kyon_pl.evaluation.held_out import REPLIES
+from kyon_pl.evaluation.held_out import REPLIES, SCORES
 from kyon_pl.files import entry, read_json_object, read_text, read_yaml_mapping
 from kyon_pl.logs import RUN_LOG
 from kyon_pl.runs.curves import Curves, read_curves
@@ -47,7 +47,9 @@ class RunFolder:
         log: the lines of rank 0.
         curves: the curves of TensorBoard's files.
         replies: the rows that `HeldOutReplies` wrote.
-        missing: descriptions of files that are missing or cannot be read.
+        missing: descriptions of files that cannot be read.
+        absent: names of files that every run has, and this folder has not.
+        scored: whether it is the folder of `validate` or `test`, with scores and no training.
     """
 
     folder: Path
@@ -58,28 +60,28 @@ class RunFolder:
     curves: Curves
     replies: list[dict[str, Any]]
     missing: list[str]
+    absent: list[str]
+    scored: bool = False
 
     @property
     def last_step(self) -> int:
         """The newest step of any curve."""
         return max((points[-1][0] for points in self.curves.values() if points), default=0)
 
-    def state(self) -> str:
-        """Whether the run has finished; if not, its last step and log line."""
-        if self.finished_at_step is not None:
-            return f"finished at step {self.finished_at_step}"
-        last = f"; its last line: {self.log[-1].text}" if self.log else ""
-        return f"NOT FINISHED: curves up to step {self.last_step}{last}"
-
     def base_and_tuned(self, name: str) -> tuple[float | None, float | None]:
         """A metric of the base and of the newest step; the loss of the base is the loss at step 0.
 
         Args:
-            name: without `val/`.
+            name: without `val/`; metrics of a test begin with `test/`.
         """
-        tuned = self.curves.get(f"val/{name}", [])
-        base = self.curves.get(f"val/{name.replace('replies/', 'base_replies/')}", []) if "replies/" in name else tuned
-        return base[0][1] if base and base[0][0] == 0 else None, tuned[-1][1] if tuned else None
+        tag = name if name.startswith("test/") else f"val/{name}"
+        tuned = self.curves.get(tag, [])
+        if "replies/" in tag:
+            base = self.curves.get(tag.replace("replies/", "base_replies/"), [])
+        else:
+            curve = self.curves.get("val/loss", []) if name == "best_loss" else tuned
+            base = [point for point in curve[:1] if point[0] == 0 and len(curve) > 1]
+        return base[-1][1] if base else None, tuned[-1][1] if tuned else None
 
     def last_start(self) -> list[LogLine]:
         """The log lines since the run was last started or resumed."""
@@ -115,29 +117,32 @@ def _read_run_folder(folder: Path, name: str) -> RunFolder:
         fix = f"Name a run folder, such as lightning_logs/version_0; it contains at least one of: {', '.join(names)}."
         raise MissingFileError(f"run {folder}", "it contains no run", fix)
     missing: list[str] = []
+    absent = [name for name in names[:3] if not (folder / name).exists()]
     record = _read(read_json_object, folder / RECORD, missing)
     config = _read(read_yaml_mapping, folder / CONFIG, missing)
     finished_at = record.get("finished_at_step")
-    curves = read_curves(folder)
-    if not curves:
-        missing.append("no curves in TensorBoard's files")
+    scored = RECORD in absent and (folder / SCORES).is_file()
     return RunFolder(
         folder,
         name,
-        dict(_flat(config)),
+        dict(_flat(config)) if config else {},
         finished_at if isinstance(finished_at, int) else None,
         list(_log_lines(folder / RUN_LOG, missing)),
-        curves,
+        read_curves(folder),
         _replies(folder / REPLIES, missing),
         missing,
+        [] if scored else absent,
+        scored,
     )
 
 
 def _read(read: Callable[[Path], dict[str, Any]], file: Path, missing: list[str]) -> dict[str, Any]:
-    """The content of a file; empty, and noted in `missing`, if it cannot be read."""
+    """The content of a file; empty if it does not exist, or cannot be read, which is noted in `missing`."""
     try:
         return read(file)
-    except (CheckpointError, MissingFileError) as error:
+    except MissingFileError:
+        return {}
+    except CheckpointError as error:
         missing.append(f"{file.name}: {error.found}")
         return {}
 
@@ -147,7 +152,6 @@ def _replies(file: Path, missing: list[str]) -> list[dict[str, Any]]:
     try:
         lines = read_text(file).split("\n")
     except MissingFileError:
-        missing.append(f"no {file.name}: held_out was null, or the run stopped before the first replies")
         return []
     except CheckpointError as error:
         missing.append(f"{file.name}: {error.found}")
@@ -188,10 +192,7 @@ def _log_lines(file: Path, missing: list[str]) -> Iterator[LogLine]:
     except OSError as error:
         missing.append(f"{file.name}: it cannot be read ({error.strerror})")
         return
-    if text is None:
-        missing.append(f"no {file.name}")
-        return
-    for line in text.splitlines():
+    for line in (text or "").splitlines():
         if (match := _LINE.fullmatch(line)) and match[2] == "0" and (time := _time(match[1])):
             yield LogLine(time, match[3], match[4])
 

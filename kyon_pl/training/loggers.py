@@ -14,27 +14,25 @@ from torch.utils.tensorboard.summary import hparams
 from kyon_pl.logs import from_here
 
 CALLBACKS = "trainer.callbacks"  # a list, which is no hyperparameter
-# of TensorBoard's HParams tab, by the names that people say; a setting that a run does not have has no column
+# of TensorBoard's HParams tab, by short names. TensorBoard sorts them, shows the first five at first, and takes the
+# columns of all runs from one of them; so every run has all columns
 COLUMNS = {
-    "rate": "model.optimizer.init_args.lr",
-    "rank": "model.lora.init_args.r",
     "alpha": "model.lora.init_args.lora_alpha",
-    "epochs": "trainer.max_epochs",
-    "steps": "trainer.max_steps",
-    "tokens a step": "data.tokens_per_step",
-    "rows a step": "data.rows_per_step",
+    "base": "model.base",
     "batching": "data.batching",
+    "learning rate": "model.optimizer.init_args.lr",
     "max tokens": "data.max_tokens",
     "precision": "trainer.precision",
     "quantization": "model.quantization",
-    "base": "model.base",
-    "source": "data.source",
+    "rank": "model.lora.init_args.r",
     "seed": "seed_everything",
+    "source": "data.source",
 }
+_UNSET = "none"
 # of TensorBoard's Custom Scalars tab, in the order of reading; its Scalars tab has all curves by their names
-LAYOUT = {
+LAYOUT: dict[str, dict[str, list[Any]]] = {
     "1 loss": {
-        "training and validation": ["Multiline", ["train/loss", "val/loss"]],
+        "val/loss and train/loss": ["Multiline", ["val/loss", "train/loss"]],
         "perplexity": ["Multiline", ["val/perplexity"]],
     },
     "2 replies to held-out questions, and the base's": {
@@ -46,6 +44,8 @@ LAYOUT = {
         "peak GPU memory, GiB": ["Multiline", ["train/peak_gpu_memory_gib"]],
     },
 }
+# where it is, unless another TensorBoard runs: few points, such as those of a validation, are wrong when smoothed
+FIRST_PAGE = "http://localhost:6006/#custom_scalars&_smoothingWeight=0"
 
 
 def log_text(logger: Logger, name: str, text: str, step: int) -> None:
@@ -71,13 +71,28 @@ def log_text(logger: Logger, name: str, text: str, step: int) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def log_layout(logger: Logger) -> None:
-    """Write the layout of TensorBoard's Custom Scalars tab. Other loggers have no such tab. Call it on rank 0."""
+def log_layout(logger: Logger, without: Sequence[str]) -> None:
+    """Write the layout of TensorBoard's Custom Scalars tab. Other loggers have no such tab. Call it on rank 0.
+
+    Args:
+        logger: of the Trainer.
+        without: beginnings of the names of curves that this run does not draw; charts without a curve are left out.
+    """
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_custom_scalars(LAYOUT)
+        shown = {
+            category: {
+                title: chart
+                for title, chart in charts.items()
+                if not all(str(tag).startswith(tuple(without)) for tag in chart[1])
+            }
+            for category, charts in LAYOUT.items()
+        }
+        logger.experiment.add_custom_scalars({category: charts for category, charts in shown.items() if charts})
 
 
-def log_comparison(logger: Logger, settings: Mapping[str, str], curves: Sequence[str], step: int) -> None:
+def log_comparison(
+    logger: Logger, settings: Mapping[str, str], size: Mapping[str, float | None], curves: Sequence[str], step: int
+) -> None:
     """Write the row of a run in TensorBoard's HParams tab, which shows the last values of curves.
 
     Other loggers have no such table.
@@ -85,12 +100,13 @@ def log_comparison(logger: Logger, settings: Mapping[str, str], curves: Sequence
     Args:
         logger: of the Trainer.
         settings: each as JSON by its dotted name; those of `COLUMNS` are shown.
+        size: numbers of the run that are no settings, by the names of their columns; None: unknown.
         curves: their names.
         step: optimizer steps of the run.
     """
     if isinstance(logger, TensorBoardLogger):
-        values = {column: json.loads(settings.get(key, "null")) for column, key in COLUMNS.items()}
-        shown = {column: _plain(value) for column, value in values.items() if value is not None}
+        values = {column: json.loads(settings.get(key, "null")) for column, key in COLUMNS.items()} | dict(size)
+        shown = {column: _UNSET if value is None else _plain(value) for column, value in values.items()}
         for summary in hparams(shown, dict.fromkeys(curves, 0.0)):  # type: ignore[no-untyped-call]
             logger.experiment.file_writer.add_summary(summary, step)
 
@@ -121,7 +137,7 @@ def where_logged(logger: Logger, runs: Path) -> str | None:
         runs: the folder that holds the run folders.
     """
     if isinstance(logger, TensorBoardLogger):
-        return f"curves: tensorboard --logdir {runs}"
+        return f"curves: tensorboard --logdir {runs} (open {FIRST_PAGE})"
     if isinstance(logger, CSVLogger):
         return f"metrics: {from_here(logger.experiment.metrics_file_path)}"
     if isinstance(logger, MLFlowLogger):

@@ -26,7 +26,9 @@ from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.demo import BASE
 from kyon_pl.errors import KyonError
-from kyon_pl.evaluation.report import details, summary
+from kyon_pl.evaluation import report_html, report_markdown
+from kyon_pl.evaluation.report import report_parts
+from kyon_pl.evaluation.report_messages import words_in
 from kyon_pl.evaluation.run_folder import read_run_folders
 from kyon_pl.export.merge import merge
 from kyon_pl.publish.model_card import model_card
@@ -81,7 +83,9 @@ def chat_and_push(folder: Path) -> None:
 
 def report(folder: Path) -> None:
     runs = read_run_folders([folder / RUN])
-    "\n".join([*summary(runs), *details(runs)])
+    parts = list(report_parts(runs, [], words_in("zh")))
+    report_markdown.markdown(parts, "")
+    report_html.page(parts, "zh")
 
 
 def read_run(folder: Path) -> None:

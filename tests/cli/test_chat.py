@@ -307,7 +307,8 @@ def test_a_conversation_in_a_terminal(session: Session, tmp_path: Path, rows: li
     first = session.ask("南枝:「竹笛是什么颜色？」")
     before = len(session.reads)
     again = session.ask("/retry")
-    assert again.splitlines()[-2:-1] == first.splitlines()[-2:-1]  # greedy
+    assert "temperature 0.8 for this reply" in again
+    assert again.splitlines()[-2:-1] != first.splitlines()[-2:-1] != session.ask("/retry").splitlines()[-2:-1]
     assert len(session.reads) - before > 5, "it comes token by token"
     assert "temperature 0.0" in session.ask("/params")
     assert "temperature 0.8" in session.ask("/params temperature 0.8")
@@ -330,6 +331,15 @@ def test_a_conversation_in_a_terminal(session: Session, tmp_path: Path, rows: li
     assert "nothing has been said" in session.ask("/undo")
     assert "nothing has been said" in session.ask("/retry")
     assert "no such command" in session.ask("/fly")
+    assert "Did you mean /retry?" in session.ask("/retyr")
+    assert "/reset or /retry" in session.ask("/re")
+    assert "/memories: nothing has been said" in session.ask("/mem")
+    assert "adapter: version_0" in session.ask("/ad\t\t").replace("step=4", "version_0")  # Tab writes the rest
+    assert "adapter: another" in session.ask("/adapter an\t")
+    assert "adapter: version_0" in session.ask("/adapter v\t")
+    assert "role: 绵卷" in session.ask("/cha\tdemo/绵\t")
+    assert re.search(r"\r\n绵卷[:：]", session.ask("你好"))
+    assert "role: none" in session.ask("/character no\t")
     assert "there is no such file" in session.ask("/character nowhere")
     assert re.search(r"adapter: step=4; others: another|adapter: version_0; others: another", session.ask("/adapter"))
     assert "there is no 'third'" in session.ask("/adapter third")

@@ -69,6 +69,7 @@ TWO_RUNS_TEST = (
 )
 RESUME_TEST = "tests/faults/test_kill_and_resume.py::test_kill_and_resume"
 MIDDLEWARE_TEST = "tests/unit/chat/test_middleware.py::"
+REPORT_TEST = "tests/unit/evaluation/test_report_parts.py::"
 TERMINAL_TEST = "tests/unit/chat/test_terminal.py::"
 ASKED_TEST = "tests/cli/test_asked_as_trained.py::"
 VISITORS_TEST = "tests/cli/test_web_visitors.py::"
@@ -972,6 +973,20 @@ CHAT = [
         "except MemoryError:",
         "except ZeroDivisionError:",
         f"{TERMINAL_TEST}test_a_failure_keeps_the_conversation",
+    ),
+    Guard(
+        "what a model or a row says is text in the report",
+        "evaluation/report_html.py",
+        "return html.escape(shown)",
+        "return shown",
+        f"{REPORT_TEST}test_the_page_loads_nothing_and_text_of_the_run_stays_text",
+    ),
+    Guard(
+        "a command that could be two is not guessed",
+        "chat/terminal_commands.py",
+        "if len(begun) == 1:",
+        "if begun:",
+        f"{TERMINAL_TEST}test_a_beginning_is_enough_if_only_one_command_has_it",
     ),
     Guard(
         "an unusable history does not end the chat",

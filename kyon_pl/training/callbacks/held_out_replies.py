@@ -18,7 +18,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from kyon_pl.batch import PromptBatch, RowSource
 from kyon_pl.disk import write_atomically
 from kyon_pl.errors import SettingError
-from kyon_pl.evaluation.held_out import REPLIES, exchange, question
+from kyon_pl.evaluation.held_out import REPLIES, SCORES, exchange, question
 from kyon_pl.evaluation.metrics import JudgedReply, ReplyMetrics
 from kyon_pl.evaluation.scores import Score, reply_scores, score_lines, score_table
 from kyon_pl.logs import from_here
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 SHOWN_STEPS = 30  # newest steps in a logger, which gets the whole table each time
 SUMMARY_METRICS = ("chrf", "stop_rate", "opens_with_name")
-SCORES = "scores.md"
 LOSSES = ("loss", "perplexity")
 SUMMARY_ROWS = 3  # rows that are logged at the end of training
 

@@ -14,8 +14,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from kyon_pl.batch import RowSource, Workload
 from kyon_pl.errors import KyonError
 from kyon_pl.evaluation.held_out import block
+from kyon_pl.evaluation.scores import ORDER
 from kyon_pl.logs import write_run_log
 from kyon_pl.lora import frozen_dtype
+from kyon_pl.training.callbacks.held_out_replies import HeldOutReplies
 from kyon_pl.training.loggers import all_settings, log_comparison, log_layout, log_text
 from kyon_pl.training.module import ChatGLM2LoRA
 from kyon_pl.training.optimizer import learning_rates, total_steps
@@ -154,9 +156,12 @@ class FinalMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log all settings, except to TensorBoard, whose table would be too wide; there, log what to draw together."""
+        replies = any(isinstance(callback, HeldOutReplies) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        without = [] if pl_module.device.type == "cuda" else ["train/peak_gpu_memory"]
+        without += [] if replies else ["val/replies/", "val/base_replies/"]
         for logger in trainer.loggers:
             if trainer.is_global_zero:
-                log_layout(logger)
+                log_layout(logger, without)
             if not isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(all_settings(self.settings()))
 
@@ -171,7 +176,26 @@ class FinalMetrics(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the row. This happens after everything is saved, because a run that is killed before ends twice."""
-        of_replies = sorted(name for name in trainer.callback_metrics if name.startswith("val/replies/"))
-        curves = ["val/loss", "val/best_loss", *of_replies]
+        of_replies = (f"val/replies/{name}" for name in ORDER)
+        curves = ["val/loss", "val/best_loss", *(name for name in of_replies if name in trainer.callback_metrics)]
         for logger in trainer.loggers if self.best_loss is not None and trainer.is_global_zero else []:
-            log_comparison(logger, self.settings(), curves, trainer.global_step)
+            log_comparison(logger, self.settings(), run_size(trainer), curves, trainer.global_step)
+
+
+def run_size(trainer: Trainer) -> dict[str, float | None]:
+    """Steps and epochs of a run, and rows and tokens of a mean optimizer step, over all ranks.
+
+    Args:
+        trainer: at the end of fit.
+
+    Returns:
+        The numbers; None for those that are unknown.
+    """
+    workload, steps = trainer.datamodule, trainer.global_step  # type: ignore[attr-defined]
+    size: dict[str, float | None] = {"steps": steps, "epochs": None, "rows a step": None, "tokens a step": None}
+    if isinstance(workload, Workload):
+        per_epoch = -(-workload.batches_per_epoch // trainer.accumulate_grad_batches)
+        size |= {"epochs": round(steps / per_epoch, 2), "tokens a step": round(workload.tokens_per_epoch / per_epoch)}
+        if trainer.limit_train_batches == 1.0 and isinstance(trainer.limit_train_batches, float):  # all of them
+            size["rows a step"] = round(workload.training_rows / per_epoch, 1)
+    return size

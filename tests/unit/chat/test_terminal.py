@@ -16,7 +16,9 @@ from kyon_pl.chat import history, loading
 from kyon_pl.chat.command import read_question
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, Turn
 from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, sampling_for
-from kyon_pl.chat.terminal import Terminal
+from kyon_pl.chat.terminal import RETRY_TEMPERATURE, Terminal
+from kyon_pl.chat.terminal_commands import COMMANDS, completions, find_command, paths
+from kyon_pl.chat.terminal_lines import Speaker
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import BASE
 from kyon_pl.errors import DataError, KyonError, MachineError, SettingError
@@ -231,3 +233,78 @@ def test_roles_are_sampled_as_the_published_model(
 ) -> None:
     sampling = sampling_for(Sampling(seed=3), temperature, top_p, plays_role)
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (*expected, 3)
+
+
+def test_every_command_has_its_method(terminal: Terminal) -> None:
+    assert [callable(getattr(terminal, name[1:])) for name in COMMANDS] == [True] * len(COMMANDS)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("/mem", "/memories"), ("/q", "/quit"), ("/re", ""), ("/undo", "/undo")])
+def test_a_beginning_is_enough_if_only_one_command_has_it(typed: str, meant: str) -> None:
+    if meant:
+        assert find_command(typed) == meant
+    else:
+        with pytest.raises(SettingError, match="/reset or /retry"):
+            find_command(typed)
+
+
+@pytest.mark.parametrize(("typed", "suggested"), [("/retyr", "/retry"), ("/charcter", "/character"), ("/xyzzy", None)])
+def test_a_typo_gets_a_suggestion(typed: str, suggested: str | None) -> None:
+    with pytest.raises(SettingError, match="there is no such command") as error:
+        find_command(typed)
+    assert (f"Did you mean {suggested}?" in str(error.value)) == (suggested is not None)
+
+
+def test_what_tab_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roles/Bo").mkdir(parents=True)
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / ".hidden").touch()
+    choices = {"/adapter": lambda begun: ["one", "my other"], "/save": paths}
+    assert completions("/ad", choices) == ["/adapter "]
+    assert completions("/re", choices) == ["/reset ", "/retry "]
+    assert completions("/adapter ", choices) == ["/adapter my other", "/adapter one"]
+    assert completions("/ad my o", choices) == ["/ad my other"]
+    assert completions("/save ro", choices) == ["/save roles/", "/save rows.jsonl"]
+    assert completions("/save roles/", choices) == ["/save roles/Bo/"]
+    assert completions("/save ", choices) == ["/save roles/", "/save rows.jsonl"]
+    assert completions("/save nowhere/x", choices) == completions("rows", choices) == completions("", choices) == []
+
+
+@pytest.mark.parametrize(
+    ("pieces", "printed"),
+    [
+        (["Tw", "o hundred strokes."], "Bo: Two hundred strokes."),
+        (["B", "o", ":", " Not yet."], "Bo: Not yet."),
+        (["\n", "Ferryman：", "Ring."], "\nFerryman：Ring."),
+        (["Bob: no"], "Bo: Bob: no"),
+        (["B"], "Bo: B"),
+        ([], "Bo: "),
+    ],
+)
+def test_a_reply_has_the_name_of_its_speaker_once(
+    pieces: list[str], printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speaker = Speaker(("Bo", "Ferryman"))
+    for piece in pieces:
+        speaker.print_piece(piece)
+    speaker.end()
+    assert capsys.readouterr().out == printed
+
+
+def test_each_retry_is_sampled_with_another_seed(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used: list[Sampling] = []
+    monkeypatch.setattr(
+        EchoModel, "reply", lambda self, prompt, sampling, *others: used.append(sampling) or ChatReply("x", True)
+    )
+    run(terminal, monkeypatch, b"/retry\n/ret\nnew\n/params temperature 0.3\n/retry\n")
+    assert [(sampling.seed, sampling.temperature) for sampling in used] == [
+        (1, RETRY_TEMPERATURE),
+        (2, RETRY_TEMPERATURE),
+        (0, 0.0),
+        (1, 0.3),
+    ]
+    assert capsys.readouterr().out.count(f"temperature {RETRY_TEMPERATURE} for this reply") == 2
+    assert questions(terminal) == ["before", "new"]
