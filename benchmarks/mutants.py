@@ -37,7 +37,7 @@ ROOMS = {
 }
 CONFIG = """[cosmic-ray]
 module-path = "{module}"
-timeout = 300.0
+timeout = 900.0
 excluded-modules = []
 test-command = "{python} -m pytest -x -p no:cacheprovider {tests}"
 [cosmic-ray.distributor]
