@@ -10,6 +10,7 @@ from typing import Any
 
 from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.held_out import Code, block, escape_markdown, exchange, table
+from kyon_pl.evaluation.judged import judged_sections
 from kyon_pl.evaluation.report_words import in_words
 from kyon_pl.evaluation.run_folder import RunFolder, read_run_folders
 from kyon_pl.logs import from_here
@@ -105,6 +106,7 @@ def summary(runs: Sequence[RunFolder]) -> Iterator[str]:
 def details(runs: Sequence[RunFolder]) -> Iterator[str]:
     """The replies and settings; the data, times and warnings of each run."""
     yield from _replies(runs)
+    yield from judged_sections(run.folder for run in runs)
     yield from _settings(runs)
     for run in runs:
         lines = run.last_start()
