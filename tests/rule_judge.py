@@ -15,7 +15,7 @@ from serving import serve, stop
 from kyon_pl.demo.grammar import CHARACTERS
 
 Rule = Callable[[str, str], str]
-Reply = tuple[int, dict[str, str], bytes]
+Fault = tuple[int, dict[str, str], bytes] | float | None
 
 
 def in_character(reply: str) -> bool:
@@ -34,8 +34,9 @@ class RuleJudge(BaseHTTPRequestHandler):
     """Answers with the verdict of a rule; `faults` are answers that come first, one a request; a number is a wait."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     rule: Rule
-    faults: list[Reply | float]
+    faults: list[Fault]
     seen: list[dict[str, Any]]
     keys: list[str | None]
 
@@ -77,9 +78,7 @@ def completion(text: str | None, **more: Any) -> bytes:
 
 
 @contextmanager
-def rule_judge(
-    rule: Rule = by_character, faults: list[Reply | float] | None = None
-) -> Iterator[tuple[str, type[RuleJudge]]]:
+def rule_judge(rule: Rule = by_character, faults: list[Fault] | None = None) -> Iterator[tuple[str, type[RuleJudge]]]:
     """Serve a judge; yields its address and the handler, whose `seen` has all requests."""
     handler = type(
         "Handler", (RuleJudge,), {"rule": staticmethod(rule), "faults": faults or [], "seen": [], "keys": []}

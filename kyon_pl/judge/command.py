@@ -162,6 +162,8 @@ class Comparison:
         """
         texts = zip(self.questions, self.replies[first], self.replies[second], strict=True)
         pairs = [Pair(place, question, one, other) for place, (question, one, other) in enumerate(texts)]
+        if same := sum(pair.same for pair in pairs):
+            log.info("%d of %d pairs are the same reply twice: ties, which nobody is asked about", same, len(pairs))
         file = self.folder / file_name(self.judge) / f"{file_name(f'{first}_vs_{second}')}.jsonl"
         verdicts = Verdicts(file, self.judge, (first, second), pairs)
         if self.endpoint:
