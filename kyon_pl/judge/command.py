@@ -96,7 +96,7 @@ def judge(
         servers = first_server, second_server
         sides = find_sides(first, second, servers=servers, which=which, base=base, revision=revision)
     rows, asked = _questions(sides, questions, number)
-    folder = resolve("--output", output or _default_folder(sides, knocked_out=checkpoints_of is not None))
+    folder = resolve("--output", _default_folder(sides, checkpoints_of is not None) if output is None else output)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder, "--output"):
         open_folder(folder, sides, asked, max_new_tokens)

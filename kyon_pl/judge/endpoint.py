@@ -48,6 +48,7 @@ class Endpoint:
     timeout_s: float = 120.0
     wait_s: float = 1.0
     _omitted: set[str] = field(default_factory=set)
+    _answered: bool = False
 
     def __post_init__(self) -> None:
         self.url = self.url.rstrip("/").removesuffix(PATH)
@@ -55,7 +56,8 @@ class Endpoint:
             url = httpx.URL(self.url)
         except httpx.InvalidURL as error:
             raise _no_address(f"it is no address: {error}") from None
-        if url.scheme not in ("http", "https") or not url.host:
+        is_host = url.host and "%" not in url.host and (url.port or 1) < 2**16
+        if url.scheme not in ("http", "https") or not is_host:
             raise _no_address(f"{shorten(self.url)} is no address")
         if url.userinfo:
             raise _no_address("it contains a password")
@@ -81,6 +83,7 @@ class Endpoint:
 
         Raises:
             NoAnswer: it stayed busy, silent or broken.
+            MachineError: nothing listens there, from the first request on.
             SettingError: it refuses the key, the model or the request.
         """
         wait, why = self.wait_s, ""
@@ -96,7 +99,10 @@ class Endpoint:
                 continue
             except (httpx.HTTPError, httpx.StreamError) as error:
                 why = f"cannot be reached ({self._without_key(str(error)) or type(error).__name__})"
+                if isinstance(error, httpx.ConnectError) and not self._answered:
+                    raise unreachable(self, why) from error
                 continue
+            self._answered = True
             if response.is_success:
                 return self._without_key(_text(response))
             said = self._without_key(_error_text(response))
