@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ JUDGED = "judge"
 RESULT = "result.json"
 RESAMPLES = 10_000
 COLUMNS = ("first", "second", "judge", "wins of the second", "ties", "losses", "not judged", "win rate", "95 %")
+_NOTE = "The win rate is that of the second side; a tie is half. The interval is from resampling the questions."
 _SEED = 0
 _OUTSIDE = 0.025  # on each side of the interval
 _COUNTS = ("wins", "ties", "losses", "unjudged")
@@ -156,12 +157,15 @@ def judged_sections(runs: Iterable[Path]) -> Iterator[str]:
 def card_section(run: Path, checkpoint: str) -> list[str]:
     """The section of a model card: the comparisons whose second side is a checkpoint; empty if there are none.
 
+    A judge whose name is a path of this machine, as servers name models in folders, is named by its last part.
+
     Args:
         run: the run folder.
         checkpoint: name of the checkpoint's folder.
     """
-    pairs = [one for one in _read_all(run)[0] if not one.winner and one.matches[0].second == checkpoint]
-    return ["## Judged replies", _pairs(pairs)] if pairs else []
+    matches = [match for one in _read_all(run)[0] if not one.winner for match in one.matches]
+    own = [replace(one, judge=Path(one.judge).name) for one in matches if one.second == checkpoint]
+    return ["## Judged replies", f"{match_table(own)}\n\n{_NOTE}"] if own else []
 
 
 def match_table(matches: Sequence[Match]) -> str:
@@ -182,8 +186,7 @@ def _read_all(run: Path) -> tuple[list[Judgement], list[str]]:
 
 def _pairs(found: Sequence[Judgement]) -> str:
     matches = [match for one in found if not one.winner for match in one.matches]
-    note = "The win rate is that of the second side; a tie is half. The interval is from resampling the questions."
-    return f"{match_table(matches)}\n\n{note}" if matches else ""
+    return f"{match_table(matches)}\n\n{_NOTE}" if matches else ""
 
 
 def _knockout(one: Judgement) -> str:

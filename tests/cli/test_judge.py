@@ -133,11 +133,11 @@ def test_killed_in_the_middle_no_question_is_answered_twice(run: Path, tmp_path:
     assert sorted(json.loads(line)["question"] for line in lines) == [*range(8)]
 
 
-def write_result(run: Path, first: str, second: str, name: str = "rule", winner: str = "") -> Path:
+def write_result(run: Path, first: str, second: str, name: str = "rule", winner: str = "", judge: str = "rule") -> Path:
     file = run / f"judge/{first}_vs_{second}/{name}/result.json"
     file.parent.mkdir(parents=True)
     counts = {"first": first, "second": second, "wins": 8, "ties": 1, "losses": 1, "unjudged": 2}
-    content = {"format_version": 1, "judge": name, "questions": 12, "winner": winner, "matches": [counts]}
+    content = {"format_version": 1, "judge": judge, "questions": 12, "winner": winner, "matches": [counts]}
     file.write_text(json.dumps(content), encoding="utf-8")
     return file
 
@@ -148,7 +148,7 @@ def test_results_are_in_report_and_model_card(tmp_path: Path) -> None:
     shutil.copytree(TRAINED, folder)
     assert [*judged_sections([run])] == card_section(run, "step=60") == []
     assert "Judged" not in str(model_card(folder, "me/bo", "demo"))
-    write_result(run, "base", "step=60", "<b>judge")
+    write_result(run, "base", "step=60", "<b>judge", judge="/home/me/models/<b>judge")
     write_result(run, "base", "step=30")
     write_result(run, "step=30", "step=60", winner="step=60")
     (section,) = judged_sections([run])
@@ -160,6 +160,7 @@ def test_results_are_in_report_and_model_card(tmp_path: Path) -> None:
     card = str(model_card(folder, "me/bo", "demo"))
     assert card.count("\n| base | step=60 |") == 1
     assert "step=30" not in card
+    assert "/home" not in card
     write_result(run, "x", "y").write_text('{"judge": 7}', encoding="utf-8")
     (section,) = judged_sections([run])
     assert "Not read: " in section
