@@ -164,7 +164,7 @@ def card_section(run: Path, checkpoint: str) -> list[str]:
         checkpoint: name of the checkpoint's folder.
     """
     matches = [match for one in _read_all(run)[0] if not one.winner for match in one.matches]
-    own = [replace(one, judge=Path(one.judge).name) for one in matches if one.second == checkpoint]
+    own = [replace(one, judge=Path(one.judge).name) for one in matches if one.second.rpartition("/")[2] == checkpoint]
     return ["## Judged replies", f"{match_table(own)}\n\n{_NOTE}"] if own else []
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kyon_pl.disk import expand_home
 from kyon_pl.errors import SettingError
 from kyon_pl.evaluation.judged import JUDGED, Match
 from kyon_pl.imports import need_package
@@ -91,7 +92,7 @@ def judge(
         if named := next((name for name, value in given.items() if value), None):
             found = "a knockout takes all checkpoints of --checkpoints_of"
             raise SettingError(f"--{named}", found, "Leave one of the two out")
-        sides: Sequence[Side] = find_checkpoints(Path(checkpoints_of).expanduser(), base, revision)
+        sides: Sequence[Side] = find_checkpoints(expand_home(checkpoints_of), base, revision)
     else:
         servers = first_server, second_server
         sides = find_sides(first, second, servers=servers, which=which, base=base, revision=revision)
@@ -192,6 +193,8 @@ def _judge_of(
         return None
     if not model:
         raise SettingError("--endpoint_model", "it is missing", "Name the model that judges")
+    if model == PERSON:
+        raise SettingError("--endpoint_model", f"{PERSON} is the name of who judges on the page", "Use another name")
     if not 0 < timeout_s <= 86_400:
         raise SettingError("--endpoint_timeout", f"{timeout_s} is out of range", "Set a number of seconds, such as 120")
     return Endpoint(url, model, timeout_s)

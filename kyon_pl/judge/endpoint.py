@@ -113,10 +113,6 @@ class Endpoint:
             wait = max(wait, min(_seconds(response.headers.get("retry-after")), _LONGEST_WAIT_S))
         raise NoAnswer(why)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
     def _post(self, messages: list[dict[str, str]]) -> httpx.Response:
         settings = {"temperature": 0, "max_tokens": _MOST_TOKENS}
         kept = {name: value for name, value in settings.items() if name not in self._omitted}
