@@ -128,7 +128,8 @@ def test_killed_in_the_middle_no_question_is_answered_twice(run: Path, tmp_path:
         process = subprocess.Popen(command)
         assert process.wait() == 0
     assert set(answered.values()) == {1}
-    assert len(answered) == 16
+    (verdicts,) = run.glob("judge/*/rule/*.jsonl")
+    assert len(verdicts.read_text(encoding="utf-8").splitlines()) == len(answered) > 8
     lines = found[0].read_text(encoding="utf-8").splitlines()
     assert sorted(json.loads(line)["question"] for line in lines) == [*range(8)]
 
