@@ -76,7 +76,7 @@ class LocalModel(ChatModel):
                 )
                 streamer.end()
             except (KeyboardInterrupt, StopReply):
-                return ChatReply(streamer.text, stopped=False)
+                return ChatReply(streamer.text, stopped=False, interrupted=True)
             except torch.OutOfMemoryError as error:
                 fix = "Lower --max_tokens, or use a GPU with more memory"
                 raise MachineError("memory of the GPU", "it is not enough for this prompt", fix) from error

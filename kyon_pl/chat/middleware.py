@@ -63,18 +63,19 @@ class SecurityHeaders:
 
     Args:
         app: the application.
+        headers: by name, in lower case.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, headers: Mapping[bytes, bytes] = HEADERS) -> None:
+        self.app, self.headers = app, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                others = [(name, value) for name, value in message["headers"] if name not in HEADERS]
-                message["headers"] = [*others, *HEADERS.items()]
+                others = [(name, value) for name, value in message["headers"] if name not in self.headers]
+                message["headers"] = [*others, *self.headers.items()]
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
@@ -127,7 +128,7 @@ class PageGuard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        self._check_site(headers)
+        check_site(self.host, headers)
         path = scope["path"].rstrip("/")
         is_call = path == JOIN or path.startswith(CALL_PREFIX)
         if scope["method"] in ("GET", "HEAD"):
@@ -152,16 +153,6 @@ class PageGuard:
             await self.app(scope, _receive_again(cancel.body, receive), send)
         else:
             await self.app(scope, _receive_again(check_reset(body), receive), send)
-
-    def _check_site(self, headers: Headers) -> None:
-        """A page of another site must not talk to this server through the visitor's browser."""
-        host = headers.get("host", "")
-        if is_loopback(self.host) and not is_loopback(_hostname(host)):
-            raise Refused(421, "the server answers to localhost only; a proxy must send `Host: localhost`")
-        own_sites = {host, *headers.get("x-forwarded-host", "").replace(" ", "").split(",")} - {""}
-        origin = headers.get("origin")  # null or a site, as https://chat.example:8000
-        if origin is not None and origin.partition("://")[2] not in own_sites:
-            raise Refused(403, "the request comes from a page of another site")
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         """The body, no longer than a message can be; what is longer is not read to its end."""
@@ -208,6 +199,25 @@ class PageGuard:
                 place.event_id = json.loads(answer.body)["event_id"]
             else:
                 place.leave()
+
+
+def check_site(listening: str, headers: Headers) -> None:
+    """Check that a request comes from the server's own page: another site's must not talk to it through the browser.
+
+    Args:
+        listening: address that the server listens on.
+        headers: of the request.
+
+    Raises:
+        Refused: the request names another host, or comes from a page of another site.
+    """
+    host = headers.get("host", "")
+    if is_loopback(listening) and not is_loopback(_hostname(host)):
+        raise Refused(421, "the server answers to localhost only; a proxy must send `Host: localhost`")
+    own_sites = {host, *headers.get("x-forwarded-host", "").replace(" ", "").split(",")} - {""}
+    origin = headers.get("origin")  # null or a site, as https://chat.example:8000
+    if origin is not None and origin.partition("://")[2] not in own_sites:
+        raise Refused(403, "the request comes from a page of another site")
 
 
 class _Answer:

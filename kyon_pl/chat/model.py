@@ -98,10 +98,12 @@ class ChatReply:
     Attributes:
         text: the reply.
         stopped: whether the model ended it with the end-of-sequence token.
+        interrupted: whether Ctrl-C or `StopReply` ended it.
     """
 
     text: str
     stopped: bool
+    interrupted: bool = False
 
 
 class StopReply(Exception):  # noqa: N818 (not an error)

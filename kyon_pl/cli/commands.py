@@ -59,6 +59,10 @@ COMMANDS = {
         "report runs as HTML and Markdown:  kyon-pl report lightning_logs/version_0",
         "kyon_pl.cli.tools:run_report",
     ),
+    "judge": (
+        "compare the replies of two models, judged by you or by a model:  kyon-pl judge",
+        "kyon_pl.cli.tools:run_judge",
+    ),
     "merge": (
         "merge an adapter into its base:  kyon-pl merge --format glm --output merged",
         "kyon_pl.cli.tools:run_merge",

@@ -157,6 +157,13 @@ def run_report(words: list[str]) -> None:
     run_function(report, [words[0], *runs, *words[first_option:]])
 
 
+def run_judge(words: list[str]) -> None:
+    """Run `judge` with its options."""
+    from kyon_pl.judge.command import judge
+
+    run_function(judge, words)
+
+
 def run_merge(words: list[str]) -> None:
     """Run `merge` with its options."""
     from kyon_pl.export.merge import merge

@@ -12,6 +12,7 @@ from kyon_pl.evaluation import report_html, report_markdown
 from kyon_pl.evaluation.held_out import ended, question
 from kyon_pl.evaluation.parts import Bullets, Exchange, Figure, Heading, Paragraph, Part
 from kyon_pl.evaluation.pictures import PICTURES, check_matplotlib, draw, has_chinese_font
+from kyon_pl.evaluation.report_judged import judged
 from kyon_pl.evaluation.report_messages import Language, Words, words_in
 from kyon_pl.evaluation.report_missing import missing
 from kyon_pl.evaluation.report_tables import data, facts, metrics, settings, times, warnings
@@ -125,6 +126,8 @@ def report_parts(runs: Sequence[RunFolder], figures: Sequence[Figure], words: Wo
     yield Heading(words["title"].format(runs=words["and"].join(run.name for run in runs)), level=1)
     yield from _first(runs, words)
     yield from _replies(runs, words)
+    for run in runs:
+        yield from judged(run, words, _of_run(run, runs, words))
     yield from figures
     yield from metrics(runs, words)
     for run in runs:

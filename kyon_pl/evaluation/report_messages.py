@@ -95,6 +95,26 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "reference": ("true reply", "参考回复"),
     "base": ("base", "基座模型"),
     "tuned": ("tuned", "微调后"),
+    # judged replies
+    "judged": ("Judged replies", "回复的评比"),
+    "judged_note": (
+        "The win rate is that of the second side; a tie counts half. The interval is from resampling the questions.",
+        "胜率指第二方的胜率，平局算半胜。区间由对问题重抽样得到。",
+    ),
+    "judged_winner": (
+        "Best checkpoint in a knockout judged by {judge}: {winner}",
+        "淘汰赛选出的最佳检查点（评委：{judge}）：{winner}",
+    ),
+    "judged_first": ("first", "第一方"),
+    "judged_second": ("second", "第二方"),
+    "judged_judge": ("judge", "评委"),
+    "judged_wins": ("wins of the second", "第二方胜"),
+    "judged_ties": ("ties", "平局"),
+    "judged_losses": ("losses", "第二方负"),
+    "judged_unjudged": ("not judged", "未评"),
+    "judged_rate": ("win rate", "胜率"),
+    "judged_interval": ("95 %", "95 % 区间"),
+    "judged_to": (" to ", " 至 "),
     # figures
     "loss": ("Loss", "损失"),
     "scores": ("Scores of the replies", "回复的得分"),

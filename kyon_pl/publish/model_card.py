@@ -9,10 +9,11 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kyon_pl import __version__
+from kyon_pl.evaluation.judged import card_section
 from kyon_pl.files import read_json_object, read_text
 from kyon_pl.runs.adapters import SETTINGS
 from kyon_pl.runs.facts import RunFacts, read_run_facts
-from kyon_pl.runs.integrity import EXPORT_RECORD
+from kyon_pl.runs.integrity import CHECKPOINTS, EXPORT_RECORD
 
 CURVE_ROWS = 12
 CHATGLM2_6B = ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b", "modelscope:ZhipuAI/chatglm2-6b")  # names of one repository
@@ -52,6 +53,7 @@ def model_card(folder: Path, repo_id: str, base: str | None) -> ModelCard:
         *_data(facts),
         *_settings(folder, facts),
         *_metrics(facts),
+        *(card_section(folder.parent.parent, folder.name) if folder.parent.name == CHECKPOINTS else []),
         *_use(folder, repo_id, base),
     ]
     header = _header(facts, repo_id, base, merged, bool(files)).to_yaml()

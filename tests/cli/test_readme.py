@@ -66,6 +66,8 @@ SUBSTITUTIONS = [
     # tests/cli/test_chat_server.py has the chat; here llama.cpp loads the file and adds a token
     (r"^llama-server -m (\S+) -c 4096$", rf"{sys.executable} tests/llama_cpp.py \1"),
     (r"^kyon-pl (chat --server .*)$", rf"{sys.executable} -m kyon_pl \1 --help"),
+    # a page that would not end, and endpoints: tests/cli/test_judge.py and tests/cli/test_judge_page.py have them
+    (r"^kyon-pl (judge.*)$", rf"{sys.executable} -m kyon_pl \1 --help"),
     # the server would not end
     (r"^tensorboard --logdir", "tensorboard --inspect --logdir"),
     (r"^kyon-pl (validate|predict)(.*)$", r"kyon-pl \1\2 --trainer.limit_\1_batches 1 --trainer.logger false"),
@@ -95,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 47
+    assert len(COMMANDS) == 51
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 

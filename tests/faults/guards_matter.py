@@ -865,7 +865,7 @@ CHAT = [
     Guard(
         "another name of this machine is refused by the page",
         "chat/middleware.py",
-        "if is_loopback(self.host) and not is_loopback(_hostname(host)):",
+        "if is_loopback(listening) and not is_loopback(_hostname(host)):",
         "if False:",
         f"{MIDDLEWARE_TEST}test_other_sites_cannot_talk_to_a_local_page",
     ),

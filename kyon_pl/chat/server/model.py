@@ -46,7 +46,7 @@ class ServerModel(ChatModel):
                 end = piece.end or end
             streamer.end()
         except (KeyboardInterrupt, StopReply):
-            return ChatReply(streamer.text, stopped=False)
+            return ChatReply(streamer.text, stopped=False, interrupted=True)
         return ChatReply(streamer.text, stopped=end == "stop")
 
     def _scales(self, adapter: str | None) -> dict[int, float]:
