@@ -97,6 +97,7 @@ class PageGuard:
         shares: of the queue.
         guesses: of the password.
         refusals: the log of what was refused.
+        conversation_bytes: maximum length of a request with a whole conversation.
     """
 
     app: ASGIApp
@@ -106,6 +107,7 @@ class PageGuard:
     shares: QueueShares
     guesses: PasswordGuesses
     refusals: RefusalLog
+    conversation_bytes: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -145,6 +147,8 @@ class PageGuard:
             raise Refused(415, "the request is no JSON")  # a page of another site can send other types unasked
         if is_call:
             call = self.inputs.check_call(body, path.removeprefix(CALL_PREFIX))
+            if len(body) > self._message_bytes and not call.holds_conversation:
+                raise _too_long(self._message_bytes)
             await self._call(call, path == JOIN, scope, receive, send)
         elif path == CANCEL:
             cancel = check_cancel(body)
@@ -163,19 +167,22 @@ class PageGuard:
         if origin is not None and origin.partition("://")[2] not in own_sites:
             raise Refused(403, "the request comes from a page of another site")
 
+    @property
+    def _message_bytes(self) -> int:
+        return BYTES_BESIDE_MESSAGE + BYTES_PER_CHARACTER * self.message_characters
+
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        """The body, no longer than a message can be; what is longer is not read to its end."""
-        longest = BYTES_BESIDE_MESSAGE + BYTES_PER_CHARACTER * self.message_characters
-        too_long = Refused(413, f"the request is longer than {longest:,} bytes")
+        """The body, no longer than the longest call can be; what is longer is not read to its end."""
+        longest = max(self._message_bytes, self.conversation_bytes)
         if int(headers.get("content-length", "0")) > longest:
-            raise too_long
+            raise _too_long(longest)
         body, more = bytearray(), True
         while more:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > longest:
-                raise too_long
+                raise _too_long(longest)
         return bytes(body)
 
     async def _get(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -222,6 +229,10 @@ class _Answer:
         elif self.keeps_body:
             self.body += message.get("body", b"")
         await self.send(message)
+
+
+def _too_long(longest: int) -> Refused:
+    return Refused(413, f"the request is longer than {longest:,} bytes")
 
 
 def _receive_again(body: bytes, receive: Receive) -> Receive:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, check_has_turns
 from kyon_pl.chat.history import read_history, write_history
-from kyon_pl.chat.model import ChatReply, Sampling, sampling_for
+from kyon_pl.chat.model import ChatReply, Sampling, sampling_for, sampling_for_retry
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, SettingError
@@ -114,19 +114,21 @@ class Terminal:
         print(f"(removed: {self.conversation.turns.pop().typed})")
 
     def retry(self, argument: str) -> None:
-        """Ask the last question again, with the next seed.
+        """Ask the last question again, with the next seed. A role's reply is sampled, also at temperature 0.
 
         Raises:
             SettingError: there is none.
             KyonError: the question cannot be asked; the turn stays as it was.
         """
         check_has_turns("/retry", self.conversation.turns)
-        self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
+        temperature = self.sampling.temperature
+        self.sampling = sampling_for_retry(self.sampling, 1, plays_role=self.conversation.role is not None)
         turns = self.conversation.turns
         number, last = len(turns), turns.pop()
         try:
             self._ask(last.typed)
         finally:
+            self.sampling = replace(self.sampling, temperature=temperature)
             if len(turns) < number:
                 turns.append(last)
 
@@ -228,7 +230,7 @@ COMMANDS = {
     "/help": ("help", "list the commands"),
     "/reset": ("reset", "start a new conversation"),
     "/undo": ("undo", "remove the last question and its reply"),
-    "/retry": ("retry", "ask the last question again, with the next seed"),
+    "/retry": ("retry", "ask the last question again, with the next seed; a role samples, also at temperature 0"),
     "/system": ("system", "TEXT: set the system prompt and start a new conversation"),
     "/character": ("character", "FOLDER or none: play a role and start a new conversation"),
     "/adapter": ("adapter", "NAME: switch to another adapter; without a name, list them"),

@@ -154,7 +154,10 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
 
     from kyon_pl.chat.inputs import PageInputs
     from kyon_pl.chat.middleware import PageGuard, SecurityHeaders
-    from kyon_pl.chat.page import build_page, i18n, theme
+    from kyon_pl.chat.page.build import build_page
+    from kyon_pl.chat.page.components import head, style, theme
+    from kyon_pl.chat.page.labels import i18n
+    from kyon_pl.chat.saved import MAX_BYTES
 
     page = build_page(sessions, initial)
     refusals = RefusalLog()
@@ -166,6 +169,7 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
         shares=QueueShares(sessions.limits.queue_size),
         guesses=PasswordGuesses(),
         refusals=refusals,
+        conversation_bytes=2 * MAX_BYTES,  # JSON in JSON
     )
     try:
         page.launch(
@@ -191,6 +195,8 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
                 "openapi_url": None,
             },
             theme=theme,
+            css=style(),
+            head=head(sessions),
             i18n=i18n,
         )
     except OSError as error:
