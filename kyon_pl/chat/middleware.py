@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse
 
 from kyon_pl.chat.inputs import Call, PageInputs, check_cancel, check_reset
+from kyon_pl.chat.language import REFUSALS, speaks_chinese
 from kyon_pl.chat.passwords import PasswordGuesses
 from kyon_pl.chat.refusals import RefusalLog
 from kyon_pl.chat.shares import Place, QueueShares, is_loopback, visitor_address
@@ -124,7 +125,9 @@ class PageGuard:
 
     async def _refuse(self, refused: Refused, scope: Scope, receive: Receive, send: Send) -> None:
         self.refusals.add(f"{refused.status} {scope['method']} {scope['path'][:80]}: {refused.reason}")
-        response = JSONResponse({"detail": refused.reason}, refused.status, refused.headers)
+        is_chinese = speaks_chinese(Headers(scope=scope).get("accept-language", ""))
+        reason = REFUSALS.get(refused.status, refused.reason) if is_chinese else refused.reason
+        response = JSONResponse({"detail": reason}, refused.status, refused.headers)
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -20,7 +20,6 @@ from kyon_pl.roles.role import find_roles
 
 log = logging.getLogger(__name__)
 
-LOGIN = "Any user name, and the password. 用户名任意，密码请向管理员获取。"
 MAX_SESSIONS = 1000  # in memory; the least recently used are forgotten first
 
 
@@ -153,6 +152,7 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
     from starlette.middleware import Middleware
 
     from kyon_pl.chat.inputs import PageInputs
+    from kyon_pl.chat.login import PasswordPage
     from kyon_pl.chat.middleware import PageGuard, SecurityHeaders
     from kyon_pl.chat.page.build import build_page
     from kyon_pl.chat.page.components import head, style, theme
@@ -171,12 +171,12 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
         refusals=refusals,
         conversation_bytes=2 * MAX_BYTES,  # JSON in JSON
     )
+    middleware = [Middleware(SecurityHeaders), guard, *([] if password is None else [Middleware(PasswordPage)])]
     try:
         page.launch(
             server_name=host,
             server_port=port,
             auth=None if password is None else lambda name, given: is_password(given, password),
-            auth_message=LOGIN,
             prevent_thread_lock=True,
             quiet=True,
             share=False,
@@ -189,7 +189,7 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
             max_file_size=1,  # byte: uploads are refused
             state_session_capacity=MAX_SESSIONS,
             app_kwargs={
-                "middleware": [Middleware(SecurityHeaders), guard],
+                "middleware": middleware,
                 "docs_url": None,
                 "redoc_url": None,
                 "openapi_url": None,

@@ -75,6 +75,7 @@ def build_page(sessions: Sessions, initial: SessionSettings) -> Any:
         running = [asked, retried, asked_again]
         for event in running:
             event.then(**_END)
+            event.failure(**_END)  # Gradio's `then` follows no error
         tuned.stop(None, cancels=running, **private)
         # Undo and clear first cancel the reply and wait until it has ended, or a late piece of it would undo them.
         # The wait is queued, since the pieces pass through the queue in order.
@@ -90,8 +91,13 @@ def build_page(sessions: Sessions, initial: SessionSettings) -> Any:
             **unqueued,
             **private,
         )
-        tuned.bring(
-            handlers.bring, [saved, *inputs], outputs, js="(...values) => kyon.chosen(...values)", **unqueued, **private
+        tuned.bring(  # queued, since Gradio shows no error of what is not
+            handlers.bring,
+            [saved, *inputs],
+            outputs,
+            js="(...values) => kyon.chosen(...values)",
+            show_progress="hidden",
+            **private,
         )
         opening: dict[str, Any] = {
             "fn": handlers.open,

@@ -6,7 +6,7 @@ window.kyon = (() => {
   const words = config.labels[isChinese ? 1 : 0];
   const KEY = "kyon_pl.conversation.", ROLE = "kyon_pl.role", SAVE_MS = 300, COPIED_MS = 1500, UNFINISHED = " […]";
   // role: of the shown conversation; null while another one is opened, when nothing is kept
-  const state = {busy: false, role: null, action: "", panels: [], timer: 0};
+  const state = {busy: false, role: null, action: "", saved: "", panels: [], timer: 0};
   const main = () => state.panels.find((panel) => panel.isMain);
   const turns = () => main().messages().filter((message) => !message.metadata.greeting);
   const box = () => document.querySelector("#message textarea");
@@ -73,7 +73,8 @@ window.kyon = (() => {
     state.timer = 0;
     state.role = null;
     write(ROLE, role);
-    return [read(KEY + role) ?? "", role, ...values.slice(2)];
+    state.saved = read(KEY + role) ?? "";
+    return [state.saved, role, ...values.slice(2)];
   }
 
   function reopen(...values) {
@@ -83,7 +84,9 @@ window.kyon = (() => {
 
   function opened(role) {
     state.role = role ?? "";
-    state.panels.forEach((panel) => panel.show());
+    setBusy(false);
+    if (state.saved && !turns().length) ask(words.damaged, [words.close]);
+    state.saved = "";
   }
 
   function begin(...values) {
@@ -149,7 +152,7 @@ window.kyon = (() => {
   async function bring(input) {
     const file = input.files[0];
     input.value = "";
-    if (file.size > config.bytes) return void ask(words.too_large, [words.cancel]);
+    if (file.size > config.bytes) return void ask(words.too_large, [words.close]);
     const text = await file.text();
     if (turns().length && !(await ask(words.ask_import))) return;
     state.action = text;
@@ -273,10 +276,11 @@ window.kyon = (() => {
     const pressed = {stop, retry: simple("retry"), undo, clear, export: simple("export"), import: () => file.click()};
     const buttons = Object.fromEntries(Object.entries(pressed).map(([id, onclick]) => [id, button(words[id], onclick, {id})]));
     const settings = button(words.settings, () => {
-      const isOpen = document.body.classList.toggle("kyon-settings");
+      const isOpen = document.getElementById("page").classList.toggle("kyon-settings");
       settings.setAttribute("aria-expanded", isOpen);
     }, {id: "open-settings", "aria-expanded": "false"});
-    head.append(make("div", {class: "tools", role: "toolbar", "aria-label": words.tools}, ...Object.values(buttons), settings, file));
+    head.append(settings);
+    head.append(make("div", {class: "tools", role: "toolbar", "aria-label": words.tools}, ...Object.values(buttons), file));
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && state.busy && !document.querySelector(".kyon-dialog")) stop();
     });
@@ -298,12 +302,17 @@ window.kyon = (() => {
       event.stopImmediatePropagation();
     }
   }, true);
-  const act_ = (...values) => [state.action, ...values.slice(1)];
+  // Gradio's own messages are English
+  new MutationObserver(() => document.querySelectorAll(".toast-title, .toast-message-text").forEach(({firstChild: text}) => {
+    const said = words[text?.data?.trim()];
+    if (said && said !== text.data) text.data = said;
+  })).observe(document.body ?? document.documentElement, {childList: true, subtree: true});
+  const chosen = (...values) => [state.action, ...values.slice(1)];
   return {
     mount, reopen, opened, begin, download,
     switchTo: (...values) => open(values[1] ?? "", values),
     end: () => setBusy(false),
-    chosen: act_,
-    beginChosen: (...values) => begin(...act_(...values)),
+    chosen,
+    beginChosen: (...values) => begin(...chosen(...values)),
   };
 })();

@@ -15,8 +15,20 @@ from kyon_pl.chat.sessions import MAX_NAME_CHARACTERS, Sessions, SessionSettings
 from kyon_pl.errors import SettingError
 from kyon_pl.logs import replace_control_characters
 
+# darker than the theme's greys, which have too little contrast to read
 theme = gr.themes.Base(
-    primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], text_size="lg"
+    primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_title_text_color="*neutral_700",
+    block_title_text_color_dark="*neutral_200",
+    input_placeholder_color="*neutral_600",
+    input_placeholder_color_dark="*neutral_300",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_600",
 )
 NO_ROLE = "—"
 # of the sampling parameters; Gradio refuses every message while a value is outside, even an initial value
@@ -112,7 +124,7 @@ def message_box(sessions: Sessions) -> tuple[Any, Any]:
     with gr.Row(elem_id="composer"):
         message = gr.Textbox(
             label=i18n("message"),
-            show_label=False,
+            container=False,
             placeholder=i18n("placeholder"),
             max_length=sessions.limits.message_characters,
             max_lines=6,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
 from typing import Any
@@ -12,7 +13,7 @@ import gradio as gr
 
 from kyon_pl.chat.middleware import PLACE
 from kyon_pl.chat.model import Sampling
-from kyon_pl.chat.page.labels import say_damaged, say_same, shown_errors
+from kyon_pl.chat.page.labels import say_same, shown_errors
 from kyon_pl.chat.page.shown import messages
 from kyon_pl.chat.saved import read_turns
 from kyon_pl.chat.sessions import Sessions, SessionSettings, Turns
@@ -109,10 +110,8 @@ class Handlers:
         """Show the conversation that the browser has kept of a role; a new one if it has none, or a damaged one."""
         leave_queue(request)
         settings, turns = _settings(request, values), Turns()
-        try:
+        with suppress(DataError):  # chat.js says that nothing came back
             turns = read_turns(saved, self.sessions.limits) if saved else turns
-        except DataError:
-            say_damaged(request)
         return settings.role, *self._update(turns, settings)
 
     def bring(self, request: gr.Request, saved: str | None, *values: Any) -> Update:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import gradio as gr
 
+from kyon_pl.chat.language import speaks_chinese
 from kyon_pl.errors import KyonError
 from kyon_pl.logs import replace_control_characters
 
@@ -61,39 +62,44 @@ PANEL_LABELS = {
     ),
     "ask_import": ("Replace this conversation by the file?", "用文件中的对话替换当前对话？"),
     "go_on": ("Go on", "继续"),
+    # what Gradio's browser code says in English only
+    "Error": ("Error", "出错了"),
+    "Warning": ("Note", "注意"),
+    "Info": ("Note", "提示"),
+    "This application is currently busy. Please try again.": (
+        "Too many messages are waiting. Try again soon.",
+        "排队的消息太多，请稍后再试。",
+    ),
+    "Connection errored out.": ("The server does not answer. Try again.", "服务器没有响应，请重试。"),
+    "Connection to the server was lost. Attempting reconnection...": (
+        "The connection is lost. Trying again …",
+        "连接已断开，正在重新连接……",
+    ),
+    "Connection re-established.": ("The connection is back.", "连接已恢复。"),
+    "damaged": (
+        "The conversation in this browser cannot be read, so a new one begins.",
+        "浏览器中保存的对话无法读取，已开始新的对话。",
+    ),
+    "close": ("Close", "关闭"),
     "too_large": ("This file is too large for a conversation.", "文件太大，不是对话文件。"),
 }
-LOGIN = (
-    "Any user name, and the password.",
-    "用户名任意，密码请向管理员获取。",
-)
 # what a visitor can meet, by the place of the error: English says the error itself, and numbers replace {}
 _CHINESE_ERRORS = {
     "message": ("消息为空，请先输入内容。", "消息有 {} 个字符，最多 {} 个，请缩短。"),
-    "question": ("问题太长，模型放不下，请缩短。", "问题太长，模型放不下，请缩短。"),
-    "system prompt": ("角色设定太长，请联系管理员。", "角色设定太长，请联系管理员。"),
+    "question": ("问题太长，模型放不下，请缩短。",),
     "retry": ("还没有对话，请先提问。",),
     "export": ("还没有对话，请先提问。",),
     "conversation": ("这不是对话文件，请选择“导出”得到的文件。", "文件太大或其中的文字太长，请换一个较短的文件。"),
     "action": ("这一轮对话已不存在，请刷新页面。",),
     "parameters": ("有一个参数是空的，请填写。",),
 }
-_TITLES = ("Error", "出错了")
+_OTHER_ERRORS = ("无法回答，请联系管理员。",)
 _SAME = ("The same reply came again.", "得到的回复与之前相同。")
 _SAME_FIX = ("Raise the temperature to get another.", "提高温度可以得到不同的回复。")
-_DAMAGED = (
-    "The conversation in this browser cannot be read, so a new one begins.",
-    "浏览器中保存的对话无法读取，已开始新的对话。",
-)
 
 ENGLISH, CHINESE = ({name: texts[i] for name, texts in LABELS.items()} for i in range(2))
 PANEL_ENGLISH, PANEL_CHINESE = ({name: texts[i] for name, texts in PANEL_LABELS.items()} for i in range(2))
 i18n = gr.I18n(en=ENGLISH, zh=CHINESE, **{"zh-CN": CHINESE, "zh-TW": CHINESE})
-
-
-def speaks_chinese(accept_language: str) -> bool:
-    """Whether a browser asks for Chinese first, by its header `Accept-Language`."""
-    return accept_language.strip().lower().startswith("zh")
 
 
 def escape(text: str) -> str:
@@ -107,21 +113,14 @@ def shown_errors(request: gr.Request) -> Iterator[None]:
     try:
         yield
     except KyonError as error:
-        chinese = _is_chinese(request)
-        words = _in_chinese(error) if chinese else str(error)
-        raise gr.Error(escape(words), title=_TITLES[chinese], print_exception=False) from None
+        words = _in_chinese(error) if _is_chinese(request) else str(error)
+        raise gr.Error(escape(words), print_exception=False) from None
 
 
 def say_same(request: gr.Request) -> None:
     """Tell the visitor that a retry gave the same reply."""
     chinese = _is_chinese(request)
-    gr.Info(f"{_SAME[chinese]} {_SAME_FIX[chinese]}", title="")
-
-
-def say_damaged(request: gr.Request) -> None:
-    """Tell the visitor that the saved conversation cannot be read."""
-    chinese = _is_chinese(request)
-    gr.Warning(_DAMAGED[chinese], title=_TITLES[chinese])
+    gr.Info(f"{_SAME[chinese]} {_SAME_FIX[chinese]}")
 
 
 def _is_chinese(request: gr.Request) -> bool:
@@ -129,9 +128,7 @@ def _is_chinese(request: gr.Request) -> bool:
 
 
 def _in_chinese(error: KyonError) -> str:
-    texts = _CHINESE_ERRORS.get(error.where)
-    if texts is None:
-        return str(error)
+    texts = _CHINESE_ERRORS.get(error.where, _OTHER_ERRORS)
     numbers = re.findall(r"\d[\d,]*", error.found)
     text = texts[min(bool(numbers), len(texts) - 1)]
-    return text.format(*numbers) if text.count("{}") == len(numbers) else text.replace("{}", "…")
+    return text.format(*numbers) if text.count("{}") <= len(numbers) else text.replace("{}", "…")
