@@ -142,7 +142,8 @@ class PageGuard:
             return
         if scope["method"] != "POST" or not (is_call or path in POST_PATHS):
             raise Refused(404, "there is no such route")
-        body = await self._read(headers, receive)
+        longest = max(self._message_bytes, self.conversation_bytes) if is_call else self._message_bytes
+        body = await self._read(headers, receive, longest)
         if path == LOGIN:
             await self._login(body, scope, receive, send)
             return
@@ -174,9 +175,8 @@ class PageGuard:
     def _message_bytes(self) -> int:
         return BYTES_BESIDE_MESSAGE + BYTES_PER_CHARACTER * self.message_characters
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        """The body, no longer than the longest call can be; what is longer is not read to its end."""
-        longest = max(self._message_bytes, self.conversation_bytes)
+    async def _read(self, headers: Headers, receive: Receive, longest: int) -> bytes:
+        """The body; what is longer is not read to its end."""
         if int(headers.get("content-length", "0")) > longest:
             raise _too_long(longest)
         body, more = bytearray(), True

@@ -198,6 +198,7 @@ def _demo_roles(path: str) -> list[Role]:
             aliases=(s.name,),
             memory_number=ROW_MEMORIES,
             location=f"demo/{s.name}",
+            greeting=s.greeting,
         )
         for s in speakers
     ]

@@ -123,11 +123,11 @@ def exported(page: Page) -> list[str]:
 def choose_role(page: Page, name: str) -> None:
     page.click("#role input")
     page.get_by_role("option", name=name).click()
-    expect(page.locator("#tuned h2")).to_have_text(name)
+    expect(page.locator("#tuned h1")).to_have_text(name)
 
 
 def test_the_character_greets_and_buttons_without_use_are_dead(visitor: Page) -> None:
-    assert visitor.inner_text("#tuned h2") == "Ada"
+    assert visitor.inner_text("#tuned h1") == "Ada"
     assert visitor.locator("#tuned article").first.get_attribute("aria-label") == "Ada"
     assert said(visitor) == [GREETING]
     dead = ["#stop", "#retry", "#undo", "#clear", "#export", "#send"]
@@ -166,7 +166,7 @@ def test_each_character_keeps_its_own_conversation(visitor: Page) -> None:
     expect(visitor.locator("#tuned .message")).to_have_count(0)
     say(visitor, "To Bo.", 1)
     visitor.reload()
-    expect(visitor.locator("#tuned h2")).to_have_text("Bo")
+    expect(visitor.locator("#tuned h1")).to_have_text("Bo")
     expect(visitor.locator("#tuned .message.user")).to_have_text("To Bo.")
     expect(visitor.locator("#role input")).to_have_value("Bo")
     choose_role(visitor, "Ada")
@@ -305,8 +305,7 @@ def test_two_visitors_and_keys(browser: Browser, counting: tuple[str, CountingMo
     answered(first, 1)
     expect(box).to_be_focused()
     assert first.locator("#tuned .message.bot").last.inner_text().endswith("[…]")
-    say_nothing = second.locator("#export")
-    expect(say_nothing).to_be_disabled()
+    expect(second.locator("#export")).to_be_disabled()
     second.reload()
     expect(second.locator("#tuned .message")).to_have_count(1)
     for page in pages:

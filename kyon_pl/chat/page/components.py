@@ -33,6 +33,7 @@ theme = gr.themes.Base(
 NO_ROLE = "—"
 # of the sampling parameters; Gradio refuses every message while a value is outside, even an initial value
 RANGES = {"temperature": (0, 2), "top_p": (0.05, 1), "repetition_penalty": (0.5, 2), "seed": (0, 2**31)}
+_SCRIPTS = ("parts.js", "storage.js", "panel.js", "page.js")  # each uses those before
 # events of the panel: Gradio takes the names of an HTML component's own events from this text
 _MOUNT = (
     'kyon.mount(element, trigger, props, watch); // "stop" "retry" "undo" "clear" "export" "again" "choose" "bring"'
@@ -75,8 +76,13 @@ def head(sessions: Sessions) -> str:
         "characters": sessions.limits.message_characters,
     }
     text = json.dumps(config).replace("<", "\\u003c")  # a role's name cannot end the element
-    script = (files(__package__) / "chat.js").read_text(encoding="utf-8")
-    return f'<script type="application/json" id="kyon-config">{text}</script><script>{script}</script>'
+    scripts = ((files(__package__) / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    return "".join(
+        [
+            f'<script type="application/json" id="kyon-config">{text}</script>',
+            *(f"<script>{s}</script>" for s in scripts),
+        ]
+    )
 
 
 def settings_inputs(sessions: Sessions, initial: SessionSettings) -> Settings:
@@ -113,7 +119,7 @@ def settings_inputs(sessions: Sessions, initial: SessionSettings) -> Settings:
 
 
 def panel(name: str) -> Any:
-    """A panel of messages, see chat.js. Its value is never part of the template, so it is never HTML."""
+    """A panel of messages, see panel.js. Its value is never part of the template, so it is never HTML."""
     return gr.HTML(
         [], html_template="<div></div>", js_on_load=_MOUNT, apply_default_css=False, elem_id=name, elem_classes="panel"
     )

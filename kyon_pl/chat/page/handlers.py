@@ -110,7 +110,7 @@ class Handlers:
         """Show the conversation that the browser has kept of a role; a new one if it has none, or a damaged one."""
         leave_queue(request)
         settings, turns = _settings(request, values), Turns()
-        with suppress(DataError):  # chat.js says that nothing came back
+        with suppress(DataError):  # page.js says that nothing came back
             turns = read_turns(saved, self.sessions.limits) if saved else turns
         return settings.role, *self._update(turns, settings)
 
@@ -164,7 +164,7 @@ def _settings(request: gr.Request, values: tuple[Any, ...]) -> SessionSettings:
 
 
 def _action(request: gr.Request, action: str | None, turns: Turns, key: str, kind: type) -> tuple[int, Any]:
-    """The turn of an action of chat.js, and the value of a key in it, which may be missing."""
+    """The turn of an action of the scripts, and the value of a key in it, which may be missing."""
     with shown_errors(request):
         try:
             given = json.loads(action or "")

@@ -32,7 +32,7 @@ LABELS = {
     "repetition_penalty": ("Repetition penalty", "重复惩罚"),
     "seed": ("Seed", "随机种子"),
 }
-# of our own components, see chat.js
+# of our own components, see the scripts
 PANEL_LABELS = {
     "tuned": ("Fine-tuned", "微调模型"),
     "base": ("Base model", "原始模型"),

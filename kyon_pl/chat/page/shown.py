@@ -1,4 +1,4 @@
-"""Turns as the messages that the page shows. chat.js reads them."""
+"""Turns as the messages that the page shows. panel.js reads them."""
 
 from __future__ import annotations
 
