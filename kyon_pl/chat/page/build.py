@@ -11,7 +11,7 @@ from kyon_pl.chat.page.components import message_box, panel, settings_inputs
 from kyon_pl.chat.page.handlers import Handlers, ReplyLock
 from kyon_pl.chat.sessions import Sessions, SessionSettings
 
-IDLE_SECONDS = 3600  # an idle session is forgotten after this time
+IDLE_SECONDS = 24 * 3600  # an idle session is forgotten after this time, and a page that is still open is out of step
 _END: dict[str, Any] = {"fn": None, "js": "() => kyon.end()", "api_visibility": "private"}
 
 

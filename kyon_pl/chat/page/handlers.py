@@ -127,12 +127,12 @@ class Handlers:
         return gr.Column(visible=bool(on))
 
     def _stream(self, request: gr.Request, replies: Iterator[Turns], settings: SessionSettings) -> Iterator[Update]:
-        new_turns = Turns()
+        new_turns, versions = Turns(), 0
         with shown_errors(request):
             for new_turns in replies:
+                versions = max(versions, len(new_turns[-1].versions))
                 yield (*self._panels(new_turns, settings, running=True), gr.skip())
-        last = new_turns[-1]
-        if last.retries and last.retries >= len(last.versions):
+        if len(new_turns[-1].versions) < versions:  # it grew as a new one
             say_same(request)
         yield self._update(new_turns, settings)
 

@@ -94,8 +94,10 @@ _CHINESE_ERRORS = {
     "parameters": ("有一个参数是空的，请填写。",),
 }
 _OTHER_ERRORS = ("无法回答，请联系管理员。",)
-_SAME = ("The same reply came again.", "得到的回复与之前相同。")
-_SAME_FIX = ("Raise the temperature to get another.", "提高温度可以得到不同的回复。")
+_SAME = (
+    "The same reply came again. A higher temperature gives others.",
+    "得到的回复与之前相同，提高温度可以得到不同的回复。",
+)
 
 ENGLISH, CHINESE = ({name: texts[i] for name, texts in LABELS.items()} for i in range(2))
 PANEL_ENGLISH, PANEL_CHINESE = ({name: texts[i] for name, texts in PANEL_LABELS.items()} for i in range(2))
@@ -119,8 +121,7 @@ def shown_errors(request: gr.Request) -> Iterator[None]:
 
 def say_same(request: gr.Request) -> None:
     """Tell the visitor that a retry gave the same reply."""
-    chinese = _is_chinese(request)
-    gr.Info(f"{_SAME[chinese]} {_SAME_FIX[chinese]}")
+    gr.Info(_SAME[_is_chinese(request)])
 
 
 def _is_chinese(request: gr.Request) -> bool:

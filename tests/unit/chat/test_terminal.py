@@ -15,7 +15,7 @@ import torch
 from kyon_pl.chat import history, loading
 from kyon_pl.chat.command import read_question
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, Turn
-from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, sampling_for
+from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, sampling_for, sampling_for_retry
 from kyon_pl.chat.terminal import Terminal
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import BASE
@@ -27,8 +27,10 @@ class EchoModel(ChatModel):
     """Repeats how long the prompt is; `failure` is raised once instead."""
 
     failure: BaseException | None = None
+    temperatures: list[float]
 
-    def reply(self, prompt: list[int], *others: Any, **more: Any) -> ChatReply:
+    def reply(self, prompt: list[int], sampling: Sampling, *others: Any, **more: Any) -> ChatReply:
+        self.temperatures.append(sampling.temperature)
         if self.failure:
             failure, self.failure = self.failure, None
             raise failure
@@ -40,6 +42,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Terminal:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     tokenizer = ChatGLMTokenizer.from_pretrained(BASE)
     model = EchoModel(tokenizer, "base", "raw", "last")
+    model.temperatures = []
     conversation = Conversation(model, turns=[Turn("before", "before", ChatReply("yes", True))])
     return Terminal(conversation, Sampling(), lambda name: role_to_play(name))  # type: ignore[arg-type, return-value]
 
@@ -89,6 +92,20 @@ def test_a_refused_command_keeps_the_conversation(
     assert terminal.sampling == sampling
     assert re.match(r"> .{10}", said), said
     assert "\x1b" not in said
+
+
+def test_a_role_samples_a_retry_anew_and_then_as_before() -> None:
+    """Without a role, greedy decoding stays greedy: adapters are compared with it."""
+    sampling = Sampling(seed=5)
+    assert sampling_for_retry(sampling, 2, plays_role=True) == Sampling(temperature=0.8, seed=7)
+    assert sampling_for_retry(sampling, 2, plays_role=False) == Sampling(seed=7)
+    assert sampling_for_retry(Sampling(temperature=0.1), 1, plays_role=True) == Sampling(temperature=0.1, seed=1)
+
+
+def test_retry_leaves_the_temperature_that_was_set(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(terminal, monkeypatch, b"/character demo\n/params temperature 0\na question\n/retry\n")
+    assert terminal.conversation.model.temperatures == [0.0, 0.8]  # type: ignore[attr-defined]
+    assert (terminal.sampling.temperature, terminal.sampling.seed) == (0.0, 1)
 
 
 @pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
