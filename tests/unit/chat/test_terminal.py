@@ -16,10 +16,12 @@ from kyon_pl.chat import history, loading
 from kyon_pl.chat.command import read_question
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, Turn
 from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, sampling_for, sampling_for_retry
+from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.terminal import Terminal
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import BASE
 from kyon_pl.errors import DataError, KyonError, MachineError, SettingError
+from kyon_pl.roles.contexts import ContextLimits
 from kyon_pl.roles.role import role_to_play
 
 
@@ -44,7 +46,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Terminal:
     model = EchoModel(tokenizer, "base", "raw", "last")
     model.temperatures = []
     conversation = Conversation(model, turns=[Turn("before", "before", ChatReply("yes", True))])
-    return Terminal(conversation, Sampling(), lambda name: role_to_play(name))  # type: ignore[arg-type, return-value]
+    return Terminal(
+        conversation,
+        Sampling(),
+        lambda name: RolePlay(role_to_play(name), "lexical", ContextLimits(), model.count_tokens),
+    )
 
 
 def run(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, typed: bytes) -> None:
