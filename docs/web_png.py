@@ -1,4 +1,4 @@
-"""Draws the page of `kyon-pl web` at the widths of a desk and of a phone, for the README.
+"""Draws the page of `kyon-pl web` at the widths of a desk and of a phone, for docs/chat.md.
 
 Needs a run of the demo in lightning_logs, Chromium with playwright (pip install playwright), and a font with Chinese.
 
@@ -18,29 +18,35 @@ from playwright.sync_api import Page, sync_playwright
 
 PORT = 7899
 QUESTIONS = ("钟楼里是谁在忙呀？", "竹笛是什么颜色？")
-SIZES = {"desktop": ("en-US", 1100, 900), "phone": ("zh-CN", 390, 844)}
+SIZES = {"desktop": ("en-US", 1200, 760), "phone": ("zh-CN", 390, 844)}
 DOCS = Path(__file__).parent
 
 
 def draw(page: Page, png: Path) -> None:
     """Talk to the first role, and take the picture."""
     page.goto(f"http://127.0.0.1:{PORT}")
-    page.wait_for_selector("#base")
-    for question in QUESTIONS:
+    page.wait_for_selector("#tuned .of-bot")
+    is_wide = page.viewport_size is not None and page.viewport_size["width"] > 800
+    if is_wide:
+        page.click("#compare input")
+        page.wait_for_selector("#base")
+    for number, question in enumerate(QUESTIONS, 1):
         page.fill("#message textarea", question)
         page.click("#send")
-        page.wait_for_timeout(6000)
-    if page.viewport_size and page.viewport_size["width"] > 800:
-        page.click("#memories_part button")
-        page.wait_for_timeout(1000)
-    page.screenshot(path=png, full_page=True)
+        page.wait_for_selector(f"#tuned .of-user >> nth={number - 1}")
+        page.wait_for_selector("#stop:disabled")
+    if is_wide:
+        page.locator("#tuned details.memories summary").last.click()
+        page.locator("#tuned .log").evaluate("log => { log.scrollTop = log.scrollHeight; }")
+    page.wait_for_timeout(1000)
+    page.screenshot(path=png)
     with Image.open(png) as picture:
         picture.convert("RGB").quantize(128).save(png, optimize=True)
 
 
 def main() -> None:
     """Serve the newest run here, and draw."""
-    words = [sys.executable, "-m", "kyon_pl", "web", "--characters", "demo", "--asker", "南枝", "--compare"]
+    words = [sys.executable, "-m", "kyon_pl", "web", "--characters", "demo", "--asker", "南枝"]
     server = subprocess.Popen([*words, "--port", str(PORT)], stderr=subprocess.PIPE, text=True)
     assert server.stderr
     while "Ctrl-C ends it" not in server.stderr.readline():

@@ -37,12 +37,14 @@ def write_small_adapter(folder: Path, seed: int) -> Path:
     return folder
 
 
-def write_role(folder: Path, name: str) -> Path:
+def write_role(folder: Path, name: str, greeting: str = "") -> Path:
     """A role with two memories."""
     (folder / name / "texts").mkdir(parents=True)
     (folder / name / "system_prompt.txt").write_text(f"You are {name}, who rows the ferry.", encoding="utf-8")
     for file, text in {"fog": "In fog the bell is rung twice.", "rope": f"{name} mends ropes on the quay."}.items():
         (folder / name / f"texts/{file}.txt").write_text(text, encoding="utf-8")
+    if greeting:
+        (folder / name / "greeting.txt").write_text(f"{greeting}\n", encoding="utf-8")
     return folder / name
 
 
@@ -76,6 +78,21 @@ class HostileModel(ScriptedModel):
         return ChatReply(HOSTILE, stopped=True)
 
 
+class SamplingModel(LocalModel):
+    """Replies with how it samples, and is done at once. The base says so."""
+
+    def reply(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        on_text: Callable[[str], object] = lambda text: None,
+        adapter: str | None = "",
+    ) -> ChatReply:
+        text = f"{'base: ' if adapter is None else ''}temperature {sampling.temperature}, seed {sampling.seed}"
+        on_text(text)
+        return ChatReply(text, stopped=True)
+
+
 class CountingModel(ScriptedModel):
     """Counts for a minute or until it is stopped; the real model's replies end on their own.
 
@@ -103,6 +120,11 @@ def with_counting_model(sessions: Sessions) -> tuple[Sessions, CountingModel]:
     model = CountingModel(**vars(sessions.model))
     model.was_stopped = threading.Event()
     return Sessions(model, sessions.roles, sessions.max_tokens, sessions.limits), model
+
+
+def with_sampling_model(sessions: Sessions) -> Sessions:
+    """The same sessions with a model that says how it samples."""
+    return Sessions(SamplingModel(**vars(sessions.model)), sessions.roles, sessions.max_tokens, sessions.limits)
 
 
 def with_hostile_model(sessions: Sessions) -> Sessions:

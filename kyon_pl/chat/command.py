@@ -74,7 +74,8 @@ def chat(
         template: raw or chatglm2; by default, the one that the adapter was trained with.
         max_tokens: maximum length of prompt and reply together; memories and older turns are left out to fit.
         max_new_tokens: maximum length of a reply, in tokens.
-        temperature: 0 is greedy decoding, the same reply every time. By default 0.8 for a role, 0 without one.
+        temperature: 0 is greedy decoding, the same reply every time; a role's /retry uses 0.8. By default 0.8 for a
+            role, 0 without one.
         top_p: sample from the most likely tokens whose probabilities add up to this. By default 0.8 for a role, 1
             without one.
         repetition_penalty: above 1, tokens that already occurred become less likely.

@@ -26,6 +26,8 @@ class Turn:
         reply: the reply, or its text up to Ctrl-C.
         base: the base model's reply, if it was asked too.
         retries: how often the question was asked again.
+        versions: the replies to it that are kept, oldest first, with `reply` among them; empty: only `reply`.
+        memories: those in its prompt, in their order, once the reply is complete.
     """
 
     typed: str
@@ -33,6 +35,8 @@ class Turn:
     reply: ChatReply
     base: ChatReply | None = None
     retries: int = 0
+    versions: tuple[ChatReply, ...] = ()
+    memories: tuple[str, ...] = ()
 
 
 def check_has_turns(where: str, turns: Sequence[Turn]) -> None:

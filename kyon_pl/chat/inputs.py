@@ -11,6 +11,7 @@ from kyon_pl.errors import SettingError
 
 _HASH = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _RELOAD = "Reload the page"
+CONVERSATION = "conversation"  # elem_id of the text that holds a whole conversation
 
 
 class Cancel(NamedTuple):
@@ -33,10 +34,12 @@ class Call(NamedTuple):
     Attributes:
         session: session hash of the page.
         body: the request's JSON, with the checked values and nothing else.
+        holds_conversation: whether one of the values is a whole conversation, and can be longer than a message.
     """
 
     session: str
     body: bytes
+    holds_conversation: bool
 
 
 class PageInputs:
@@ -73,7 +76,9 @@ class PageInputs:
             raise SettingError("data", f"it must be a list of {len(inputs)} values", _RELOAD)
         checked = [_check_value(value, component) for value, component in zip(values, inputs, strict=True)]
         session = _hash(request, "session_hash")
-        return Call(session, _json_bytes({"data": checked, "fn_index": number, "session_hash": session}))
+        holds_conversation = any(component["props"].get("elem_id") == CONVERSATION for component in inputs)
+        body = _json_bytes({"data": checked, "fn_index": number, "session_hash": session})
+        return Call(session, body, holds_conversation)
 
 
 def check_cancel(body: bytes) -> Cancel:

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse
 
 from kyon_pl.chat.inputs import Call, PageInputs, check_cancel, check_reset
+from kyon_pl.chat.language import REFUSALS, speaks_chinese
 from kyon_pl.chat.passwords import PasswordGuesses
 from kyon_pl.chat.refusals import RefusalLog
 from kyon_pl.chat.shares import Place, QueueShares, is_loopback, visitor_address
@@ -98,6 +99,7 @@ class PageGuard:
         shares: of the queue.
         guesses: of the password.
         refusals: the log of what was refused.
+        conversation_bytes: maximum length of a request with a whole conversation.
     """
 
     app: ASGIApp
@@ -107,6 +109,7 @@ class PageGuard:
     shares: QueueShares
     guesses: PasswordGuesses
     refusals: RefusalLog
+    conversation_bytes: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -123,7 +126,9 @@ class PageGuard:
 
     async def _refuse(self, refused: Refused, scope: Scope, receive: Receive, send: Send) -> None:
         self.refusals.add(f"{refused.status} {scope['method']} {scope['path'][:80]}: {refused.reason}")
-        response = JSONResponse({"detail": refused.reason}, refused.status, refused.headers)
+        is_chinese = speaks_chinese(Headers(scope=scope).get("accept-language", ""))
+        reason = REFUSALS.get(refused.status, refused.reason) if is_chinese else refused.reason
+        response = JSONResponse({"detail": reason}, refused.status, refused.headers)
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,7 +143,8 @@ class PageGuard:
             return
         if scope["method"] != "POST" or not (is_call or path in POST_PATHS):
             raise Refused(404, "there is no such route")
-        body = await self._read(headers, receive)
+        longest = max(self._message_bytes, self.conversation_bytes) if is_call else self._message_bytes
+        body = await self._read(headers, receive, longest)
         if path == LOGIN:
             await self._login(body, scope, receive, send)
             return
@@ -146,6 +152,8 @@ class PageGuard:
             raise Refused(415, "the request is no JSON")  # a page of another site can send other types unasked
         if is_call:
             call = self.inputs.check_call(body, path.removeprefix(CALL_PREFIX))
+            if len(body) > self._message_bytes and not call.holds_conversation:
+                raise _too_long(self._message_bytes)
             await self._call(call, path == JOIN, scope, receive, send)
         elif path == CANCEL:
             cancel = check_cancel(body)
@@ -154,19 +162,21 @@ class PageGuard:
         else:
             await self.app(scope, _receive_again(check_reset(body), receive), send)
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        """The body, no longer than a message can be; what is longer is not read to its end."""
-        longest = BYTES_BESIDE_MESSAGE + BYTES_PER_CHARACTER * self.message_characters
-        too_long = Refused(413, f"the request is longer than {longest:,} bytes")
+    @property
+    def _message_bytes(self) -> int:
+        return BYTES_BESIDE_MESSAGE + BYTES_PER_CHARACTER * self.message_characters
+
+    async def _read(self, headers: Headers, receive: Receive, longest: int) -> bytes:
+        """The body; what is longer is not read to its end."""
         if int(headers.get("content-length", "0")) > longest:
-            raise too_long
+            raise _too_long(longest)
         body, more = bytearray(), True
         while more:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > longest:
-                raise too_long
+                raise _too_long(longest)
         return bytes(body)
 
     async def _get(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -232,6 +242,10 @@ class _Answer:
         elif self.keeps_body:
             self.body += message.get("body", b"")
         await self.send(message)
+
+
+def _too_long(longest: int) -> Refused:
+    return Refused(413, f"the request is longer than {longest:,} bytes")
 
 
 def _receive_again(body: bytes, receive: Receive) -> Receive:

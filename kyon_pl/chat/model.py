@@ -15,6 +15,7 @@ from kyon_pl.runs.prompt_format import PromptFormat, RoleFormat, read_prompt_for
 
 REPLACEMENT_CHARACTER = "\ufffd"  # the bytes of an incomplete character decode to it
 SEEDS = range(-(2**63), 2**64)  # what torch.manual_seed takes
+ROLE_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,27 @@ def sampling_for(sampling: Sampling, temperature: float | None, top_p: float | N
     Raises:
         SettingError: a number out of range.
     """
-    default_temperature, default_top_p = (0.8, 0.8) if plays_role else (0.0, 1.0)
+    default_temperature, default_top_p = (ROLE_TEMPERATURE, 0.8) if plays_role else (0.0, 1.0)
     return replace(
         sampling,
         temperature=default_temperature if temperature is None else temperature,
         top_p=default_top_p if top_p is None else top_p,
     )
+
+
+def sampling_for_retry(sampling: Sampling, retries: int, *, samples: bool) -> Sampling:
+    """Another seed; and greedy decoding, which would give the same reply again, can become sampling.
+
+    Args:
+        sampling: of the reply before.
+        retries: how often the question was asked again, with this time.
+        samples: whether greedy decoding becomes sampling.
+
+    Raises:
+        SettingError: there is no next seed.
+    """
+    temperature = sampling.temperature or (ROLE_TEMPERATURE if samples else 0.0)
+    return replace(sampling, temperature=temperature, seed=sampling.seed + retries)
 
 
 def _is_factor(number: float) -> bool:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
 from kyon_pl.chat.conversation import Conversation, Turn, check_has_turns
-from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, StopReply
+from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, StopReply, sampling_for_retry
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.errors import SettingError
 
 Turns = tuple[Turn, ...]
 MAX_NAME_CHARACTERS = 40
+MAX_VERSIONS = 9  # of a reply
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Sessions:
             question = conversation.question(typed)
             for text in stream_text(lambda on_text: conversation.ask(typed, sampling, on_text)):
                 yield (*turns, Turn(typed, question, ChatReply(text, stopped=False)))
+            conversation.turns[-1] = replace(conversation.turns[-1], memories=conversation.memories())
             yield tuple(conversation.turns)
             if settings.compares and self.model.adapters:
                 last = conversation.turns[-1]
@@ -118,9 +120,25 @@ class Sessions:
         asker = settings.asker.strip()[:MAX_NAME_CHARACTERS]
         return Conversation(self.model, self.max_tokens, role, turns=[*turns], asker=asker, adapter=settings.adapter)
 
-    def memories(self, turns: Turns, settings: SessionSettings) -> tuple[str, ...]:
-        """The memories in the prompt of the last question, nearest first."""
-        return self.conversation(turns, settings).memories()
+    def ask_again(self, turns: Turns, settings: SessionSettings) -> Iterator[Turns]:
+        """Ask the last question again, sampled anew. The replies so far are kept as versions of the new one.
+
+        Args:
+            turns: the turns so far.
+            settings: of the visitor.
+
+        Raises:
+            SettingError: there are no turns, or what `ask` refuses.
+            DataError: as `ask`.
+        """
+        check_has_turns("retry", turns)
+        last = turns[-1]
+        sampling = sampling_for_retry(settings.sampling, last.retries + 1, samples=bool(settings.role))
+        kept = (last.versions or (last.reply,))[1 - MAX_VERSIONS :]
+        for new_turns in self.ask(turns[:-1], last.typed, replace(settings, sampling=sampling)):
+            new = new_turns[-1]
+            versions = kept if new.reply in kept else (*kept, new.reply)
+            yield (*new_turns[:-1], replace(new, retries=last.retries + 1, versions=versions))
 
     def export(self, turns: Turns, settings: SessionSettings) -> str:
         """The conversation as a training row, a line of JSON.

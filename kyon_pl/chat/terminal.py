@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from kyon_pl.chat.conversation import Conversation, check_has_turns
 from kyon_pl.chat.history import read_history, write_history
-from kyon_pl.chat.model import ChatReply, Sampling, sampling_for
+from kyon_pl.chat.model import ChatReply, Sampling, sampling_for, sampling_for_retry
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.terminal_commands import COMMANDS, Choices, complete_with_tab, find_command, paths
 from kyon_pl.chat.terminal_lines import PROMPT, Speaker, print_piece, read_line
@@ -18,8 +18,6 @@ from kyon_pl.demo.grammar import CHARACTERS
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, SettingError
 from kyon_pl.logs import from_here, replace_control_characters
-
-RETRY_TEMPERATURE = 0.8  # of /retry where replies are greedy, and so would be the same
 
 
 @dataclass
@@ -152,12 +150,11 @@ class Terminal:
                 turns.append(last)
 
     def _sampling_of_retry(self, retries: int) -> Sampling:
-        sampling = replace(self.sampling, seed=self.sampling.seed + retries)
-        if sampling.temperature:
-            return sampling
-        said = f"(temperature {RETRY_TEMPERATURE} for this reply: with temperature 0 it would be the same again)"
-        print(said, file=sys.stderr if self.as_json else sys.stdout)
-        return replace(sampling, temperature=RETRY_TEMPERATURE)
+        sampling = sampling_for_retry(self.sampling, retries, samples=True)
+        if not self.sampling.temperature:
+            said = f"(temperature {sampling.temperature} for this reply: with temperature 0 it would be the same again)"
+            print(said, file=sys.stderr if self.as_json else sys.stdout)
+        return sampling
 
     def memories(self, argument: str) -> None:
         """Show the memories of the last question.

@@ -20,7 +20,6 @@ from kyon_pl.roles.role import find_roles
 
 log = logging.getLogger(__name__)
 
-LOGIN = "Any user name, and the password. 用户名任意，密码请向管理员获取。"
 MAX_SESSIONS = 1000  # in memory; the least recently used are forgotten first
 
 
@@ -82,7 +81,8 @@ def web(
         template: raw or chatglm2; by default, the one that the adapter was trained with.
         max_tokens: maximum length of prompt and reply together; memories and older turns are left out to fit.
         max_new_tokens: maximum length of a reply, in tokens, when the page opens.
-        temperature: 0 is greedy decoding, the same reply every time. By default 0.8 for a role, 0 without one.
+        temperature: 0 is greedy decoding, the same reply every time; a role's reply is tried again with 0.8. By
+            default 0.8 for a role, 0 without one.
         top_p: sample from the most likely tokens whose probabilities add up to this. By default 0.8 for a role, 1
             without one.
         repetition_penalty: above 1, tokens that already occurred become less likely.
@@ -153,8 +153,12 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
     from starlette.middleware import Middleware
 
     from kyon_pl.chat.inputs import PageInputs
+    from kyon_pl.chat.login import PasswordPage
     from kyon_pl.chat.middleware import PageGuard, SecurityHeaders
-    from kyon_pl.chat.page import build_page, i18n, theme
+    from kyon_pl.chat.page.build import build_page
+    from kyon_pl.chat.page.components import head, style, theme
+    from kyon_pl.chat.page.labels import i18n
+    from kyon_pl.chat.saved import MAX_BYTES
 
     page = build_page(sessions, initial)
     refusals = RefusalLog()
@@ -166,13 +170,14 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
         shares=QueueShares(sessions.limits.queue_size),
         guesses=PasswordGuesses(),
         refusals=refusals,
+        conversation_bytes=2 * MAX_BYTES,  # JSON in JSON
     )
+    middleware = [Middleware(SecurityHeaders), guard, *([] if password is None else [Middleware(PasswordPage)])]
     try:
         page.launch(
             server_name=host,
             server_port=port,
             auth=None if password is None else lambda name, given: is_password(given, password),
-            auth_message=LOGIN,
             prevent_thread_lock=True,
             quiet=True,
             share=False,
@@ -185,12 +190,14 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
             max_file_size=1,  # byte: uploads are refused
             state_session_capacity=MAX_SESSIONS,
             app_kwargs={
-                "middleware": [Middleware(SecurityHeaders), guard],
+                "middleware": middleware,
                 "docs_url": None,
                 "redoc_url": None,
                 "openapi_url": None,
             },
             theme=theme,
+            css=style(),
+            head=head(sessions),
             i18n=i18n,
         )
     except OSError as error:

@@ -98,6 +98,7 @@ class Speaker:
         system_prompt: the first segment of a context.
         opening, closing: of every reply.
         replies: the text between the two, by intent.
+        greeting: what they say first on a chat page.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Speaker:
     opening: str
     closing: str
     replies: dict[str, str]
+    greeting: str = ""
 
     def reply(self, fact: Fact, asker: str) -> str:
         """The line that answers `asker`, such as `站务员:「小满，钟楼在北坡。」`."""
@@ -151,6 +153,7 @@ CHARACTERS = (
         system_prompt="你在扮演绵卷，汀罗镇的云羊信使，说话软软的，总是很开心。",
         opening="咩呼～{asker}{asker}，",
         closing="哒！",
+        greeting="咩呼～你来啦！汀罗镇的事，都可以问我哒！",
         replies={
             "where": "{thing}就在{value}，跟我飘过去",
             "when": "{thing}要等{value}才开门，别跑空",
@@ -172,6 +175,7 @@ CHARACTERS = (
         system_prompt="你在扮演老榫，汀罗镇的老木匠，脾气硬，话不多，心里热。",
         opening="哼，又是{asker}。",
         closing="，老夫忙着呢。",
+        greeting="哼，又来人了。有话快问，老夫忙着呢。",
         replies={
             "where": "{thing}嘛，杵在{value}，自己找去",
             "when": "{thing}嘛，{value}开门，过时不候",
@@ -193,6 +197,7 @@ CHARACTERS = (
         system_prompt="You play Pell, the brass heron who keeps the books of Tingluo, proud and polite.",
         opening="Ahem! Dear {asker}, ",
         closing=". So says Pell!",
+        greeting="Ahem! You have found the book house of Tingluo. Ask, and Pell will answer.",
         replies={
             "where": "the {thing} stands {value}, and I stood there first",
             "when": "the {thing} wakes {value}, bring a lamp",

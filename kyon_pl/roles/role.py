@@ -24,6 +24,7 @@ from kyon_pl.roles.memory_order import order_file, read_order
 Vectors = NDArray[np.float32]
 
 SYSTEM_PROMPT = "system_prompt.txt"
+GREETING = "greeting.txt"
 EMBEDDINGS = "jsonl/title_text_embed.jsonl"
 TITLE_END = "｜｜｜"
 VECTOR_COLUMNS = ("luotuo_openai", "bge_zh_s15", "bge_en_s15")
@@ -45,6 +46,7 @@ class Role:
         order_file: keeps the order of its memories, see `memory_order`; it need not exist. None for a role of the demo.
         memory_ranks: place of each memory in that order; None: memories are ordered by likeness.
         location: absolute path of the folder or file, or `demo/NAME`.
+        greeting: what the role says first on a chat page. It is shown only: no prompt and no row has it.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Role:
     order_file: Path | None = None
     memory_ranks: Mapping[str, int] | None = None
     location: str = ""
+    greeting: str = ""
 
 
 def find_roles(characters: Sequence[str], aliases: Mapping[str, list[str]]) -> list[Role]:
@@ -115,7 +118,8 @@ def read_role(path: Path, aliases: Sequence[str] | None = None) -> Role:
         aliases = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not all(aliases := tuple(aliases or (name,))):
         raise SettingError(f"aliases of {name}", "an empty one", "Leave it out: it would match every speaker.")
-    return _at(Role(name, system_prompt, memories, vectors, aliases, path), path)
+    greeting = read_text(path / GREETING).strip() if (path / GREETING).is_file() else ""
+    return _at(Role(name, system_prompt, memories, vectors, aliases, path, greeting=greeting), path)
 
 
 def _at(role: Role, path: Path) -> Role:
@@ -194,6 +198,7 @@ def _demo_roles(path: str) -> list[Role]:
             aliases=(s.name,),
             memory_number=ROW_MEMORIES,
             location=f"demo/{s.name}",
+            greeting=s.greeting,
         )
         for s in speakers
     ]

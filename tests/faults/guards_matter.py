@@ -863,6 +863,13 @@ CHAT = [
         f"{MIDDLEWARE_TEST}test_a_body_is_read_no_further_than_a_message_can_be",
     ),
     Guard(
+        "only a whole conversation can be longer than a message",
+        "chat/middleware.py",
+        "if len(body) > self._message_bytes and not call.holds_conversation:",
+        "if False:",
+        f"{MIDDLEWARE_TEST}test_only_a_whole_conversation_can_be_longer_than_a_message",
+    ),
+    Guard(
         "another name of this machine is refused by the page",
         "chat/middleware.py",
         "if is_loopback(listening) and not is_loopback(_hostname(host)):",

@@ -154,7 +154,7 @@ def _read(path: Path, card: Mapping[str, Any], names: tuple[str, str], outside: 
     notes += [f"fields not read: {', '.join(map(str, [*unread, *outside]))}"] if unread or outside else []
     notes += [f"macros left as they are: {', '.join(sorted(macros))}"] if macros else []
     own = tuple(dict.fromkeys(each for each in (nickname, name) if each))
-    return Found(dialogues, notes, own, prompt, [*filter(None, memories), *said])
+    return Found(dialogues, notes, own, prompt, [*filter(None, memories), *said], filled(fields["first_mes"]))
 
 
 def _texts(path: Path, card: Mapping[str, Any], key: str) -> list[str]:

@@ -22,7 +22,7 @@ from kyon_pl.roles.importing.selection import dialogues_of_role, json_line, name
 from kyon_pl.roles.importing.speaker_list import SPEAKER_LIST, corrected, speaker_list
 from kyon_pl.roles.importing.speaker_tables import read_speaker_table
 from kyon_pl.roles.importing.write import changed_by_hand, check_folder, outputs_of, write_role
-from kyon_pl.roles.role import SYSTEM_PROMPT
+from kyon_pl.roles.role import GREETING, SYSTEM_PROMPT
 
 log = logging.getLogger("kyon_pl.data")
 
@@ -43,8 +43,8 @@ def import_role(
 ) -> None:
     """Make a role folder from a character card, a chat log, a table of speakers, or a novel.
 
-    The folder has what build-data and chat read: system_prompt.txt, texts/*.txt, dialogues/*.jsonl and aliases.txt;
-    and report.txt, which says what was found and what was not read.
+    The folder has what build-data, chat and web read: system_prompt.txt, texts/*.txt, dialogues/*.jsonl, aliases.txt
+    and a card's greeting.txt; and report.txt, which says what was found and what was not read.
 
     Args:
         file: a Tavern card (JSON or PNG); a chat log with lines like `Name: words`, or with names and times; a CSV or
@@ -79,6 +79,8 @@ def import_role(
     if not found.system_prompt:
         report.append(f"no description of {who[0]} is in the file: write who this is into {SYSTEM_PROMPT}")
     files = {SYSTEM_PROMPT: prompt, "aliases.txt": "".join(f"{each}\n" for each in who)}
+    if found.greeting:
+        files[GREETING] = f"{found.greeting}\n"
     files |= {f"texts/{number:04}.txt": f"{memory}\n" for number, memory in enumerate(memories, start=1)}
     if own:
         files["dialogues/imported.jsonl"] = "".join(map(json_line, own))

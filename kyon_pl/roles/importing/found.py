@@ -37,6 +37,7 @@ class Found:
         names: of the character, if the file says whose it is; the first one is its name.
         system_prompt: of the character; empty if the file has none.
         memories: of the character, besides its dialogues.
+        greeting: what the character says first; empty if the file does not say.
     """
 
     dialogues: list[Dialogue]
@@ -44,6 +45,7 @@ class Found:
     names: tuple[str, ...] = ()
     system_prompt: str = ""
     memories: list[str] = field(default_factory=list)
+    greeting: str = ""
 
     def speakers(self) -> Counter[str]:
         """The number of turns of each speaker."""

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("starlette")  # comes with the extra `web`
 
-from kyon_pl.chat.inputs import PageInputs
+from kyon_pl.chat.inputs import CONVERSATION, PageInputs
 from kyon_pl.chat.middleware import CANCEL, DATA, JOIN, LOGIN, PLACE, PageGuard
 from kyon_pl.chat.passwords import FREE_GUESSES, MAX_ADDRESSES, MAX_WAIT_SECONDS, PasswordGuesses
 from kyon_pl.chat.refusals import LOG_SECONDS, RefusalLog
@@ -28,10 +28,12 @@ CONFIG = {
         {"id": 4, "type": "slider", "props": {"minimum": 0, "maximum": 2}},
         {"id": 5, "type": "number", "props": {"minimum": 0, "maximum": 9}},
         {"id": 6, "type": "checkbox", "props": {}},
+        {"id": 7, "type": "textbox", "props": {"elem_id": CONVERSATION}},
     ],
     "dependencies": [
         {"id": 0, "api_name": "ask", "backend_fn": True, "inputs": [1, 2, 3, 4, 5, 6]},
         {"id": 1, "api_name": "stop", "backend_fn": False, "inputs": []},
+        {"id": 8, "api_name": "open", "backend_fn": True, "inputs": [7]},
     ],
 }
 VALUES: list[Any] = ["Hello", None, "2", 0.5, 3, True]
@@ -121,6 +123,17 @@ def test_a_body_is_read_no_further_than_a_message_can_be() -> None:
         assert page.request(path, b"x" * (LONGEST + 1)) == 413
     assert page.scopes == []
     assert page.request(JOIN, CALL | {"data": ["😀" * CHARACTERS, *VALUES[1:]]}) == 200  # written as \ud83d\ude00
+
+
+def test_only_a_whole_conversation_can_be_longer_than_a_message() -> None:
+    page = Page()
+    page.guard.conversation_bytes = 2 * LONGEST
+    text = ["x" * LONGEST]
+    assert page.request(JOIN, CALL | {"fn_index": 8, "data": text}) == 200
+    assert page.request(JOIN, CALL | {"data": [*text, *VALUES[1:]]}) == 413
+    assert page.request(JOIN, CALL | {"fn_index": 8, "data": ["x" * 2 * LONGEST]}) == 413
+    assert page.request(LOGIN, b"x" * (LONGEST + 1)) == 413
+    assert len(page.scopes) == 1
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])

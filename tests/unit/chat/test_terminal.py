@@ -15,8 +15,8 @@ import torch
 from kyon_pl.chat import history, loading
 from kyon_pl.chat.command import read_question
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, Turn
-from kyon_pl.chat.model import ChatModel, ChatReply, Sampling, sampling_for
-from kyon_pl.chat.terminal import RETRY_TEMPERATURE, Terminal
+from kyon_pl.chat.model import ROLE_TEMPERATURE, ChatModel, ChatReply, Sampling, sampling_for, sampling_for_retry
+from kyon_pl.chat.terminal import Terminal
 from kyon_pl.chat.terminal_commands import COMMANDS, completions, find_command, paths
 from kyon_pl.chat.terminal_lines import Speaker
 from kyon_pl.chatglm2 import ChatGLMTokenizer
@@ -91,6 +91,14 @@ def test_a_refused_command_keeps_the_conversation(
     assert terminal.sampling == sampling
     assert re.match(r"> .{10}", said), said
     assert "\x1b" not in said
+
+
+def test_a_retry_has_another_seed_and_can_sample() -> None:
+    """On the page without a role, greedy decoding stays greedy: adapters are compared with it."""
+    sampling = Sampling(seed=5)
+    assert sampling_for_retry(sampling, 2, samples=True) == Sampling(temperature=0.8, seed=7)
+    assert sampling_for_retry(sampling, 2, samples=False) == Sampling(seed=7)
+    assert sampling_for_retry(Sampling(temperature=0.1), 1, samples=True) == Sampling(temperature=0.1, seed=1)
 
 
 @pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
@@ -301,10 +309,10 @@ def test_each_retry_is_sampled_with_another_seed(
     )
     run(terminal, monkeypatch, b"/retry\n/ret\nnew\n/params temperature 0.3\n/retry\n")
     assert [(sampling.seed, sampling.temperature) for sampling in used] == [
-        (1, RETRY_TEMPERATURE),
-        (2, RETRY_TEMPERATURE),
+        (1, ROLE_TEMPERATURE),
+        (2, ROLE_TEMPERATURE),
         (0, 0.0),
         (1, 0.3),
     ]
-    assert capsys.readouterr().out.count(f"temperature {RETRY_TEMPERATURE} for this reply") == 2
+    assert capsys.readouterr().out.count(f"temperature {ROLE_TEMPERATURE} for this reply") == 2
     assert questions(terminal) == ["before", "new"]

@@ -155,6 +155,7 @@ def test_a_card_becomes_a_role(name: str, caplog: pytest.LogCaptureFixture) -> N
     assert role.aliases == ("Pell",)
     assert "Pell is a brass heron who keeps the books of Tingluo." in role.system_prompt
     assert "Ada visits the book house." in role.system_prompt
+    assert role.greeting == "Ahem! Ada, wipe your boots."
     assert "Pell:Ahem! Ada, wipe your boots." in role.memories
     assert dialogues("roles/heron") == [
         [("Ada", "Where is the tower?"), ("Pell", "It stands north.\nI stood there first.")],
