@@ -97,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_are_found() -> None:
-    assert len(COMMANDS) == 51
+    assert len(COMMANDS) == 56
     assert "kyon-pl fit --config configs/lora.yaml" in COMMANDS
 
 
