@@ -12,6 +12,7 @@ from kyon_pl.chat.model import ChatModel, Sampling, check_max_tokens, roles_of_r
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.terminal import Terminal, json_line, print_piece
 from kyon_pl.errors import SettingError
+from kyon_pl.language import localized
 from kyon_pl.logs import replace_control_characters
 from kyon_pl.roles.contexts import ContextLimits
 from kyon_pl.roles.role import Role, role_to_play
@@ -148,7 +149,7 @@ def read_question(prompt: str | None) -> str | None:
 def _answer_once(conversation: Conversation, question: str, sampling: Sampling, compare: bool) -> None:
     conversation.ask(question, sampling, print_piece)
     base = conversation.compare(sampling) if compare and conversation.model.adapters else None
-    print(f"\nbase: {replace_control_characters(base.text)}" if base else "")
+    print(f"\n{localized('base: ')}{replace_control_characters(base.text)}" if base else "")
 
 
 def load_model(

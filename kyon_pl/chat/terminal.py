@@ -14,6 +14,7 @@ from kyon_pl.chat.model import ChatReply, Sampling, sampling_for
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, SettingError
+from kyon_pl.language import localized
 from kyon_pl.logs import from_here, replace_control_characters
 
 PROMPT = "> "
@@ -61,7 +62,7 @@ class Terminal:
                     print()
                 return None
             except KeyboardInterrupt:
-                print("\n(Ctrl-D or /quit ends the program)")
+                _say("\n(Ctrl-D or /quit ends the program)")
 
     def _handle(self, line: str) -> None:
         try:
@@ -71,13 +72,13 @@ class Terminal:
             elif line:
                 self._ask(line)
         except KyonError as error:
-            print(replace_control_characters(str(error)), file=sys.stderr if self.as_json else sys.stdout)
+            print(replace_control_characters(localized(error)), file=sys.stderr if self.as_json else sys.stdout)
         except OSError as error:
-            print(replace_control_characters(f"{error.filename or line}: {error.strerror}"))
+            _say(f"{error.filename or line}: {error.strerror}")
         except MemoryError:
-            print("\n(out of memory; the conversation is as before)")
+            _say("\n(out of memory; the conversation is as before)")
         except KeyboardInterrupt:
-            print("\n(interrupted; the conversation is as before)")
+            _say("\n(interrupted; the conversation is as before)")
 
     def _command(self, name: str) -> Callable[[str], None]:
         if name not in COMMANDS:
@@ -91,18 +92,18 @@ class Terminal:
             return
         _end_reply(self.conversation.ask(typed, self.sampling, print_piece))
         if self.compares and self.conversation.model.adapters:
-            print_piece("base: ")
+            print_piece(localized("base: "))
             _end_reply(self.conversation.compare(self.sampling, print_piece))
 
     def help(self, argument: str) -> None:
         """List the commands."""
         for name, (_, text) in COMMANDS.items():
-            print(f"{name:<12}{text}")
+            print(f"{name:<12}{localized(text)}")
 
     def reset(self, argument: str) -> None:
         """Start a new conversation."""
         self.conversation.turns.clear()
-        print("(a new conversation)")
+        _say("(a new conversation)")
 
     def undo(self, argument: str) -> None:
         """Remove the last turn.
@@ -111,7 +112,7 @@ class Terminal:
             SettingError: there is none.
         """
         check_has_turns("/undo", self.conversation.turns)
-        print(f"(removed: {self.conversation.turns.pop().typed})")
+        _say(f"(removed: {self.conversation.turns.pop().typed})")
 
     def retry(self, argument: str) -> None:
         """Ask the last question again, with the next seed.
@@ -141,7 +142,8 @@ class Terminal:
         if argument:
             self.conversation.system = argument
             self.reset("")
-        print(f"(system prompt: {replace_control_characters(self.conversation.system) or 'none'})")
+        system = self.conversation.system
+        _say(f"(system prompt: {system})" if system else "(system prompt: none)")
 
     def character(self, argument: str) -> None:
         """Play another role, or none."""
@@ -150,7 +152,7 @@ class Terminal:
             self.sampling = sampling_for(self.sampling, *self.chosen, plays_role=self.conversation.role is not None)
             self.reset("")
         role = self.conversation.role
-        print(f"(role: {replace_control_characters(role.role.name) if role else 'none'})")
+        _say(f"(role: {role.role.name})" if role else "(role: none)")
 
     def adapter(self, argument: str) -> None:
         """Switch to another adapter, or list the adapters.
@@ -164,9 +166,9 @@ class Terminal:
         if argument and argument not in names:
             raise SettingError("/adapter", f"there is no {argument!r}", f"Name one of: {', '.join(names)}")
         self.conversation.adapter = argument or self.conversation.adapter or names[0]
-        others = [name for name in names if name != self.conversation.adapter]
-        text = f"(adapter: {self.conversation.adapter}; others: {', '.join(others) or 'none'})"
-        print(replace_control_characters(text))
+        others = ", ".join(name for name in names if name != self.conversation.adapter)
+        chosen = self.conversation.adapter
+        _say(f"(adapter: {chosen}; others: {others})" if others else f"(adapter: {chosen}; others: none)")
 
     def save(self, argument: str) -> None:
         """Append the conversation to a file, as one row of messages.
@@ -184,7 +186,7 @@ class Terminal:
                 stream.write(row + "\n")
         except OSError as error:
             raise SettingError("/save", f"{file}: {error.strerror}", "Name another file") from error
-        print(replace_control_characters(f"(added to {from_here(file)} as a training row)"))
+        _say(f"(added to {from_here(file)} as a training row)")
 
     def params(self, argument: str) -> None:
         """Show the sampling parameters, or set one: /params temperature 0.8.
@@ -217,7 +219,7 @@ class Terminal:
         if not self.conversation.model.adapters:
             raise SettingError("/compare", "a merged model has no separate base", "Load its adapter instead")
         self.compares = not self.compares
-        print(f"(base model replies too: {'yes' if self.compares else 'no'})")
+        _say("(base model replies too: yes)" if self.compares else "(base model replies too: no)")
 
     def quit(self, argument: str) -> None:
         """End the program."""
@@ -277,6 +279,10 @@ def read_line(prompt: str = PROMPT) -> str:
     if not line:
         raise EOFError
     return line
+
+
+def _say(text: str) -> None:
+    print(replace_control_characters(localized(text)))
 
 
 def print_piece(text: str) -> None:

@@ -23,6 +23,7 @@ from kyon_pl.cli.streams import STDOUT, require_stdout, set_up_streams
 from kyon_pl.cli.system_errors import explain_system_error, print_traceback, report_fault
 from kyon_pl.doctor.packages import refuse_malicious_releases
 from kyon_pl.errors import KyonError, SettingError
+from kyon_pl.language import LANGUAGES, VARIABLE, localized
 from kyon_pl.logs import LEVELS, quiet_libraries, replace_control_characters, set_up_logging
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def run_command(words: list[str]) -> None:
 
 
 def check_environment() -> None:
-    """Refuse variables that are not numbers, where libraries take them for numbers when they are imported.
+    """Refuse a language that there is not, and variables that are no numbers, but are converted by libraries on import.
 
     Raises:
         SystemExit: status 2, after one paragraph on standard error; ranks, and so the log, are among these variables.
@@ -197,10 +198,16 @@ def check_environment() -> None:
     for name in NUMBERS:
         if name in os.environ and not os.environ[name].isdecimal():
             found = f"{os.environ[name][:80]!r} is not a number"
-            fix = "Correct or unset this environment variable"
-            error = SettingError(f"${name}", found, fix)
-            print(f"kyon-pl: {replace_control_characters(str(error))}", file=sys.stderr)
-            raise SystemExit(2)
+            _refuse_variable(name, found, "Correct or unset this environment variable")
+    if (chosen := os.environ.get(VARIABLE)) and chosen not in LANGUAGES:
+        found = f"there is no language {chosen[:80]!r} here"
+        _refuse_variable(VARIABLE, found, f"Use one of: {', '.join(LANGUAGES)}")
+
+
+def _refuse_variable(name: str, found: str, fix: str) -> NoReturn:
+    error = SettingError(f"${name}", found, fix)
+    print(f"kyon-pl: {replace_control_characters(localized(error))}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def take_log_options(words: list[str]) -> tuple[list[str], str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kyon_pl.errors import KyonError
+from kyon_pl.language import language, localized
 from kyon_pl.logs import replace_control_characters
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ class Finding:
         """
         first = f"  {MARKS[self.state]:<2} {self.name:<{width}}  "
         rest = " " * len(first)
-        lines = _wrap(self.found, first, rest)
-        return lines + _wrap(self.fix, f"{rest}→ ", f"{rest}  ") if self.fix else lines
+        lines = _wrap(localized(self.found), first, rest)
+        return lines + _wrap(localized(self.fix), f"{rest}→ ", f"{rest}  ") if self.fix else lines
 
 
 def error_finding(name: str, error: KyonError) -> Finding:
@@ -73,6 +75,8 @@ def gib(size_bytes: float) -> str:
 
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:
+    if language(os.environ) == "zh":  # has no spaces to break at; the terminal breaks the line
+        return [first + text]
     return textwrap.wrap(
         text, COLUMNS, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
@@ -123,7 +127,7 @@ def print_report(report: Report) -> None:
     """Print the sections machine, config and verdict."""
     width = max(len(finding.name) for finding in report.machine + report.config)
     for line in _report_lines(report, width):
-        print(replace_control_characters(line))  # findings quote files and settings
+        print(replace_control_characters(localized(line)))  # findings quote files and settings
 
 
 def _report_lines(report: Report, width: int) -> Iterator[str]:

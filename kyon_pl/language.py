@@ -1,0 +1,130 @@
+"""The language of the terminal: public messages are written in English in the code, and shown in Chinese there.
+
+A message is translated when it is shown, not where it is raised: the finished text is looked up in the catalogue, whose
+entries are the texts and f-strings of the code, an f-string as "{0} is not a share". What stands in its fields is
+translated in turn, since it may be a message itself: a reason, a kind, a list. Files, JSON and `run.log` stay English.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+
+from kyon_pl.errors import KyonError
+
+VARIABLE = "KYON_PL_LANG"
+LANGUAGES = ("zh", "en")
+CATALOGUE = Path(__file__).parent / "locale/zh.po"
+FIELD = re.compile(r"\{(\d+)\}")
+_LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
+# gettext's format as docs/messages.py writes it: each text in one line, with the escapes of JSON
+_ENTRY = re.compile(r'^msgid (".+")\nmsgstr (".+")$', re.MULTILINE)
+_SEPARATORS = {". ": "。", "; ": "；", ": ": "：", ", ": "，"}
+_STOPS = ("。", "？", "！", ".", "?", "!")
+_APPENDED = (" ", ",", ";", ".")  # a message that begins so is appended to another
+# what their fields hold was typed, or written by a model
+_OF_DATA = frozenset(("asked   %s", "  base  %s", "  tuned %s", "(removed: {0})", "(system prompt: {0})"))
+
+
+def language(environment: Mapping[str, str]) -> str:
+    """The language of the terminal, `zh` or `en`: that of `KYON_PL_LANG`, or of the first variable of the locale.
+
+    Args:
+        environment: of this process.
+    """
+    chosen = next((value for name in (VARIABLE, *_LOCALE) if (value := environment.get(name))), "")
+    return "zh" if chosen.lower().startswith("zh") else "en"
+
+
+def localized(message: str | KyonError) -> str:
+    """A message in the language of the terminal; a text that the catalogue does not have stays as it is."""
+    if language(os.environ) == "en":
+        return str(message)
+    if isinstance(message, KyonError):
+        where, found, fix = (_translated(part) for part in (message.where, message.found.rstrip("."), message.fix))
+        return f"{where}：{found}。{fix}{'' if fix.endswith(_STOPS) else '。'}"
+    return _translated(message)
+
+
+def localized_record(record: logging.LogRecord) -> logging.LogRecord:
+    """A log record whose format and arguments are in the language of the terminal."""
+    if language(os.environ) == "en":
+        return record
+    shown = copy.copy(record)
+    shown.msg = _entries().get(record.msg, record.msg)
+    if isinstance(record.args, tuple) and record.msg not in _OF_DATA:
+        shown.args = tuple(localized(arg) if isinstance(arg, str | KyonError) else arg for arg in record.args)
+    return shown
+
+
+def read_catalogue(file: Path) -> dict[str, str]:
+    """The translations of a catalogue by message; those that are empty are left out."""
+    entries = _ENTRY.findall(file.read_text(encoding="utf-8"))
+    return {json.loads(message): json.loads(translation) for message, translation in entries}
+
+
+@cache
+def _entries() -> dict[str, str]:
+    return read_catalogue(CATALOGUE)
+
+
+@cache
+def _templates() -> list[tuple[str, str]]:
+    """Messages with fields, those with the most text of their own first; each with its longest piece of text."""
+    found = []
+    for message in _entries():
+        pieces = FIELD.split(message)[::2]
+        if len(pieces) > 1 or message.startswith(_APPENDED):
+            found.append((sum(map(len, pieces)), max(pieces, key=len), message))
+    return [(piece, message) for _, piece, message in sorted(found, key=lambda each: -each[0])]
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    pieces = ["", *FIELD.split(template)[::2]] if template.startswith(_APPENDED) else FIELD.split(template)[::2]
+    return re.compile("(.*?)".join(map(re.escape, pieces)), re.DOTALL)
+
+
+@lru_cache(maxsize=4096)
+def _translated(text: str) -> str:
+    """The Chinese of a text, as far as the catalogue has it: of the whole text, or of its parts."""
+    if text.endswith(".") and not text.endswith(".."):
+        body = _translated(text[:-1])
+        return text if body == text[:-1] else f"{body}。"
+    if chinese := _entries().get(text):
+        return chinese
+    for separator in ("; ", ". "):  # before a message whose last field would take the second sentence
+        head, tail, chinese = _divided(text, separator)
+        if head and tail:
+            return chinese
+    for piece, message in _templates():
+        if piece in text and (match := _pattern(message).fullmatch(text)):
+            return _filled(message, match.groups())
+    for separator in _SEPARATORS:
+        head, tail, chinese = _divided(text, separator)
+        if head or tail:
+            return chinese
+    return text
+
+
+def _divided(text: str, separator: str) -> tuple[bool, bool, str]:
+    """Whether the parts before and behind a separator have Chinese, and the text with it."""
+    head, found, tail = text.partition(separator)
+    if not found:
+        return False, False, text
+    parts = _translated(head), _translated(tail)
+    return parts[0] != head, parts[1] != tail, _SEPARATORS[separator].join(parts)
+
+
+def _filled(message: str, values: tuple[str, ...]) -> str:
+    """The Chinese of a message with fields, with their values in Chinese too."""
+    shown = values if message in _OF_DATA else [_translated(value) for value in values]
+    appended = shown[0] if message.startswith(_APPENDED) else ""
+    fields = shown[1:] if message.startswith(_APPENDED) else shown
+    return appended + FIELD.sub(lambda field: fields[int(field[1])], _entries()[message])
