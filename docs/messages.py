@@ -22,6 +22,9 @@ from kyon_pl.roles.importing.found import counted
 
 PACKAGE = Path(__file__).parent.parent / "kyon_pl"
 
+HEADER = "Language: zh_CN\nContent-Type: text/plain; charset=UTF-8\n"
+PRINTF = re.compile(r"%[-+.\d]*[sdrfgex]")
+
 # why a text is no message of the terminal -> file -> how such texts begin; without any: all texts of that file
 EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "the demo's corpus": {
@@ -45,7 +48,7 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "publish/model_card.py": (),
         "publish/push_data.py": ("# ",),
         "publish/push*.py": ("{0}, with kyon-pl",),
-        "export/gguf/merged.py": (),
+        "export/gguf/merged.py": ("llama-", "```", "--temp", ", with the role", "# "),
         "export/gguf/chat_template.py": ("{", "\n", "'", "message", "TEMPLATE", "SYSTEM", "PARAMETER"),
         "evaluation/report_words.py": (),
         "evaluation/report.py": (
@@ -67,7 +70,6 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "chat/server/completions.py": ("Bearer",),
     },
     "rows as the model sees them": {
-        "preview/command.py": ("  ", "tokens per", "{0} of the rows'", ", weighted"),
         "data/shown_rows.py": (),
     },
     "prompts and probes": {
@@ -108,6 +110,7 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "chatglm2/tokenization.py": ("the special tokens",),
     },
     "names, options, units and commands": {
+        "data/reading/report.py": ("token and ids",),
         "cli/commands.py": ("kyon-pl {0}",),
         "cli/options.py": ("--help",),
         "cli/run_messages.py": ("kyon_pl", "Python"),
@@ -128,39 +131,26 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 
+REASONS = [
+    os.strerror(number)
+    for number in (EACCES, EBUSY, EEXIST, EIO, EISDIR, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS)
+]
 # messages of one word or of fields and names; kinds of bad rows, which are counted by what stands before their colon;
-# and the system's own reasons
+# and the system's own reasons, which are also shown in the middle of a sentence
 OTHERS = (
-    "interrupted", "questions", "dialogues", "dropped", "it is {0}", "{0}, line {1}: {2}", "{0}, row {1}: {2}",
-    "{0}, row {1}", "base: ", "{0} × {1}", "nothing said in {0}", "no text in {0}", "no list in {0}",
+    "interrupted", "questions", "dialogues", "dropped", "saves", "tokens", "rows",
+    "verdict", "counts", "  trained", "  padding", "  shared", "  skipped", "  dropped", "  shortened", ", of {0}",
+    "     {0} and {1}", "it is {0}", "{0}, line {1}: {2}", "{0}, row {1}: {2}",
+    "{0}, row {1}", "base: ", "nothing said in {0}", "no text in {0}", "no list in {0}",
     "nothing said", "no message", "no known role", "not a row", "roles out of turn in {0}",
-    "no reply at the end of {0}", "no question in {0}", "no list of token ids in 'input_ids'", "'seq_len' leaves nothing to train",
-    "no pair of texts in 'history'", "no list in 'history'",
-    *map(os.strerror, (EACCES, EBUSY, EEXIST, EIO, EISDIR, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS)),
+    "no reply at the end of {0}", "no question in {0}", "no list of token ids in 'input_ids'",
+    "'seq_len' leaves nothing to train", "no pair of texts in 'history'", "no list in 'history'",
+    *(text for reason in REASONS for text in (reason, reason[:1].lower() + reason[1:])),
 )  # fmt: skip
-_STOP_WORDS = frozenset(
-    (
-        "a",
-        "an",
-        "and",
-        "as",
-        "at",
-        "by",
-        "for",
-        "from",
-        "in",
-        "is",
-        "it",
-        "of",
-        "on",
-        "or",
-        "than",
-        "that",
-        "the",
-        "to",
-        "with",
-    )
-)
+_STOP_WORDS = frozenset((
+    "a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "than", "that", "the", "to",
+    "with",
+))  # fmt: skip
 
 
 def literals(file: Path) -> Iterator[str]:
@@ -209,7 +199,7 @@ def has_words(text: str) -> bool:
 
 
 def exception_for(name: str, text: str) -> tuple[str, str] | None:
-    """The exception that a text of a file falls under: the file, and the beginning of the text ("": all of the file)."""
+    """The exception that a text of a file falls under: the file, and how the text begins ("" for a whole file)."""
     for files in EXCEPTIONS.values():
         for pattern, starts in files.items():
             if fnmatch(name, pattern):
@@ -233,31 +223,26 @@ def messages() -> dict[str, str]:
                     found.setdefault(text.removesuffix("."), name)
     for text in OTHERS:
         found.setdefault(text, "the system")
-    listed = {
-        (file, start) for files in EXCEPTIONS.values() for file, starts in files.items() for start in starts or ("",)
-    }
-    stale = listed - used
+    listed = [(file, starts or ("",)) for files in EXCEPTIONS.values() for file, starts in files.items()]
+    stale = {(file, start) for file, starts in listed for start in starts} - used
     assert not stale, f"no text falls under these exceptions any more: {sorted(stale)}"
     return found
 
 
-def catalogue(translations: dict[str, str]) -> str:
+def catalogue(public: dict[str, str], translations: dict[str, str]) -> str:
     """The text of the catalogue: gettext's format, each text in one line.
 
     Args:
+        public: from `messages`.
         translations: of messages; those of messages that are gone are left out.
     """
     head = ["# Written by `make docs` from the code; the translations (msgstr) are written by hand.", 'msgid ""']
     head += [f"msgstr {_quoted(HEADER)}", ""]
     lines = []
-    for text, name in messages().items():
+    for text, name in public.items():
         kind = ["#, python-format"] if PRINTF.search(text) else []
         lines += [f"#: {name}", *kind, f"msgid {_quoted(text)}", f"msgstr {_quoted(translations.get(text, ''))}", ""]
     return "\n".join([*head, *lines])
-
-
-HEADER = "Language: zh_CN\nContent-Type: text/plain; charset=UTF-8\n"
-PRINTF = re.compile(r"%[-+.\d]*[sdrfgex]")
 
 
 def _quoted(text: str) -> str:
@@ -267,9 +252,10 @@ def _quoted(text: str) -> str:
 def main() -> None:
     """Write the catalogue, and name the messages without Chinese."""
     known = read_catalogue(CATALOGUE) if CATALOGUE.exists() else {}
-    CATALOGUE.write_text(catalogue(known), encoding="utf-8")
-    missing = [text for text in messages() if not known.get(text)]
-    print(f"wrote {CATALOGUE}, {len(messages())} messages", *(f"no Chinese for: {text}" for text in missing), sep="\n")
+    public = messages()
+    CATALOGUE.write_text(catalogue(public, known), encoding="utf-8")
+    missing = [text for text in public if text not in known]
+    print(f"wrote {CATALOGUE}, {len(public)} messages", *(f"no Chinese for: {text}" for text in missing), sep="\n")
 
 
 if __name__ == "__main__":

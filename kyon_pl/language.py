@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -25,7 +26,8 @@ FIELD = re.compile(r"\{(\d+)\}")
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
 # gettext's format as docs/messages.py writes it: each text in one line, with the escapes of JSON
 _ENTRY = re.compile(r'^msgid (".+")\nmsgstr (".+")$', re.MULTILINE)
-_SEPARATORS = {". ": "。", "; ": "；", ": ": "：", ", ": "，"}
+_MARKS = {". ": "。", "; ": "；", ": ": "：", ", ": "，", " × ": " × "}  # between the messages that a text is made of
+_LATIN = re.compile("[A-Za-z]")
 _STOPS = ("。", "？", "！", ".", "?", "!")
 _APPENDED = (" ", ",", ";", ".")  # a message that begins so is appended to another
 # what their fields hold was typed, or written by a model
@@ -86,40 +88,40 @@ def _templates() -> list[tuple[str, str]]:
 
 
 @cache
-def _pattern(template: str) -> re.Pattern[str]:
-    pieces = ["", *FIELD.split(template)[::2]] if template.startswith(_APPENDED) else FIELD.split(template)[::2]
-    return re.compile("(.*?)".join(map(re.escape, pieces)), re.DOTALL)
+def _pattern(message: str) -> re.Pattern[str]:
+    pieces = FIELD.split(message)[::2]
+    return re.compile(
+        "(.*?)".join(map(re.escape, ["", *pieces] if message.startswith(_APPENDED) else pieces)), re.DOTALL
+    )
 
 
 @lru_cache(maxsize=4096)
 def _translated(text: str) -> str:
-    """The Chinese of a text, as far as the catalogue has it: of the whole text, or of its parts."""
+    """The Chinese of a text: of the ways to read it as messages, that which leaves the least English.
+
+    Of several, that whose fields hold the fewest marks: a field of a message can match the message behind it.
+    """
     if text.endswith(".") and not text.endswith(".."):
         body = _translated(text[:-1])
         return text if body == text[:-1] else f"{body}。"
     if chinese := _entries().get(text):
         return chinese
-    for separator in ("; ", ". "):  # before a message whose last field would take the second sentence
-        head, tail, chinese = _divided(text, separator)
-        if head and tail:
-            return chinese
-    for piece, message in _templates():
-        if piece in text and (match := _pattern(message).fullmatch(text)):
-            return _filled(message, match.groups())
-    for separator in _SEPARATORS:
-        head, tail, chinese = _divided(text, separator)
-        if head or tail:
-            return chinese
-    return text
+    readings = [
+        (_filled(message, match.groups()), sum(value.count(mark) for value in match.groups() for mark in _MARKS))
+        for piece, message in _templates()
+        if piece in text and (match := _pattern(message).fullmatch(text))
+    ]
+    readings += [_in_parts(text, mark) for mark in _MARKS if mark in text]
+    return min(readings, key=lambda reading: (len(_LATIN.findall(reading[0])), reading[1]), default=(text, 0))[0]
 
 
-def _divided(text: str, separator: str) -> tuple[bool, bool, str]:
-    """Whether the parts before and behind a separator have Chinese, and the text with it."""
-    head, found, tail = text.partition(separator)
-    if not found:
-        return False, False, text
-    parts = _translated(head), _translated(tail)
-    return parts[0] != head, parts[1] != tail, _SEPARATORS[separator].join(parts)
+def _in_parts(text: str, mark: str) -> tuple[str, int]:
+    """The Chinese of what stands before and behind a mark, and 0 if both are messages, else a cost above that of any."""
+    parts = text.split(mark, 1)
+    chinese = [_translated(part) for part in parts]
+    if chinese == parts:
+        return text, len(text)
+    return _MARKS[mark].join(chinese), len(text) if chinese[0] == parts[0] or chinese[1] == parts[1] else 0
 
 
 def _filled(message: str, values: tuple[str, ...]) -> str:
@@ -128,3 +130,9 @@ def _filled(message: str, values: tuple[str, ...]) -> str:
     appended = shown[0] if message.startswith(_APPENDED) else ""
     fields = shown[1:] if message.startswith(_APPENDED) else shown
     return appended + FIELD.sub(lambda field: fields[int(field[1])], _entries()[message])
+
+
+def padded(text: str, columns: int) -> str:
+    """A text with blanks up to a width, in columns of the terminal; a Chinese character takes two."""
+    width = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+    return text + " " * (columns - width)

@@ -152,7 +152,7 @@ def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:
     yield "     peak memory of one device, estimated from the shapes"
     for name, meaning in MEMORY_PARTS.items():
         if size_bytes := getattr(memory, name):
-            yield f"     {name.replace('_', ' '):<16}{gib(size_bytes):>10}  {meaning}"
+            yield f"     {name.replace('_', ' '):<16}{gib(size_bytes):>10}  {localized(meaning)}"
     yield f"     {'peak':<16}{gib(memory.peak):>10}  less than the sum: the parts do not all exist at the same time"
 
 

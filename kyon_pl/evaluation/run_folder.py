@@ -68,8 +68,8 @@ class RunFolder:
         """Whether the run has finished; if not, its last step and log line."""
         if self.finished_at_step is not None:
             return f"finished at step {self.finished_at_step}"
-        last = f"; its last line: {self.log[-1].text}" if self.log else ""
-        return f"NOT FINISHED: curves up to step {self.last_step}{last}"
+        state = f"NOT FINISHED: curves up to step {self.last_step}"
+        return f"{state}; its last line: {self.log[-1].text}" if self.log else state
 
     def base_and_tuned(self, name: str) -> tuple[float | None, float | None]:
         """A metric of the base and of the newest step; the loss of the base is the loss at step 0.
