@@ -220,7 +220,7 @@ def messages() -> dict[str, str]:
                 if entry := exception_for(name, text):
                     used.add(entry)
                 else:
-                    found.setdefault(text.removesuffix("."), name)
+                    found.setdefault(text if PRINTF.search(text) else text.removesuffix("."), name)
     for text in OTHERS:
         found.setdefault(text, "the system")
     listed = [(file, starts or ("",)) for files in EXCEPTIONS.values() for file, starts in files.items()]

@@ -28,6 +28,7 @@ _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
 _ENTRY = re.compile(r'^msgid (".+")\nmsgstr (".+")$', re.MULTILINE)
 _MARKS = {". ": "。", "; ": "；", ": ": "：", ", ": "，", " × ": " × "}  # between the messages that a text is made of
 _LATIN = re.compile("[A-Za-z]")
+_QUOTED = re.compile(r"""(['"])[^'"]*\1""")  # a value from a file or the command line
 _STOPS = ("。", "？", "！", ".", "?", "!")
 _APPENDED = (" ", ",", ";", ".")  # a message that begins so is appended to another
 # what their fields hold was typed, or written by a model
@@ -59,7 +60,10 @@ def localized_record(record: logging.LogRecord) -> logging.LogRecord:
     if language(os.environ) == "en":
         return record
     shown = copy.copy(record)
-    shown.msg = _entries().get(record.msg, record.msg)
+    if not record.args:
+        shown.msg = localized(str(record.msg))
+    elif isinstance(record.args, tuple):
+        shown.msg = _entries().get(record.msg, record.msg)
     if isinstance(record.args, tuple) and record.msg not in _OF_DATA:
         shown.args = tuple(localized(arg) if isinstance(arg, str | KyonError) else arg for arg in record.args)
     return shown
@@ -89,10 +93,8 @@ def _templates() -> list[tuple[str, str]]:
 
 @cache
 def _pattern(message: str) -> re.Pattern[str]:
-    pieces = FIELD.split(message)[::2]
-    return re.compile(
-        "(.*?)".join(map(re.escape, ["", *pieces] if message.startswith(_APPENDED) else pieces)), re.DOTALL
-    )
+    pieces = [*([""] if message.startswith(_APPENDED) else []), *FIELD.split(message)[::2]]
+    return re.compile("(.*?)".join(map(re.escape, pieces)), re.DOTALL)
 
 
 @lru_cache(maxsize=4096)
@@ -101,6 +103,8 @@ def _translated(text: str) -> str:
 
     Of several, that whose fields hold the fewest marks: a field of a message can match the message behind it.
     """
+    if _QUOTED.fullmatch(text):
+        return text
     if text.endswith(".") and not text.endswith(".."):
         body = _translated(text[:-1])
         return text if body == text[:-1] else f"{body}。"
@@ -116,7 +120,7 @@ def _translated(text: str) -> str:
 
 
 def _in_parts(text: str, mark: str) -> tuple[str, int]:
-    """The Chinese of what stands before and behind a mark, and 0 if both are messages, else a cost above that of any."""
+    """The Chinese of what stands before and behind a mark; and 0 if both are messages, else more than any reading."""
     parts = text.split(mark, 1)
     chinese = [_translated(part) for part in parts]
     if chinese == parts:

@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).parents[2] / "kyon_pl"
 # from the door down: a room imports only what stands below it
 ROOMS = [
     "cli", "chat", "roles", "publish", "doctor", "preview", "training", "export", "data", "evaluation", "runs", "lora",
-    "demo", "chatglm2", "vocabulary", "hub", "batch", "logs", "imports", "outputs", "locks", "disk", "files", "language",
-    "errors",
+    "demo", "chatglm2", "vocabulary", "hub", "batch", "logs", "imports", "outputs", "locks", "disk", "files",
+    "language", "errors",
 ]  # fmt: skip
 
 # a part of the package, a room or a module -> what it never imports besides

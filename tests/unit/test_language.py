@@ -80,13 +80,12 @@ def test_every_message_is_found_with_any_values() -> None:
 
 @pytest.mark.usefixtures("in_chinese")
 def test_values_that_are_messages_are_translated() -> None:
-    error = SettingError("a.jsonl, line 2: empty 'target'; b.csv, row 7", "bad rows: 1 × broken JSON", "Use 1 or more.")
-    assert (
-        localized(error)
-        == "a.jsonl，第 2 行：'target' 为空；b.csv，第 7 条：无效数据：1 × JSON 有错误。设为 1 或更大。"
-    )
+    error = SettingError("a.jsonl, line 2: empty 'target'; b.csv, row 7", "it is empty", "Use 1 or more.")
+    assert localized(error) == "a.jsonl，第 2 行：'target' 为空；b.csv，第 7 条：内容为空。设为 1 或更大。"
+    assert localized("bad rows: 1 × empty 'target', 2 × broken JSON") == "无效数据：1 × 'target' 为空，2 × JSON 有错误"
     assert localized("runs: Permission denied") == "runs：没有权限"
     assert localized("a text of nobody, with: marks; and. More.") == "a text of nobody, with: marks; and. More."
+    assert localized("there is no 'it is empty'") == "没有 'it is empty'"
     assert localized("(removed: it is empty)") == "（已删除：it is empty）"  # it was typed
 
 
