@@ -17,6 +17,7 @@ from errno import EACCES, EBUSY, EEXIST, EIO, EISDIR, ENAMETOOLONG, ENOENT, ENOS
 from fnmatch import fnmatch
 from pathlib import Path
 
+from kyon_pl.cli.options import read_table
 from kyon_pl.language import CATALOGUE, FIELD, read_catalogue
 from kyon_pl.roles.importing.found import counted
 
@@ -30,17 +31,14 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "the demo's corpus": {
         "demo/*": (),
     },
-    "help of the commands and their options, which options.json has": {
+    "help of the commands and their options, as options.json has it": {
         "cli/commands.py": (
             "train an adapter:", "loss and perplexity", "write the replies", "chat ", "make ", "upload ",
             "show rows", "report runs", "merge an", "convert an", "check ",
         ),
         "cli/arguments.py": ("a YAML of fit",),
         "cli/lightning_cli.py": ("micro-batches of", "replies to held-out", "resume ", "with --ckpt_path"),
-        "cli/options.py": (
-            "model:", "data:", "held_out:", "replies:", "trainer:", "  ", "list of", "kyon-pl {0}:", "usage:",
-            "kyon-pl {0} --help all", "default {0}",
-        ),
+        "cli/options.py": ("list of", "kyon-pl {0}: "),
         "cli/tools.py": ("print one", "a GPU of", "memory of a GPU", "a YAML file"),
         "chat/web.py": ("kyon-pl web",),
     },
@@ -111,7 +109,6 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "names, options, units and commands": {
         "data/reading/report.py": ("token and ids",),
-        "cli/commands.py": ("kyon-pl {0}",),
         "cli/options.py": ("--help",),
         "cli/run_messages.py": ("kyon_pl", "Python"),
         "doctor/report.py": ("{0} GiB", "{0} MiB"),
@@ -138,7 +135,7 @@ REASONS = [
 # messages of one word or of fields and names; kinds of bad rows, which are counted by what stands before their colon;
 # and the system's own reasons, which are also shown in the middle of a sentence
 OTHERS = (
-    "interrupted", "questions", "dialogues", "dropped", "saves", "tokens", "rows",
+    "interrupted", "options", "questions", "dialogues", "dropped", "saves", "tokens", "rows",
     "verdict", "counts", "  trained", "  padding", "  shared", "  skipped", "  dropped", "  shortened", ", of {0}",
     "     {0} and {1}", "it is {0}", "{0}, line {1}: {2}", "{0}, row {1}: {2}",
     "{0}, row {1}", "base: ", "nothing said in {0}", "no text in {0}", "no list in {0}",
@@ -209,6 +206,19 @@ def exception_for(name: str, text: str) -> tuple[str, str] | None:
     return None
 
 
+def options_help() -> Iterator[str]:
+    """What options.json says of commands, settings and options."""
+    table = read_table()
+    for command in table["commands"].values():
+        yield command["summary"]
+    for option in [
+        *table["settings"],
+        *(each for command in table["commands"].values() for each in command["options"]),
+    ]:
+        if option["meaning"]:
+            yield option["meaning"]
+
+
 def messages() -> dict[str, str]:
     """Every public message without a full stop at its end, and the first file that has it, in the order of files."""
     found: dict[str, str] = {}
@@ -223,6 +233,8 @@ def messages() -> dict[str, str]:
                     found.setdefault(text if PRINTF.search(text) else text.removesuffix("."), name)
     for text in OTHERS:
         found.setdefault(text, "the system")
+    for text in options_help():
+        found.setdefault(text.removesuffix("."), "cli/options.json")
     listed = [(file, starts or ("",)) for files in EXCEPTIONS.values() for file, starts in files.items()]
     stale = {(file, start) for file, starts in listed for start in starts} - used
     assert not stale, f"no text falls under these exceptions any more: {sorted(stale)}"

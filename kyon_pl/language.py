@@ -30,6 +30,7 @@ _MARKS = {". ": "。", "; ": "；", ": ": "：", ", ": "，", " × ": " × "}  #
 _LATIN = re.compile("[A-Za-z]")
 _QUOTED = re.compile(r"""(['"])[^'"]*\1""")  # a value from a file or the command line
 _STOPS = ("。", "？", "！", ".", "?", "!")
+_CLOSING = "，。；：、？！）”"  # no line begins with these
 _APPENDED = (" ", ",", ";", ".")  # a message that begins so is appended to another
 # what their fields hold was typed, or written by a model
 _OF_DATA = frozenset(("asked   %s", "  base  %s", "  tuned %s", "(removed: {0})", "(system prompt: {0})"))
@@ -45,9 +46,14 @@ def language(environment: Mapping[str, str]) -> str:
     return "zh" if chosen.lower().startswith("zh") else "en"
 
 
+def in_chinese() -> bool:
+    """Whether the terminal of this process is Chinese."""
+    return language(os.environ) == "zh"
+
+
 def localized(message: str | KyonError) -> str:
     """A message in the language of the terminal; a text that the catalogue does not have stays as it is."""
-    if language(os.environ) == "en":
+    if not in_chinese():
         return str(message)
     if isinstance(message, KyonError):
         where, found, fix = (_translated(part) for part in (message.where, message.found.rstrip("."), message.fix))
@@ -57,7 +63,7 @@ def localized(message: str | KyonError) -> str:
 
 def localized_record(record: logging.LogRecord) -> logging.LogRecord:
     """A log record whose format and arguments are in the language of the terminal."""
-    if language(os.environ) == "en":
+    if not in_chinese():
         return record
     shown = copy.copy(record)
     if not record.args:
@@ -136,7 +142,21 @@ def _filled(message: str, values: tuple[str, ...]) -> str:
     return appended + FIELD.sub(lambda field: fields[int(field[1])], _entries()[message])
 
 
+def width(text: str) -> int:
+    """The columns of the terminal that a text takes: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
 def padded(text: str, columns: int) -> str:
-    """A text with blanks up to a width, in columns of the terminal; a Chinese character takes two."""
-    width = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-    return text + " " * (columns - width)
+    """A text with blanks up to a width."""
+    return text + " " * (columns - width(text))
+
+
+def wrapped(text: str, columns: int) -> list[str]:
+    """A Chinese text as lines of at most a width: it breaks before any character, but not within a Latin word."""
+    lines = [""]
+    for piece in re.findall(r"[!-~]+ *|.", text):
+        if width(lines[-1] + piece.rstrip()) > columns and piece not in _CLOSING:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]

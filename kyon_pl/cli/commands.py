@@ -73,24 +73,6 @@ COMMANDS = {
         "kyon_pl.cli.tools:run_doctor",
     ),
 }
-HELP = f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
-
-usage: kyon-pl COMMAND [--config FILE_OR_NAME] [--KEY VALUE ...]
-
-commands:
-{chr(10).join(f"  {name:<17}{text}" for name, (text, _) in COMMANDS.items())}
-
-Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
-  kyon-pl fit --help            the settings, one line each; --help all explains every one
-  kyon-pl fit --print_config    all settings with their values, as a YAML file to start from
-
-Configs by name; of several --config, the last one wins:
-  {", ".join(names())}
-
-for every command:
-  --log_level LEVEL    lowest level shown in the terminal: {", ".join(LEVELS)}; run.log in the run folder has all
-  --debug              show all levels, and the traceback of an error
-"""
 NUMBERS = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),  # torchrun
     *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
@@ -168,10 +150,10 @@ def run_command(words: list[str]) -> None:
         KyonError: whatever the command refuses.
     """
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(help_of_commands(), end="")
         return
     if words[0] == "--version":
-        print(f"kyon-pl {__version__}")
+        print("kyon-pl", __version__)
         return
     words, level = take_log_options(words)
     set_up_logging(level)
@@ -187,6 +169,33 @@ def run_command(words: list[str]) -> None:
     run = load_command(words[0])
     quiet_libraries(level)
     run(words)
+
+
+def help_of_commands() -> str:
+    """What `kyon-pl --help` prints."""
+    summaries = {name: text.partition(":  ") for name, (text, _) in COMMANDS.items()}
+    lines = [
+        f"  {name:<17}{localized(said)}{localized(gap)}{example}" for name, (said, gap, example) in summaries.items()
+    ]
+    commands = "\n".join(lines)
+    return localized(f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
+
+usage: kyon-pl COMMAND [--config FILE_OR_NAME] [--KEY VALUE ...]
+
+commands:
+{commands}
+
+Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
+  kyon-pl fit --help            the settings, one line each; --help all explains every one
+  kyon-pl fit --print_config    all settings with their values, as a YAML file to start from
+
+Configs by name; of several --config, the last one wins:
+  {", ".join(names())}
+
+for every command:
+  --log_level LEVEL    lowest level shown in the terminal: {", ".join(LEVELS)}; run.log in the run folder has all
+  --debug              show all levels, and the traceback of an error
+""")
 
 
 def check_environment() -> None:

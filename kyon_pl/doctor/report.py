@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kyon_pl.errors import KyonError
-from kyon_pl.language import language, localized
+from kyon_pl.language import in_chinese, localized, wrapped
 from kyon_pl.logs import replace_control_characters
 
 if TYPE_CHECKING:
@@ -75,8 +74,9 @@ def gib(size_bytes: float) -> str:
 
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:
-    if language(os.environ) == "zh":  # has no spaces to break at; the terminal breaks the line
-        return [first + text]
+    if in_chinese():
+        head, *lines = wrapped(text, COLUMNS - len(rest))
+        return [first + head, *(rest + line for line in lines)]
     return textwrap.wrap(
         text, COLUMNS, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
