@@ -211,12 +211,8 @@ def options_help() -> Iterator[str]:
     table = read_table()
     for command in table["commands"].values():
         yield command["summary"]
-    for option in [
-        *table["settings"],
-        *(each for command in table["commands"].values() for each in command["options"]),
-    ]:
-        if option["meaning"]:
-            yield option["meaning"]
+    options = [option for command in table["commands"].values() for option in command["options"]]
+    yield from (option["meaning"] for option in table["settings"] + options if option["meaning"])
 
 
 def messages() -> dict[str, str]:

@@ -158,5 +158,5 @@ def wrapped(text: str, columns: int) -> list[str]:
     for piece in re.findall(r"[!-~]+ *|.", text):
         if width(lines[-1] + piece.rstrip()) > columns and piece not in _CLOSING:
             lines.append("")
-        lines[-1] += piece
+        lines[-1] += piece if lines[-1] else piece.lstrip()
     return [line.rstrip() for line in lines]
