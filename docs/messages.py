@@ -9,11 +9,11 @@ reason that a function returns, or one that a table holds, needs no mark; what i
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import re
 from collections.abc import Iterator
-from errno import EACCES, EBUSY, EEXIST, EIO, EISDIR, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -128,12 +128,20 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 
-REASONS = [
-    os.strerror(number)
-    for number in (EACCES, EBUSY, EEXIST, EIO, EISDIR, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS)
-]
-# messages of one word or of fields and names; kinds of bad rows, which are counted by what stands before their colon;
-# and the system's own reasons, which are also shown in the middle of a sentence
+_NUMBERS = (
+    errno.EACCES, errno.EBUSY, errno.ECONNREFUSED, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.EISDIR,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOMEM, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+    errno.ETIMEDOUT,
+)  # fmt: skip
+# the most frequent reasons of the system, which are also shown in the middle of a sentence; and of Python's json, csv
+# and codecs
+REASONS = (
+    *(text for reason in map(os.strerror, _NUMBERS) for text in (reason, reason[:1].lower() + reason[1:])),
+    "Expecting value", "Expecting property name enclosed in double quotes", "Unterminated string starting at",
+    "Invalid control character at", "Extra data", "Expecting ',' delimiter", "Expecting ':' delimiter",
+    "Invalid \\escape", "invalid continuation byte", "invalid start byte", "unexpected end of data", "truncated data",
+)  # fmt: skip
+# messages of one word or of fields and names; kinds of bad rows, which are counted by what stands before their colon
 OTHERS = (
     "interrupted", "options", "questions", "dialogues", "dropped", "saves", "tokens", "rows",
     "verdict", "counts", "  trained", "  padding", "  shared", "  skipped", "  dropped", "  shortened", ", of {0}",
@@ -142,7 +150,7 @@ OTHERS = (
     "nothing said", "no message", "no known role", "not a row", "roles out of turn in {0}",
     "no reply at the end of {0}", "no question in {0}", "no list of token ids in 'input_ids'",
     "'seq_len' leaves nothing to train", "no pair of texts in 'history'", "no list in 'history'",
-    *(text for reason in REASONS for text in (reason, reason[:1].lower() + reason[1:])),
+    "{0} ({1})", *REASONS,
 )  # fmt: skip
 _STOP_WORDS = frozenset((
     "a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "than", "that", "the", "to",

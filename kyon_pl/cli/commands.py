@@ -173,10 +173,10 @@ def run_command(words: list[str]) -> None:
 
 def help_of_commands() -> str:
     """What `kyon-pl --help` prints."""
-    summaries = {name: text.partition(":  ") for name, (text, _) in COMMANDS.items()}
-    lines = [
-        f"  {name:<17}{localized(said)}{localized(gap)}{example}" for name, (said, gap, example) in summaries.items()
-    ]
+    lines = []
+    for name, (text, _) in COMMANDS.items():
+        said, gap, example = text.partition(":  ")
+        lines.append(f"  {name:<17}{localized(said)}{localized(gap)}{example}")
     commands = "\n".join(lines)
     return localized(f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
 

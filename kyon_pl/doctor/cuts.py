@@ -86,7 +86,7 @@ def _uneven(what: str, step: int, pack: int, devices: int) -> SettingError:
     numbers = ", ".join(str(count) for count in range(1, parts + 1) if parts % count == 0)
     found = f"{devices} devices cannot share an optimizer step of {step:,} {what} evenly, which has {parts} parts"
     size = pack * devices
-    fix = f"Use one of these numbers of devices: {numbers}; or set data.{what}_per_step to {size} or a multiple of it"
+    fix = f"Use one of these numbers of devices: {numbers}; or set data.{what}_per_step to a multiple of {size}"
     return SettingError("trainer.devices", found, fix)
 
 
