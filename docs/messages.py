@@ -143,7 +143,7 @@ REASONS = (
 )  # fmt: skip
 # messages of one word or of fields and names; kinds of bad rows, which are counted by what stands before their colon
 OTHERS = (
-    "interrupted", "options", "questions", "dialogues", "dropped", "saves", "tokens", "rows",
+    "interrupted", "options:", ":  ", "questions", "dialogues", "dropped", "saves", "tokens", "rows",
     "verdict", "counts", "  trained", "  padding", "  shared", "  skipped", "  dropped", "  shortened", ", of {0}",
     "     {0} and {1}", "it is {0}", "{0}, line {1}: {2}", "{0}, row {1}: {2}",
     "{0}, row {1}", "base: ", "nothing said in {0}", "no text in {0}", "no list in {0}",

@@ -78,7 +78,8 @@ def localized_record(record: logging.LogRecord) -> logging.LogRecord:
 def read_catalogue(file: Path) -> dict[str, str]:
     """The translations of a catalogue by message; those that are empty are left out."""
     entries = _ENTRY.findall(file.read_text(encoding="utf-8"))
-    return {json.loads(message): json.loads(translation) for message, translation in entries}
+    texts = json.loads(f"[{','.join(text for entry in entries for text in entry)}]")
+    return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
 @cache

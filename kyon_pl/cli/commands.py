@@ -73,6 +73,24 @@ COMMANDS = {
         "kyon_pl.cli.tools:run_doctor",
     ),
 }
+HELP = """kyon-pl {version}: fine-tune ChatGLM2-6B into a character
+
+usage: kyon-pl COMMAND [--config FILE_OR_NAME] [--KEY VALUE ...]
+
+commands:
+{commands}
+
+Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
+  kyon-pl fit --help            the settings, one line each; --help all explains every one
+  kyon-pl fit --print_config    all settings with their values, as a YAML file to start from
+
+Configs by name; of several --config, the last one wins:
+  {configs}
+
+for every command:
+  --log_level LEVEL    lowest level shown in the terminal: {levels}; run.log in the run folder has all
+  --debug              show all levels, and the traceback of an error
+"""
 NUMBERS = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),  # torchrun
     *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
@@ -178,24 +196,8 @@ def help_of_commands() -> str:
         said, gap, example = text.partition(":  ")
         lines.append(f"  {name:<17}{localized(said)}{localized(gap)}{example}")
     commands = "\n".join(lines)
-    return localized(f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
-
-usage: kyon-pl COMMAND [--config FILE_OR_NAME] [--KEY VALUE ...]
-
-commands:
-{commands}
-
-Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
-  kyon-pl fit --help            the settings, one line each; --help all explains every one
-  kyon-pl fit --print_config    all settings with their values, as a YAML file to start from
-
-Configs by name; of several --config, the last one wins:
-  {", ".join(names())}
-
-for every command:
-  --log_level LEVEL    lowest level shown in the terminal: {", ".join(LEVELS)}; run.log in the run folder has all
-  --debug              show all levels, and the traceback of an error
-""")
+    configs, levels = ", ".join(names()), ", ".join(LEVELS)
+    return localized(HELP).format(version=__version__, commands=commands, configs=configs, levels=levels)
 
 
 def check_environment() -> None:
