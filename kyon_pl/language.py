@@ -27,6 +27,8 @@ _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
 # gettext's format as docs/messages.py writes it: each text in one line, with the escapes of JSON
 _ENTRY = re.compile(r'^msgid (".+")\nmsgstr (".+")$', re.MULTILINE)
 _MARKS = {". ": "。", "; ": "；", ": ": "：", ", ": "，", " × ": " × "}  # between the messages that a text is made of
+# messages within messages, and characters; what is beyond, such as the end of a long list, stays as it is
+_DEEPEST, _LONGEST = 6, 2000
 _LATIN = re.compile("[A-Za-z]")
 _QUOTED = re.compile(r"""(['"])[^'"]*\1""")  # a value from a file or the command line
 _STOPS = ("。", "？", "！", ".", "?", "!")
@@ -105,39 +107,42 @@ def _pattern(message: str) -> re.Pattern[str]:
 
 
 @lru_cache(maxsize=4096)
-def _translated(text: str) -> str:
+def _translated(text: str, depth: int = 0) -> str:
     """The Chinese of a text: of the ways to read it as messages, that which leaves the least English.
 
     Of several, that whose fields hold the fewest marks: a field of a message can match the message behind it.
     """
-    if _QUOTED.fullmatch(text):
+    if depth > _DEEPEST or len(text) > _LONGEST or _QUOTED.fullmatch(text):
         return text
     if text.endswith(".") and not text.endswith(".."):
-        body = _translated(text[:-1])
+        body = _translated(text[:-1], depth)
         return text if body == text[:-1] else f"{body}。"
     if chinese := _entries().get(text):
         return chinese
     readings = [
-        (_filled(message, match.groups()), sum(value.count(mark) for value in match.groups() for mark in _MARKS))
+        (
+            _filled(message, match.groups(), depth + 1),
+            sum(value.count(mark) for value in match.groups() for mark in _MARKS),
+        )
         for piece, message in _templates()
         if piece in text and (match := _pattern(message).fullmatch(text))
     ]
-    readings += [_in_parts(text, mark) for mark in _MARKS if mark in text]
+    readings += [_in_parts(text, mark, depth + 1) for mark in _MARKS if mark in text]
     return min(readings, key=lambda reading: (len(_LATIN.findall(reading[0])), reading[1]), default=(text, 0))[0]
 
 
-def _in_parts(text: str, mark: str) -> tuple[str, int]:
+def _in_parts(text: str, mark: str, depth: int) -> tuple[str, int]:
     """The Chinese of what stands before and behind a mark; and 0 if both are messages, else more than any reading."""
     parts = text.split(mark, 1)
-    chinese = [_translated(part) for part in parts]
+    chinese = [_translated(part, depth) for part in parts]
     if chinese == parts:
         return text, len(text)
     return _MARKS[mark].join(chinese), len(text) if chinese[0] == parts[0] or chinese[1] == parts[1] else 0
 
 
-def _filled(message: str, values: tuple[str, ...]) -> str:
+def _filled(message: str, values: tuple[str, ...], depth: int) -> str:
     """The Chinese of a message with fields, with their values in Chinese too."""
-    shown = values if message in _OF_DATA else [_translated(value) for value in values]
+    shown = values if message in _OF_DATA else [_translated(value, depth) for value in values]
     appended = shown[0] if message.startswith(_APPENDED) else ""
     fields = shown[1:] if message.startswith(_APPENDED) else shown
     return appended + FIELD.sub(lambda field: fields[int(field[1])], _entries()[message])

@@ -90,6 +90,12 @@ def test_values_that_are_messages_are_translated() -> None:
 
 
 @pytest.mark.usefixtures("in_chinese")
+def test_a_text_that_goes_on_and_on_is_shown() -> None:
+    assert localized("; ".join(["it is empty"] * 100)).startswith("内容为空；内容为空；")
+    assert localized("x is empty, and: " * 1000) == "x is empty, and: " * 1000
+
+
+@pytest.mark.usefixtures("in_chinese")
 def test_run_log_stays_english() -> None:
     record = logging.LogRecord("kyon_pl", logging.INFO, "", 0, "adapter: %s, the last of the run%s", ("a", ""), None)
     assert OneLocalizedLine("%(message)s").format(record) == "适配器：a，该次训练的最后一个"
