@@ -120,15 +120,16 @@ def _translated(text: str, depth: int = 0) -> str:
     if chinese := _entries().get(text):
         return chinese
     readings = [
-        (
-            _filled(message, match.groups(), depth + 1),
-            sum(value.count(mark) for value in match.groups() for mark in _MARKS),
-        )
+        (_filled(message, match.groups(), depth + 1), _marks_in(match.groups()))
         for piece, message in _templates()
         if piece in text and (match := _pattern(message).fullmatch(text))
     ]
     readings += [_in_parts(text, mark, depth + 1) for mark in _MARKS if mark in text]
     return min(readings, key=lambda reading: (len(_LATIN.findall(reading[0])), reading[1]), default=(text, 0))[0]
+
+
+def _marks_in(values: tuple[str, ...]) -> int:
+    return sum(value.count(mark) for value in values for mark in _MARKS)
 
 
 def _in_parts(text: str, mark: str, depth: int) -> tuple[str, int]:
