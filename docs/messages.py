@@ -113,7 +113,7 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "cli/run_messages.py": ("kyon_pl", "Python"),
         "doctor/report.py": ("{0} GiB", "{0} MiB"),
         "export/convert_adapter.py": ("--to",),
-        "export/merge.py": ("--",),
+        "export/merge.py": ("--adapter none", "--format gguf"),
         "roles/build.py": (" --", "memory_order f"),
         "roles/retrieval.py": ("retrieval {0}",),
         "runs/curves.py": ("kyon-pl",),

@@ -112,7 +112,7 @@ def chat(
 
     conversation = Conversation(model, max_tokens, play(role) if role else None, system, asker=asker)
     if question is None:
-        name = f"{model.base} with {', '.join(model.adapters)}" if model.adapters else model.base
+        name = f"{model.base} with adapter {', '.join(model.adapters)}" if model.adapters else model.base
         log.info("%s; template %s. /help lists the commands", name, model.template)
         chosen = temperature, top_p
         Terminal(conversation, sampling, lambda name: play(role_to_play(name)), compare, chosen, json).run()
