@@ -54,7 +54,11 @@ def in_chinese() -> bool:
 
 
 def localized(message: str | KyonError) -> str:
-    """A message in the language of the terminal; a text that the catalogue does not have stays as it is."""
+    """A message in the language of the terminal; a text that the catalogue does not have stays as it is.
+
+    Args:
+        message: an error, or a text with its values.
+    """
     if not in_chinese():
         return str(message)
     if isinstance(message, KyonError):
@@ -64,7 +68,11 @@ def localized(message: str | KyonError) -> str:
 
 
 def localized_record(record: logging.LogRecord) -> logging.LogRecord:
-    """A log record whose format and arguments are in the language of the terminal."""
+    """A log record whose format and arguments are in the language of the terminal.
+
+    Args:
+        record: in English; it stays as it is, for the handlers of files.
+    """
     if not in_chinese():
         return record
     shown = copy.copy(record)
@@ -78,7 +86,11 @@ def localized_record(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def read_catalogue(file: Path) -> dict[str, str]:
-    """The translations of a catalogue by message; those that are empty are left out."""
+    """The translations of a catalogue by message; those that are empty are left out.
+
+    Args:
+        file: in gettext's format, each text in one line.
+    """
     entries = _ENTRY.findall(file.read_text(encoding="utf-8"))
     texts = json.loads(f"[{','.join(text for entry in entries for text in entry)}]")
     return dict(zip(texts[::2], texts[1::2], strict=True))
@@ -155,12 +167,17 @@ def width(text: str) -> int:
 
 
 def padded(text: str, columns: int) -> str:
-    """A text with blanks up to a width."""
+    """A text with blanks up to a width, in columns of the terminal."""
     return text + " " * (columns - width(text))
 
 
 def wrapped(text: str, columns: int) -> list[str]:
-    """A Chinese text as lines of at most a width: it breaks before any character, but not within a Latin word."""
+    """A Chinese text in lines: they break before any character, but not within a Latin word.
+
+    Args:
+        text: without line ends.
+        columns: of the terminal, which a line takes at most, unless a word is longer.
+    """
     lines = [""]
     for piece in re.findall(r"[!-~]+ *|.", text):
         if width(lines[-1] + piece.rstrip()) > columns and piece not in _CLOSING:
