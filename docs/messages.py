@@ -133,13 +133,15 @@ _NUMBERS = (
     errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOMEM, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
     errno.ETIMEDOUT,
 )  # fmt: skip
-# the most frequent reasons of the system, which are also shown in the middle of a sentence; and of Python's json, csv
-# and codecs
+# the most frequent reasons of the system, which are also shown in the middle of a sentence; of Python's json, csv and
+# codecs; and of the parsers
 REASONS = (
     *(text for reason in map(os.strerror, _NUMBERS) for text in (reason, reason[:1].lower() + reason[1:])),
     "Expecting value", "Expecting property name enclosed in double quotes", "Unterminated string starting at",
     "Invalid control character at", "Extra data", "Expecting ',' delimiter", "Expecting ':' delimiter",
     "Invalid \\escape", "invalid continuation byte", "invalid start byte", "unexpected end of data", "truncated data",
+    "Expected a <class '{0}'>", "Expected a typing.Literal[{0}]", "Given value: {0}", "Got value: {0}",
+    "argument {0}: expected one argument", "invalid choice: {0} (choose from {1})",
 )  # fmt: skip
 # messages of one word or of fields and names; kinds of bad rows, which are counted by what stands before their colon
 OTHERS = (
