@@ -54,6 +54,7 @@ fix: $(VENV)/installed
 # what is generated from the code
 docs: $(VENV)/installed
 	$(BIN)/python docs/configuration.py
+	$(BIN)/python docs/messages.py
 
 $(VENV)-site/installed: requirements/site.lock
 	$(PYTHON) -m venv $(VENV)-site

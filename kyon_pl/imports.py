@@ -41,4 +41,5 @@ def need_package(package: str, extra: str, *, where: str, does: str, otherwise: 
     """
     if find_spec(package) is None:
         found = f"{package.replace('_', '-')} {does}, but it is not installed"
-        raise MachineError(where, found, f"Install it with: pip install 'kyon-pl[{extra}]'. {otherwise}".strip())
+        fix = f"Install it with: pip install 'kyon-pl[{extra}]'"
+        raise MachineError(where, found, f"{fix}. {otherwise}" if otherwise else f"{fix}.")

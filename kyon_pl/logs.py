@@ -16,6 +16,8 @@ from typing import TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from kyon_pl.language import localized_record
+
 log = logging.getLogger(__name__)
 
 RUN_LOG = "run.log"
@@ -53,6 +55,14 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line; line ends become `↵`."""
         return replace_control_characters(super().format(record)).replace("\n", "↵")
+
+
+class OneLocalizedLine(OneLine):
+    """Formats a record as one line in the language of the terminal; `run.log` is searched for, and stays English."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; line ends become `↵`."""
+        return super().format(localized_record(record))
 
 
 class RunLogFile(logging.FileHandler):
@@ -93,7 +103,7 @@ def set_up_logging(level: str = "info") -> None:
     logger = logging.getLogger("kyon_pl")
     chosen, rank = LEVELS[level], rank_of(os.environ)
     terminal, kept = Terminal(chosen), UntilRunFolder()
-    terminal.setFormatter(OneLine("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    terminal.setFormatter(OneLocalizedLine("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     logger.handlers = [terminal, kept]
     silent = rank > 0 and chosen > logging.DEBUG
     logger.setLevel(logging.WARNING if silent else min(logging.INFO, chosen))

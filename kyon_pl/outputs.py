@@ -109,7 +109,7 @@ def check_replaceable(output: Output) -> None:
     if not path.exists():
         return
     if not path.is_file():
-        found = f"{path} is {'a folder' if path.is_dir() else 'no regular file'}"
+        found = f"{path} is a folder" if path.is_dir() else f"{path} is no regular file"
         raise SettingError(output.option, found, "Name a file")
     try:
         ours = path.stat().st_size == 0 or output.is_ours(path)

@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="kyon_pl-tests-"))
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS", "2")  # its client's, before each of which it waits
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["KYON_PL_LANG"] = "en"  # whatever the language of this terminal
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; more threads only wait for each other on a busy machine
 
 # a shell ignores them for what it starts in the background, and the commands under test would inherit that

@@ -13,6 +13,7 @@ from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.terminal import Terminal, json_line
 from kyon_pl.chat.terminal_lines import print_piece
 from kyon_pl.errors import SettingError
+from kyon_pl.language import localized
 from kyon_pl.logs import replace_control_characters
 from kyon_pl.roles.contexts import ContextLimits
 from kyon_pl.roles.role import Role, role_to_play
@@ -113,7 +114,7 @@ def chat(
 
     conversation = Conversation(model, max_tokens, play(role) if role else None, system, asker=asker)
     if question is None:
-        name = f"{model.base} with {', '.join(model.adapters)}" if model.adapters else model.base
+        name = f"{model.base} with adapter {', '.join(model.adapters)}" if model.adapters else model.base
         log.info("%s; template %s. /help lists the commands", name, model.template)
         chosen = temperature, top_p
         Terminal(conversation, sampling, lambda name: play(role_to_play(name)), compare, chosen, json).run()
@@ -150,7 +151,7 @@ def read_question(prompt: str | None) -> str | None:
 def _answer_once(conversation: Conversation, question: str, sampling: Sampling, compare: bool) -> None:
     conversation.ask(question, sampling, print_piece)
     base = conversation.compare(sampling) if compare and conversation.model.adapters else None
-    print(f"\nbase: {replace_control_characters(base.text)}" if base else "")
+    print(f"\n{localized('base: ')}{replace_control_characters(base.text)}" if base else "")
 
 
 def load_model(

@@ -17,6 +17,7 @@ from kyon_pl.chat.terminal_lines import PROMPT, Speaker, print_piece, read_line
 from kyon_pl.demo.grammar import CHARACTERS
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, SettingError
+from kyon_pl.language import localized
 from kyon_pl.logs import from_here, replace_control_characters
 
 
@@ -63,7 +64,7 @@ class Terminal:
                     print()
                 return None
             except KeyboardInterrupt:
-                print("\n(Ctrl-D or /quit ends the program)")
+                _say("\n(Ctrl-D or /quit ends the program)")
 
     def _handle(self, line: str) -> None:
         try:
@@ -73,13 +74,13 @@ class Terminal:
             elif line:
                 self._ask(line, self.sampling)
         except KyonError as error:
-            print(replace_control_characters(str(error)), file=sys.stderr if self.as_json else sys.stdout)
+            print(replace_control_characters(localized(error)), file=sys.stderr if self.as_json else sys.stdout)
         except OSError as error:
-            print(replace_control_characters(f"{error.filename or line}: {error.strerror}"))
+            _say(f"{error.filename or line}: {error.strerror}")
         except MemoryError:
-            print("\n(out of memory; the conversation is as before)")
+            _say("\n(out of memory; the conversation is as before)")
         except KeyboardInterrupt:
-            print("\n(interrupted; the conversation is as before)")
+            _say("\n(interrupted; the conversation is as before)")
 
     def _command(self, typed: str) -> Callable[[str], None]:
         command: Callable[[str], None] = getattr(self, find_command(typed)[1:])
@@ -103,7 +104,7 @@ class Terminal:
         speaker.end()
         _end_reply(reply)
         if self.compares and self.conversation.model.adapters:
-            print_piece("base: ")
+            print_piece(localized("base: "))
             _end_reply(self.conversation.compare(sampling, print_piece))
 
     def _names(self) -> Iterator[str]:
@@ -115,13 +116,13 @@ class Terminal:
     def help(self, argument: str) -> None:
         """List the commands."""
         for name, text in COMMANDS.items():
-            print(f"{name:<12}{text}")
-        print("A beginning that only one command has is enough, such as /mem. Tab completes names.")
+            print(f"{name:<12}{localized(text)}")
+        _say("A beginning that only one command has is enough, such as /mem. Tab completes names.")
 
     def reset(self, argument: str) -> None:
         """Start a new conversation."""
         self.conversation.turns.clear()
-        print("(a new conversation)")
+        _say("(a new conversation)")
 
     def undo(self, argument: str) -> None:
         """Remove the last turn.
@@ -130,7 +131,7 @@ class Terminal:
             SettingError: there is none.
         """
         check_has_turns("/undo", self.conversation.turns)
-        print(f"(removed: {self.conversation.turns.pop().typed})")
+        _say(f"(removed: {self.conversation.turns.pop().typed})")
 
     def retry(self, argument: str) -> None:
         """Ask the last question again: each time with another seed, and not greedily, which would give the same reply.
@@ -153,7 +154,7 @@ class Terminal:
         sampling = sampling_for_retry(self.sampling, retries, samples=True)
         if not self.sampling.temperature:
             said = f"(temperature {sampling.temperature} for this reply: with temperature 0 it would be the same again)"
-            print(said, file=sys.stderr if self.as_json else sys.stdout)
+            print(localized(said), file=sys.stderr if self.as_json else sys.stdout)
         return sampling
 
     def memories(self, argument: str) -> None:
@@ -167,7 +168,7 @@ class Terminal:
         for number, memory in enumerate(memories, start=1):
             print(f"{number}. {replace_control_characters(memory)}")
         if not memories:
-            print("(no memories: no role is played, or it has none)")
+            _say("(no memories: no role is played, or it has none)")
 
     def system(self, argument: str) -> None:
         """Set or show the system prompt.
@@ -180,7 +181,8 @@ class Terminal:
         if argument:
             self.conversation.system = argument
             self.reset("")
-        print(f"(system prompt: {replace_control_characters(self.conversation.system) or 'none'})")
+        system = self.conversation.system
+        _say(f"(system prompt: {system})" if system else "(system prompt: none)")
 
     def character(self, argument: str) -> None:
         """Play another role, or none."""
@@ -189,7 +191,7 @@ class Terminal:
             self.sampling = sampling_for(self.sampling, *self.chosen, plays_role=self.conversation.role is not None)
             self.reset("")
         role = self.conversation.role
-        print(f"(role: {replace_control_characters(role.role.name) if role else 'none'})")
+        _say(f"(role: {role.role.name})" if role else "(role: none)")
 
     def adapter(self, argument: str) -> None:
         """Switch to another adapter, or list the adapters.
@@ -203,9 +205,9 @@ class Terminal:
         if argument and argument not in names:
             raise SettingError("/adapter", f"there is no {argument!r}", f"Name one of: {', '.join(names)}")
         self.conversation.adapter = argument or self.conversation.adapter or names[0]
-        others = [name for name in names if name != self.conversation.adapter]
-        text = f"(adapter: {self.conversation.adapter}; others: {', '.join(others) or 'none'})"
-        print(replace_control_characters(text))
+        others = ", ".join(name for name in names if name != self.conversation.adapter)
+        chosen = self.conversation.adapter
+        _say(f"(adapter: {chosen}; others: {others})" if others else f"(adapter: {chosen}; others: none)")
 
     def save(self, argument: str) -> None:
         """Append the conversation to a file, as one row of messages.
@@ -223,7 +225,7 @@ class Terminal:
                 stream.write(row + "\n")
         except OSError as error:
             raise SettingError("/save", f"{file}: {error.strerror}", "Name another file") from error
-        print(replace_control_characters(f"(added to {from_here(file)} as a training row)"))
+        _say(f"(added to {from_here(file)} as a training row)")
 
     def params(self, argument: str) -> None:
         """Show the sampling parameters, or set one: /params temperature 0.8.
@@ -256,7 +258,7 @@ class Terminal:
         if not self.conversation.model.adapters:
             raise SettingError("/compare", "a merged model has no separate base", "Load its adapter instead")
         self.compares = not self.compares
-        print(f"(base model replies too: {'yes' if self.compares else 'no'})")
+        _say("(base model replies too: yes)" if self.compares else "(base model replies too: no)")
 
     def quit(self, argument: str) -> None:
         """End the program."""
@@ -281,6 +283,10 @@ def json_line(conversation: Conversation, typed: str, sampling: Sampling, compar
     if compares and conversation.model.adapters:
         answer["base"] = conversation.compare(sampling).text
     return json.dumps(answer, ensure_ascii=False)
+
+
+def _say(text: str) -> None:
+    print(replace_control_characters(localized(text)))
 
 
 def _end_reply(reply: ChatReply) -> None:

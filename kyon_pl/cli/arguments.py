@@ -36,11 +36,7 @@ _TYPES: dict[str, Any] = {
     "null": None,
     "mapping": dict,
 }
-_FSDP1 = "is torch's first FSDP, which wants one dtype in a layer, and the frozen base and its adapter have two"
-_OTHER_SHARDING = {
-    "ModelParallelStrategy": "leaves sharding and the exchange of gradients to the model, and cannot resume this one",
-    **dict.fromkeys(("FSDPStrategy", "fsdp", "fsdp_cpu_offload"), _FSDP1),
-}
+_FIRST_FSDP = ("FSDPStrategy", "fsdp", "fsdp_cpu_offload")
 _MAX_INT = 2**31 - 1
 _MOST_DEVICES = 1024  # Lightning starts a process for each
 _MINIMUM = {"accumulate_grad_batches": 1, "log_every_n_steps": 1, "num_nodes": 1, "max_epochs": -1, "max_steps": -1}
@@ -106,8 +102,11 @@ def drop_demo_validation(settings: Namespace, words: list[str]) -> None:
     if settings.data.validation_source != "demo" or "demo" in sources or named or not replaced:
         return
     settings.data.validation_source = None
-    text = "data: the validation_source of the config, demo, belongs to the demo's rows: a share of %s is validated "
-    log.info(text + "instead; to keep it, add --data.validation_source demo", ", ".join(sources))
+    text = (
+        "data: the validation_source of the config, demo, belongs to the demo's rows: a share of %s is validated "
+        "instead; to keep it, add --data.validation_source demo"
+    )
+    log.info(text, ", ".join(sources))
 
 
 def _class_setting(name: str) -> str | None:
@@ -267,8 +266,12 @@ def _check_sharding(trainer: Namespace, shard_base: bool) -> None:
     chosen = trainer.strategy
     name = str(chosen.class_path if isinstance(chosen, Namespace) else chosen).rpartition(".")[2]
     fix = "Take all of configs/overlay/fsdp.yaml; or, for GPUs that hold the base, ddp.yaml without model.shard_base."
-    if name in _OTHER_SHARDING:
-        raise SettingError("trainer.strategy", f"{name} {_OTHER_SHARDING[name]}", fix)
+    if name in _FIRST_FSDP:
+        found = f"{name} is torch's first FSDP, which wants one dtype in a layer, and base and adapter have two"
+        raise SettingError("trainer.strategy", found, fix)
+    if name == "ModelParallelStrategy":
+        found = f"{name} leaves sharding and the exchange of gradients to the model, and cannot resume this one"
+        raise SettingError("trainer.strategy", found, fix)
     if not shard_base:
         return
     if name not in ("ddp", "DDPStrategy"):

@@ -23,6 +23,7 @@ from kyon_pl.cli.streams import STDOUT, require_stdout, set_up_streams
 from kyon_pl.cli.system_errors import explain_system_error, print_traceback, report_fault
 from kyon_pl.doctor.packages import refuse_malicious_releases
 from kyon_pl.errors import KyonError, SettingError
+from kyon_pl.language import LANGUAGES, VARIABLE, localized
 from kyon_pl.logs import LEVELS, quiet_libraries, replace_control_characters, set_up_logging
 
 if TYPE_CHECKING:
@@ -76,22 +77,22 @@ COMMANDS = {
         "kyon_pl.cli.tools:run_doctor",
     ),
 }
-HELP = f"""kyon-pl {__version__}: fine-tune ChatGLM2-6B into a character
+HELP = """kyon-pl {version}: fine-tune ChatGLM2-6B into a character
 
 usage: kyon-pl COMMAND [--config FILE_OR_NAME] [--KEY VALUE ...]
 
 commands:
-{chr(10).join(f"  {name:<17}{text}" for name, (text, _) in COMMANDS.items())}
+{commands}
 
 Every setting is a key of the YAML file and an option of the same name (--data.source rows.jsonl).
   kyon-pl fit --help            the settings, one line each; --help all explains every one
   kyon-pl fit --print_config    all settings with their values, as a YAML file to start from
 
 Configs by name; of several --config, the last one wins:
-  {", ".join(names())}
+  {configs}
 
 for every command:
-  --log_level LEVEL    lowest level shown in the terminal: {", ".join(LEVELS)}; run.log in the run folder has all
+  --log_level LEVEL    lowest level shown in the terminal: {levels}; run.log in the run folder has all
   --debug              show all levels, and the traceback of an error
 """
 NUMBERS = (
@@ -171,10 +172,10 @@ def run_command(words: list[str]) -> None:
         KyonError: whatever the command refuses.
     """
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(help_of_commands(), end="")
         return
     if words[0] == "--version":
-        print(f"kyon-pl {__version__}")
+        print("kyon-pl", __version__)
         return
     words, level = take_log_options(words)
     set_up_logging(level)
@@ -192,8 +193,19 @@ def run_command(words: list[str]) -> None:
     run(words)
 
 
+def help_of_commands() -> str:
+    """What `kyon-pl --help` prints."""
+    lines = []
+    for name, (text, _) in COMMANDS.items():
+        said, gap, example = text.partition(":  ")
+        lines.append(f"  {name:<17}{localized(said)}{localized(gap)}{example}")
+    commands = "\n".join(lines)
+    configs, levels = ", ".join(names()), ", ".join(LEVELS)
+    return localized(HELP).format(version=__version__, commands=commands, configs=configs, levels=levels)
+
+
 def check_environment() -> None:
-    """Refuse variables that are not numbers, where libraries take them for numbers when they are imported.
+    """Refuse a language that there is not, and variables that are no numbers, but are converted by libraries on import.
 
     Raises:
         SystemExit: status 2, after one paragraph on standard error; ranks, and so the log, are among these variables.
@@ -201,10 +213,16 @@ def check_environment() -> None:
     for name in NUMBERS:
         if name in os.environ and not os.environ[name].isdecimal():
             found = f"{os.environ[name][:80]!r} is not a number"
-            fix = "Correct or unset this environment variable"
-            error = SettingError(f"${name}", found, fix)
-            print(f"kyon-pl: {replace_control_characters(str(error))}", file=sys.stderr)
-            raise SystemExit(2)
+            _refuse_variable(name, found, "Correct or unset this environment variable")
+    if (chosen := os.environ.get(VARIABLE)) and chosen not in LANGUAGES:
+        found = f"there is no language {chosen[:80]!r} here"
+        _refuse_variable(VARIABLE, found, f"Use one of: {', '.join(LANGUAGES)}")
+
+
+def _refuse_variable(name: str, found: str, fix: str) -> NoReturn:
+    error = SettingError(f"${name}", found, fix)
+    print(f"kyon-pl: {replace_control_characters(localized(error))}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def take_log_options(words: list[str]) -> tuple[list[str], str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import yaml
 
 from kyon_pl.cli.settings import REMOTE_CODE, check_text, no_remote_code, place
 from kyon_pl.errors import SettingError
+from kyon_pl.language import in_chinese, localized, width, wrapped
 
 TABLE = Path(__file__).with_name("options.json")
 ALLOW_CODE = "allow_code"
@@ -44,11 +46,11 @@ _TRAINER = (
     "default_root_dir",
 )  # fmt: skip
 _HEADINGS = {
-    "model": "model: the base and its adapter",
-    "data": "data: rows and batches",
-    "held_out": "held_out: replies to held-out questions",
-    "replies": "replies: the file that predict writes",
-    "trainer": "trainer: Lightning's Trainer",
+    "model": "model: the base and its adapter:",
+    "data": "data: rows and batches:",
+    "held_out": "held_out: replies to held-out questions:",
+    "replies": "replies: the file that predict writes:",
+    "trainer": "trainer: Lightning's Trainer:",
 }
 _CONFIG_HELP = (
     "  -c, --config FILE_OR_NAME         a YAML file, or the name of a config; of several, the last one wins",
@@ -310,9 +312,10 @@ def help_text(words: list[str]) -> str:
     command, options = words[0], options_of(words[0])
     entry = read_table()["commands"][command]
     columns = min(shutil.get_terminal_size((_MOST_COLUMNS, 24)).columns, _MOST_COLUMNS)
-    lines = [f"kyon-pl {command}: {entry['summary']}", "", f"usage: {entry['usage']}", "", *_CONFIG_HELP]
+    lines = [f"kyon-pl {command}: {localized(entry['summary'])}", "", localized(f"usage: {entry['usage']}"), ""]
+    lines += map(localized, _CONFIG_HELP)
     if entry["reads_settings"]:
-        lines.append(_CODE_HELP)
+        lines.append(localized(_CODE_HELP))
     pairs = zip(words, [*words[1:], ""], strict=True)
     wants_all = any(word == "--help=all" or (word in ("-h", "--help") and then == "all") for word, then in pairs)
     if wants_all or not entry["reads_settings"]:
@@ -321,7 +324,7 @@ def help_text(words: list[str]) -> str:
     shown = {name: option for name, option in options.items() if not name.startswith(("trainer.", "model.lora."))}
     shown |= {name: options[name] for name in trainer if name in options}
     lines += _listed(shown, lambda option: [_in_one_line(option, columns)])
-    lines += ["", f"kyon-pl {command} --help all explains all {len(options)} settings, with their types."]
+    lines += ["", localized(f"kyon-pl {command} --help all explains all {len(options)} settings, with their types.")]
     return "\n".join(lines) + "\n"
 
 
@@ -331,7 +334,7 @@ def _listed(options: dict[str, Option], lines_of: Callable[[Option], list[str]])
     for name, option in sorted(options.items(), key=lambda pair: _rank(pair[0])):
         if _rank(name) != section:
             section = _rank(name)
-            yield from ("", f"{_HEADINGS.get(_section(name), 'options')}:")
+            yield from ("", localized(_HEADINGS.get(_section(name), "options:")))
         yield from lines_of(option)
 
 
@@ -345,19 +348,26 @@ def _rank(name: str) -> int:
 
 
 def _in_one_line(option: Option, columns: int) -> str:
-    meaning = option.meaning.partition(". ")[0]
+    meaning = re.split(r"\. |。", localized(option.meaning))[0]
     line = f"  --{option.name:<{_NAME_WIDTH - 5}} {_cut(option.default_text, 16):<17} {meaning}"
     return _cut(line, columns)
 
 
 def _cut(text: str, columns: int) -> str:
-    return text if len(text) <= columns else f"{text[: columns - 1]}…"
+    if width(text) <= columns:
+        return text
+    while width(text) >= columns:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def _explained(option: Option, columns: int) -> list[str]:
-    default = option.default_text if option.required else f"default {option.default_text}"
-    text = f"{option.meaning} ({option.takes()}; {default})".strip()
+    default = option.default_text if option.required else localized(f"default {option.default_text}")
     indent = " " * _NAME_WIDTH
-    lines = textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    text = f"{localized(option.meaning)} ({option.takes()}; {default})".strip()
+    if in_chinese():
+        lines = [indent + line for line in wrapped(text, columns - _NAME_WIDTH)]
+    else:
+        lines = textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     name = f"  --{option.name}"
     return [name, *lines] if len(name) >= _NAME_WIDTH else [f"{name:<{_NAME_WIDTH}}{lines[0].lstrip()}", *lines[1:]]

@@ -12,6 +12,7 @@ import traceback
 from types import TracebackType
 
 from kyon_pl.errors import KyonError, MachineError
+from kyon_pl.language import localized
 from kyon_pl.logs import replace_control_characters
 
 ISSUES = "the project's issue tracker"
@@ -126,8 +127,8 @@ def report_fault(kind: type[BaseException], error: BaseException, where: Traceba
     print_traceback(error)
     if multiprocessing.parent_process() is not None:
         return
-    print(
+    text = (
         "kyon-pl: nothing explains this error. Unless code of your own has raised it, please report the lines above at "
-        f"{ISSUES}, with the output of kyon-pl doctor.",
-        file=sys.stderr,
+        f"{ISSUES}, with the output of kyon-pl doctor."
     )
+    print(localized(text), file=sys.stderr)

@@ -117,7 +117,7 @@ def check_weights(sources: str | list[str], weights: Sequence[float] | None) -> 
         return
     count = 1 if isinstance(sources, str) else len(sources)
     if len(weights) != count:
-        found = f"{len(weights)} weights for {count} source{'s' if count > 1 else ''}"
+        found = f"{len(weights)} weights for {count} sources" if count > 1 else f"{len(weights)} weights for 1 source"
         raise SettingError("data.source_weights", found, "Give one for each entry of data.source, in order.")
     for weight in weights:
         if not 0 < weight < math.inf:

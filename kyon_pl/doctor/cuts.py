@@ -85,8 +85,9 @@ def _uneven(what: str, step: int, pack: int, devices: int) -> SettingError:
     parts = step // pack
     numbers = ", ".join(str(count) for count in range(1, parts + 1) if parts % count == 0)
     found = f"{devices} devices cannot share an optimizer step of {step:,} {what} evenly, which has {parts} parts"
-    fix = f"Use one of these numbers of devices: {numbers}; or set data.{what}_per_step to a multiple of "
-    return SettingError("trainer.devices", found, f"{fix}{pack * devices}.")
+    size = pack * devices
+    fix = f"Use one of these numbers of devices: {numbers}; or set data.{what}_per_step to a multiple of {size}"
+    return SettingError("trainer.devices", found, fix)
 
 
 def _not_possible(settings: Namespace, name: str, values: list[int | None] | list[int]) -> SettingError:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kyon_pl.errors import KyonError
+from kyon_pl.language import in_chinese, localized, wrapped
 from kyon_pl.logs import replace_control_characters
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class Finding:
         """
         first = f"  {MARKS[self.state]:<2} {self.name:<{width}}  "
         rest = " " * len(first)
-        lines = _wrap(self.found, first, rest)
-        return lines + _wrap(self.fix, f"{rest}→ ", f"{rest}  ") if self.fix else lines
+        lines = _wrap(localized(self.found), first, rest)
+        return lines + _wrap(localized(self.fix), f"{rest}→ ", f"{rest}  ") if self.fix else lines
 
 
 def error_finding(name: str, error: KyonError) -> Finding:
@@ -73,6 +74,9 @@ def gib(size_bytes: float) -> str:
 
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:
+    if in_chinese():
+        head, *lines = wrapped(text, COLUMNS - len(rest))
+        return [first + head, *(rest + line for line in lines)]
     return textwrap.wrap(
         text, COLUMNS, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
@@ -123,7 +127,7 @@ def print_report(report: Report) -> None:
     """Print the sections machine, config and verdict."""
     width = max(len(finding.name) for finding in report.machine + report.config)
     for line in _report_lines(report, width):
-        print(replace_control_characters(line))  # findings quote files and settings
+        print(replace_control_characters(localized(line)))  # findings quote files and settings
 
 
 def _report_lines(report: Report, width: int) -> Iterator[str]:
@@ -148,7 +152,7 @@ def _memory_lines(memory: MemoryEstimate) -> Iterator[str]:
     yield "     peak memory of one device, estimated from the shapes"
     for name, meaning in MEMORY_PARTS.items():
         if size_bytes := getattr(memory, name):
-            yield f"     {name.replace('_', ' '):<16}{gib(size_bytes):>10}  {meaning}"
+            yield f"     {name.replace('_', ' '):<16}{gib(size_bytes):>10}  {localized(meaning)}"
     yield f"     {'peak':<16}{gib(memory.peak):>10}  less than the sum: the parts do not all exist at the same time"
 
 

@@ -52,10 +52,9 @@ def _explain(error: BaseException, name: str, kind: Kind, revision: str) -> Kyon
         found = f"there is no such {kind} with a revision {revision} at {_host()}, or it is private (404)"
         return MissingFileError(name, found, f"Check the name; if it is private, set {TOKEN}.")
     if isinstance(error, (errors.AuthenticationError, errors.PermissionDeniedError)):
-        found = "refuses the token" if os.environ.get(TOKEN) else "asks for a token"
-        return SettingError(
-            name, f"{_host()} {found} ({error.status_code})", f"Set {TOKEN} to a token of an account with access."
-        )
+        found = f"{_host()} refuses the token" if os.environ.get(TOKEN) else f"{_host()} asks for a token"
+        fix = f"Set {TOKEN} to a token of an account with access."
+        return SettingError(name, f"{found} ({error.status_code})", fix)
     if isinstance(error, JSONDecodeError):
         return _not_modelscope(name)
     if isinstance(error, OSError) and error.errno is not None:

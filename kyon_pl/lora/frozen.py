@@ -73,7 +73,8 @@ def quantizer(quantization: Quantization | None, dtype: torch.dtype, device: tor
             found = f"its products are bfloat16, and this run computes in {str(dtype).removeprefix('torch.')}"
             raise SettingError("model.quantization: fp8", found, "Set trainer.precision to bf16-mixed.")
         if (capability := torch.cuda.get_device_capability(device)) < _FP8_CAPABILITY:
-            found = "this GPU (sm_{}{}) does not support fp8; Ada (sm_89) and Hopper do".format(*capability)
+            name = "sm_{}{}".format(*capability)
+            found = f"this GPU ({name}) does not support fp8; Ada (sm_89) and Hopper do"
             raise MachineError("model.quantization: fp8", found, "Leave it out, or use nf4 to save memory.")
         return fp8_linear
     return None

@@ -17,6 +17,7 @@ from kyon_pl.data.encoding.table import EncodedTable
 from kyon_pl.data.reading.quality import ODDITIES
 from kyon_pl.data.shown_rows import Paint, row_lines
 from kyon_pl.errors import SettingError
+from kyon_pl.language import localized, padded
 from kyon_pl.logs import replace_control_characters
 from kyon_pl.outputs import check_outputs
 from kyon_pl.preview.histogram import bar_lines, png_output, write_png
@@ -57,7 +58,7 @@ def preview(data: DialogueData, rows: int = 3, png: str | None = None, given: Se
         write_png(picture, train.tokens, train.trained_tokens(data.label_boundary), data.encoding.max_tokens)
     written = f"histograms written to {png}" if png else "nothing written (--png FILE writes the histograms)"
     shown = f"preview: {min(rows, len(train)):,} of {len(train):,} rows shown; {written}"
-    print(replace_control_characters(shown))
+    print(replace_control_characters(localized(shown)))
     log.info("next: %s", fit_command(given, data, len(train)))
 
 
@@ -78,12 +79,12 @@ def fit_command(given: Sequence[str], data: DialogueData, rows: int) -> str:
 def preview_lines(data: DialogueData, rows: int, paint: Paint) -> Iterator[str]:
     """Yield all lines but the last; `data` is loaded and planned."""
     yield from row_lines(data, rows, paint)
-    yield paint.heading("counts")
+    yield paint.heading(localized("counts"))
     yield from _row_counts(data)
     yield from _token_counts(data)
     yield ""
     lengths = data.rows["train"].tokens
-    yield paint.heading(f"tokens per row: median {np.median(lengths):,.0f}, max {lengths.max():,}")
+    yield paint.heading(localized(f"tokens per row: median {np.median(lengths):,.0f}, max {lengths.max():,}"))
     yield from bar_lines(lengths)
     yield ""
 
@@ -127,7 +128,7 @@ def _token_counts(data: DialogueData) -> Iterator[str]:
 
 
 def _count_line(name: str, count: int, remark: str = "") -> str:
-    return f"  {name:<23}{count:>12,}   {remark}".rstrip()
+    return f"  {padded(localized(name), 23)}{count:>12,}   {localized(remark)}".rstrip()
 
 
 def _padding_tokens(data: DialogueData, plan: EpochPlan, shared_tokens: int) -> int:

@@ -32,8 +32,11 @@ def warn_if_too_short(trainer: Trainer, workload: Workload, steps: int, rates: R
         option = f"--trainer.max_epochs {epochs}"
         if 0 < trainer.max_steps < MIN_STEPS:
             option = f"--trainer.max_steps {MIN_STEPS}"
-        text = "only %d optimizer steps, and fewer than %d teach little: for a character of your own, use "
-        log.warning(text + "--config character in place of the config; or add %s", steps, MIN_STEPS, option)
+        text = (
+            "only %d optimizer steps, and fewer than %d teach little: for a character of your own, use "
+            "--config character in place of the config; or add %s"
+        )
+        log.warning(text, steps, MIN_STEPS, option)
     if rates.highest < _MIN_RATE_SHARE * rates.chosen:
         share = f"{rates.highest / rates.chosen:.0%}"
         text = "the learning rate never rises above %.3g, %s of %.3g, because all steps are warm-up: %s"
@@ -42,6 +45,7 @@ def warn_if_too_short(trainer: Trainer, workload: Workload, steps: int, rates: R
             fix = "add --model.schedule.warmup_steps null, which makes the warm-up 3 % of the run"
         log.warning(text, rates.highest, share, rates.chosen, fix)
     if trainer.limit_val_batches and not workload.validation_rows:
-        text = "nothing is validated, so there will be no best checkpoint: add --data.validation_share 0.1, "
-        text += "or with fewer than five questions --data.validation_source FILE"
-        log.warning(text)
+        log.warning(
+            "nothing is validated, so there will be no best checkpoint: add --data.validation_share 0.1, "
+            "or with fewer than five questions --data.validation_source FILE"
+        )

@@ -70,3 +70,5 @@ def test_the_demo_runs_without_the_repository(kyon_pl: Path, tmp_path: Path, mon
     assert reply["reply"]
     assert "this run can work" in run("doctor", "--config", "configs/demo.yaml")
     run("fit", "--config", "lora", "--config", "overlay/ddp", "--print_config")
+    monkeypatch.setenv("KYON_PL_LANG", "zh")
+    assert "可以进行该训练" in run("doctor", "--config", "configs/demo.yaml")

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "kyon_pl"
 ROOMS = [
     "cli", "judge", "chat", "roles", "publish", "doctor", "preview", "training", "export", "data", "evaluation", "runs",
     "lora", "demo", "chatglm2", "vocabulary", "hub", "batch", "logs", "imports", "outputs", "locks", "disk", "files",
-    "errors",
+    "language", "errors",
 ]  # fmt: skip
 
 # a part of the package, a room or a module -> what it never imports besides

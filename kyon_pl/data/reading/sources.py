@@ -106,7 +106,7 @@ class Rows:
         row = self.dataset[number]
         file = self.files[row["file"]]
         by_line = text_files.file_format(Path(file)) in (".jsonl", ".ndjson", ".csv", ".tsv")
-        return f"{file}, {'line' if by_line else 'row'} {row['row']}"
+        return f"{file}, line {row['row']}" if by_line else f"{file}, row {row['row']}"
 
 
 def load_rows(settings: SourceSettings, cache_dir: str | None = None, processes: int = 1) -> Rows:

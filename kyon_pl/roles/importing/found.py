@@ -127,4 +127,5 @@ def language_of(text: str) -> Language:
 
 def counted(number: int, noun: str) -> str:
     """A number and its noun: `1 turn`, `1,200 turns`, `2 dialogues`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"

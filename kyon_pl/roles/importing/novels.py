@@ -103,7 +103,7 @@ def novel_found(path: Path, text: str, speeches: Sequence[Speech], skipped: int,
         fix = 'Speech is found by quotes (“” 「」 "") and by verbs such as `said` and 说; choose another --kind.'
         raise DataError(str(path), "no speech is found in this text", fix)
     kinds = Counter(speech.certainty for speech in speeches)
-    notes = [f"a novel, {counted(len(speeches), 'speech').replace('speechs', 'speeches')}: {_kinds(kinds)}"]
+    notes = [f"a novel, {counted(len(speeches), 'speech')}: {_kinds(kinds)}"]
     notes += [f"quotes that are no speech: {skipped:,}"] if skipped else []
     notes.append("check who speaks in speakers.csv, and read it again with --speakers")
     return Found(_dialogues(speeches, language), notes)

@@ -45,7 +45,7 @@ def corrected(path: Path, speeches: Sequence[Speech]) -> tuple[list[Speech], int
     rows: dict[tuple[str, str], list[str]] = defaultdict(list)
     for number, row in csv_rows(path):
         if not isinstance(row, dict) or not {*COLUMNS} <= {*row}:
-            found = "a row that is broken, or without one of the columns " + ", ".join(COLUMNS)
+            found = f"a row that is broken, or without one of the columns {', '.join(COLUMNS)}"
             raise DataError(f"{path}, line {number}", found, "Change only the column 'speaker' of the file.")
         line, speaker, words = (str(row[column] or "").strip() for column in ("line", "speaker", "words"))
         rows[line, words].append(tidy_name(speaker))

@@ -179,4 +179,5 @@ def list_ranks(ranks: list[int]) -> str:
     """`rank 2`, or `ranks 1, 2`."""
     if not ranks:
         return "rank 0, or a rank that it names"
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    names = ", ".join(map(str, ranks))
+    return f"ranks {names}" if len(ranks) > 1 else f"rank {names}"
