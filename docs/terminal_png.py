@@ -4,7 +4,6 @@ Needs Pillow, and the fonts DejaVu Sans Mono and Noto Sans CJK (Debian: fonts-de
 
 python docs/terminal_png.py docs/preview.png kyon-pl preview --config configs/demo.yaml --seed_everything 2249
 python docs/terminal_png.py docs/chat.png --type '["/compare", "…"]' kyon-pl chat --character demo --asker 南枝
-python docs/terminal_png.py docs/demo.png --last 17 kyon-pl fit -c configs/demo.yaml --trainer.enable_progress_bar false
 """
 
 from __future__ import annotations

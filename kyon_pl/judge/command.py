@@ -17,7 +17,7 @@ from kyon_pl.judge.judging import judge_pairs
 from kyon_pl.judge.knockout import bracket_lines, knockout
 from kyon_pl.judge.page import HandJudge, serve_page
 from kyon_pl.judge.questions import Question, QuestionRows, data_settings
-from kyon_pl.judge.replies import collect_replies, file_name, open_folder
+from kyon_pl.judge.replies import check_folder, collect_replies, file_name, open_folder
 from kyon_pl.judge.results import result_lines, write_result
 from kyon_pl.judge.sides import BASE, Side, find_checkpoints, find_sides
 from kyon_pl.judge.verdicts import Pair, Verdicts
@@ -84,6 +84,8 @@ def judge(
         DataError: rows that cannot be used.
         MachineError: a server or the endpoint does not answer, the port is in use, or a package is missing.
     """
+    if output is not None:
+        check_folder(resolve("--output", output))
     judged_by = _judge_of(endpoint, endpoint_model, endpoint_timeout, checkpoints_of, port)
     if max_new_tokens < 1:
         raise SettingError("--max_new_tokens", f"{max_new_tokens} is too low", "Set 1 or more")

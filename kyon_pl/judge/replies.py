@@ -28,6 +28,20 @@ _KINDS = {"question": int, "reply": str, "stopped": bool}
 _OTHER = "Name another folder with --output, or remove this one"
 
 
+def check_folder(folder: Path) -> None:
+    """Check that a folder is new, empty, or of a comparison, before anything is loaded.
+
+    Args:
+        folder: it need not exist.
+
+    Raises:
+        SettingError: it is a file, or has other files.
+    """
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new and not (folder / SETTINGS).is_file():
+        raise SettingError("--output", f"{folder} exists and is from elsewhere", _OTHER)
+
+
 def open_folder(folder: Path, sides: Sequence[Side], questions: Sequence[Question], max_new_tokens: int) -> None:
     """Create the folder of a comparison, or check that an existing one is of this comparison.
 
@@ -49,9 +63,8 @@ def open_folder(folder: Path, sides: Sequence[Side], questions: Sequence[Questio
         "max_new_tokens": max_new_tokens,
     }
     file = folder / SETTINGS
+    check_folder(folder)
     if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise SettingError("--output", f"{folder} exists and is from elsewhere", _OTHER)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(wanted, ensure_ascii=False, indent=1) + "\n")
         return

@@ -51,9 +51,9 @@ class Clusters:
 
     def _weakest(self, start: int, end: int) -> int:
         """Return the row in the middle half of a cluster that shares least with the row before it."""
-        first = start + max(1, (end - start) // 4)
-        last = max(first + 1, end - (end - start) // 4)
-        return first + int(np.argmin(self.shared[first:last]))
+        quarter = (end - start) // 4
+        first = start + max(1, quarter)
+        return first + int(np.argmin(self.shared[first : end - quarter]))
 
     def tokens(self, row_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return (clusters,) computed tokens of each cluster.

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kyon_pl.data import DialogueDataModule
 from kyon_pl.data.batches import plan as plan_module
+from kyon_pl.data.batches.clusters import Clusters
 from kyon_pl.data.batches.plan import Batching, BatchPlanner, EpochPlan
 from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler
 from kyon_pl.data.encoding.tree import SharedTree, find_shared
@@ -384,7 +385,22 @@ def test_packs_of_a_step_have_room_for_a_cluster(batching: Batching, cluster: in
         tree=shared,
         rows_per_cluster=cluster,
     )
-    assert tokens.sum() / planner.batches_per_epoch / pack > {2048: 0.95, 4096: 1.25, 8192: 1.43}[pack]
+    least = {2048: 0.95, 4096: 1.25, 8192: 1.43}[pack]
+    assert least < tokens.sum() / planner.batches_per_epoch / pack < 1.1 * least
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=24), st.integers(0, 9))
+def test_a_large_cluster_is_cut_in_its_middle_half_where_least_is_shared(shared: list[int], before: int) -> None:
+    """Two clusters: one of `before` rows that share nothing to cut, and one of the rows of `shared`."""
+    counts = np.array([0] * (before + 1) + shared[1:], dtype=np.int64)
+    starts = [*range(before + 1), len(counts)]  # the rows before are clusters of their own
+    clusters = Clusters(np.arange(len(counts)), counts, np.array(starts, dtype=np.int64))
+    halved = clusters.halved(1.0, np.full(len(counts), 10), 0, np.random.default_rng(0))
+    (cut,) = set(halved.bounds.tolist()) - set(starts)
+    count = len(shared)
+    middle = [n for n in range(1, count) if n >= count // 4 and count - n > count // 4]
+    assert cut - before == min(middle, key=lambda n: shared[n])
+    assert halved.shared[cut] == 0
 
 
 def test_a_position_in_steps_that_are_cut_differently() -> None:
