@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def convert_adapter(
     output: Path,
     adapter: str | None = None,
-    which: Literal["best", "last"] = "best",
+    which: Literal["best", "last"] | None = None,
     to: Literal["glm", "chatglm", "gguf"] = "glm",
     base: str | None = None,
     revision: str | None = None,
@@ -45,7 +45,8 @@ def convert_adapter(
     Args:
         output: the folder to write; it must not exist, or must be empty.
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a Hub id; by default the newest run.
-        which: of a run, the best checkpoint by validation loss, or the last.
+        which: the checkpoint to use of a run, best (by validation loss) or last; by default the best, or the last if
+            nothing was validated.
         to: `glm`, for models of `kyon-pl merge --format glm`; `chatglm`, for ChatGLM2; or `gguf`, for `llama-server
             --lora` on a base of `kyon-pl merge --format gguf --adapter none`.
         base: the adapter's ChatGLM2, a folder or Hub id, of which config.json is read; by default the base that the

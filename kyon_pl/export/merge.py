@@ -38,7 +38,7 @@ PUBLISHED_FORMAT = PromptFormat("chatglm2", "last")
 def merge(
     output: Path,
     adapter: str | None = None,
-    which: Literal["best", "last"] = "best",
+    which: Literal["best", "last"] | None = None,
     format: Literal["chatglm", "glm", "gguf"] = "chatglm",
     dtype: Literal["float16", "bfloat16", "float32"] | None = None,
     quantization: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
@@ -55,7 +55,8 @@ def merge(
         output: the folder to write; it must not exist, or must be empty.
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a Hub id; by default the newest run.
             `none` writes the base alone, for adapters of `convert-adapter`.
-        which: of a run, the best checkpoint by validation loss, or the last.
+        which: the checkpoint to use of a run, best (by validation loss) or last; by default the best, or the last if
+            nothing was validated.
         format: `chatglm` keeps the published names and files, for kyon_pl, the published code and tools that support
             it. `glm` is for transformers' GlmForCausalLM, with a tokenizer.json, and does not need kyon_pl. `gguf` is
             for llama.cpp and Ollama.

@@ -75,7 +75,12 @@ class QuestionRows:
         given = {"template": template, "train_turns": train_turns}
         data = DialogueData(**self.settings | {key: value for key, value in given.items() if value is not None})
         use: Use = "predict" if self.is_file else "validation"
-        data.load("predict" if self.is_file else "validate", verbose=False)
+        try:
+            data.load("predict" if self.is_file else "validate", verbose=False)
+        except DataError as error:
+            if self.is_file:
+                raise
+            raise DataError(error.where, error.found, _FIX) from error
         rows = data.rows[use]
         prompts = PromptRows(rows)
         chosen = [prompts[index] for index in rows.spread_indices(self.most, one_a_question=not self.is_file)]

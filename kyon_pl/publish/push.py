@@ -56,7 +56,7 @@ _EXPORT_AGAIN = "Export it again; do not publish this one"
 def push(
     repo_id: str,
     adapter: str | None = None,
-    which: Literal["best", "last"] = "best",
+    which: Literal["best", "last"] | None = None,
     base: str | None = None,
     private: bool = True,
     revision: str | None = None,
@@ -75,7 +75,8 @@ def push(
         repo_id: USER/NAME; a NAME alone goes to the account of the token. The repository is created if needed.
         adapter: a PEFT folder, a run folder, a folder of runs, a checkpoint, or a folder of `merge` or
             `convert-adapter --to gguf`; unset, the newest run here.
-        which: of a run, the best checkpoint by validation loss, or the last.
+        which: the checkpoint to use of a run, best (by validation loss) or last; by default the best, or the last if
+            nothing was validated.
         base: the Hub id of the base, if the adapter names a folder of this machine.
         private: whether a new repository is private; an existing one is not changed.
         revision: the branch; unset, main.
@@ -121,7 +122,7 @@ def push(
     log.info("pushed %d files (%.1f MB) of %s: %s", len(additions), megabytes, from_here(folder), url)
 
 
-def find_export(name: str | None, which: Literal["best", "last"]) -> Path:
+def find_export(name: str | None, which: Literal["best", "last"] | None) -> Path:
     """The folder to upload: the folder of a merged model, or what `find_adapter` returns."""
     folder = Path(name) if name else None
     merged = folder and ((folder / "config.json").is_file() or gguf_files(folder))

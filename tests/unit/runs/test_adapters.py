@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from kyon_pl.cli.options import options_of
 from kyon_pl.errors import CheckpointError, KyonError, MissingFileError
 from kyon_pl.runs.adapters import adapter_base, find_adapter
 from kyon_pl.runs.checkpoint_io import AdapterCheckpointIO
@@ -131,3 +132,10 @@ def test_a_checkpoint_that_grew_is_not_what_was_written(run: Path) -> None:
 def test_it_runs_without_lightning() -> None:
     code = "import sys, kyon_pl.runs.adapters; print('lightning' in sys.modules, 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False True\n"
+
+
+@pytest.mark.parametrize("command", ["chat", "web", "merge", "convert-adapter", "push", "judge"])
+def test_all_commands_take_the_same_checkpoint_of_a_run(command: str) -> None:
+    """What the chat answers with is what is merged and pushed: the best, or the last if nothing was validated."""
+    which = options_of(command)["which"]
+    assert (which.default, "or the last if nothing was validated" in which.meaning) == (None, True)
