@@ -30,6 +30,7 @@ FORM_OF_RUN = PromptFormat("chatglm2", "all", {"小棹": FORM, "007": replace(FO
 def test_texts_come_back_as_they_were(tmp_path: Path) -> None:
     (tmp_path / PROMPT_FORMAT).write_text(FORM_OF_RUN.text(), encoding="utf-8")
     assert read_prompt_format(tmp_path) == FORM_OF_RUN
+    assert "\n  小棹:\n" in FORM_OF_RUN.text()  # for people to read
     rows = tmp_path / "a.b.jsonl"
     role_formats_file(rows).write_text(role_formats_text(FORM_OF_RUN.roles), encoding="utf-8")
     assert read_role_formats([tmp_path / "other.jsonl", rows]) == FORM_OF_RUN.roles
