@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from character_tokenizer import CharacterTokenizer, read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyon_pl.data.encoding.encode import EncodeSettings, encode_columns, encode_pairs, preprocess_dialogue
+from kyon_pl.data.encoding.encode import EncodedRow, EncodeSettings, encode_columns, encode_pairs, preprocess_dialogue
 from kyon_pl.data.split import question_hash
 from kyon_pl.errors import DataError, SettingError
 
@@ -142,3 +143,9 @@ def test_the_same_question_is_known_behind_other_memories() -> None:
     assert question_hash("s###m###你好 ") == question_hash("other###你好")
     assert question_hash("s###你好") != question_hash("s###你们好")
     assert question_hash([1, 2]) != question_hash([1, 2, 3])
+
+
+def test_the_prompt_of_several_trained_replies_ends_before_the_last_one() -> None:
+    """Labels at 2 and 3, 6, and from 9 on."""
+    row = EncodedRow([*range(12)], seq_len=2, masked=(4, 6, 7, 9))
+    assert (row.prompt_len, replace(row, masked=()).prompt_len) == (9, 2)
