@@ -58,7 +58,8 @@ def judge(
         second: the other side, whose win rate is the result. By default, the newest run here.
         first_server: address of a server that computes the replies of the first side, see chat. Name the folder of its
             model with --first.
-        second_server: address of a server that computes those of the second side, likewise.
+        second_server: address of a server that computes the replies of the second side. Name the folder of its model
+            with --second.
         checkpoints_of: a run folder, of which the best checkpoint is found by a knockout, in place of two sides.
         which: the checkpoint to use of a run, best (by validation loss) or last; by default the best, or the last if
             nothing was validated.

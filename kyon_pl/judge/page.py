@@ -15,7 +15,7 @@ from typing import Any
 
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.evaluation.judged import Match
-from kyon_pl.judge.verdicts import UNDONE, Pair, Shown, Verdicts, outcome_by_hand
+from kyon_pl.judge.verdicts import UNDONE, Pair, Shown, Verdicts, other_side, outcome_by_hand
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,7 @@ class HandJudge:
         if number in self._decided:
             return
         shown = shown_left(pair)
-        other: Shown = "second" if shown == "first" else "first"
-        self._keep(pair, {"left": shown, "right": other, "tie": "tie"}[choice])
+        self._keep(pair, {"left": shown, "right": other_side(shown), "tie": "tie"}[choice])
 
     def undo(self) -> None:
         """Take back the last verdict, if there is one.
@@ -110,7 +109,7 @@ class HandJudge:
         return {
             "number": pair.number,
             "question": parts.question,
-            "system": parts.system if parts.system != parts.question else "",
+            "system": pair.question.system,
             "memories": list(parts.middle),
             "reference": pair.question.reference,
             "left": left,

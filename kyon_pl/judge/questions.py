@@ -38,6 +38,12 @@ class Question:
         """The context in parts."""
         return Context.parse(self.context)
 
+    @property
+    def system(self) -> str:
+        """The system prompt; empty if the context is the question alone."""
+        parts = self.parts
+        return parts.system if parts.system != parts.question else ""
+
 
 class QuestionRows:
     """Rows to ask, and their prompts as ids.
@@ -66,7 +72,7 @@ class QuestionRows:
 
         Args:
             template: wording of the prompt; None: that of the run.
-            train_turns: likewise.
+            train_turns: which replies of a row are trained; None: those of the run.
 
         Raises:
             DataError: there are no such rows, or rows of ids without text.

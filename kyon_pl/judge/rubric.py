@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from kyon_pl.judge.verdicts import Pair, Shown, Verdict
+from kyon_pl.judge.verdicts import Pair, Shown, Verdict, other_side
 
 INSTRUCTION = """You compare two replies of a character in a role-play to the same message.
 Compare them by these points, the most important one first:
@@ -36,7 +36,7 @@ def messages(pair: Pair, shown: Shown) -> list[dict[str, str]]:
     parts = pair.question.parts
     reply_a, reply_b = pair.replies(shown)
     sections = {
-        "system prompt": parts.system if parts.system != parts.question else "",
+        "system prompt": pair.question.system,
         "memories and earlier turns": "\n".join(parts.middle),
         "message": parts.question,
         "the original's line": pair.question.reference,
@@ -60,5 +60,4 @@ def read_verdict(answer: str, shown: Shown) -> Verdict:
     letter = (named[-1] if named else bare[1] if bare else "").upper()
     if letter == "TIE":
         return "tie"
-    other: Shown = "second" if shown == "first" else "first"
-    return {"A": shown, "B": other}.get(letter, "none")
+    return {"A": shown, "B": other_side(shown)}.get(letter, "none")

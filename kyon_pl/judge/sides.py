@@ -108,7 +108,7 @@ def find_sides(
 
     Args:
         first: as for `find_adapter`, the folder of a merged model, or `base` for the base of the other side.
-        second: likewise; None: the newest run.
+        second: the other side, in the same forms; None: the newest run.
         servers: addresses of servers that compute their replies.
         which: the checkpoint to use of a run.
         base: folder or Hub id of the base of adapters.

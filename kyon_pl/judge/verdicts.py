@@ -54,6 +54,11 @@ class Pair:
         return (self.first, self.second) if shown == "first" else (self.second, self.first)
 
 
+def other_side(shown: Shown) -> Shown:
+    """The side that is not `shown`."""
+    return "second" if shown == "first" else "first"
+
+
 class Verdicts:
     """The verdicts of one judge on the pairs of two sides, and their file.
 
