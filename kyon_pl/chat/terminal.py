@@ -13,7 +13,7 @@ from kyon_pl.chat.history import read_history, write_history
 from kyon_pl.chat.model import ChatReply, Sampling, sampling_for, sampling_for_retry
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.terminal_commands import COMMANDS, Choices, complete_with_tab, find_command, paths
-from kyon_pl.chat.terminal_lines import PROMPT, Speaker, print_piece, read_line
+from kyon_pl.chat.terminal_lines import PROMPT, NamedReply, print_piece, read_line
 from kyon_pl.demo.grammar import CHARACTERS
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, SettingError
@@ -99,9 +99,9 @@ class Terminal:
         if self.as_json:
             print(json_line(self.conversation, typed, sampling, self.compares), flush=True)
             return
-        speaker = Speaker(tuple(self._names()))
-        reply = self.conversation.ask(typed, sampling, speaker.print_piece)
-        speaker.end()
+        printed = NamedReply(tuple(self._names()))
+        reply = self.conversation.ask(typed, sampling, printed.print_piece)
+        printed.end()
         _end_reply(reply)
         if self.compares and self.conversation.model.adapters:
             print_piece(localized("base: "))

@@ -38,8 +38,8 @@ def print_piece(text: str) -> None:
 
 
 @dataclass
-class Speaker:
-    """Prints a reply behind the name of the speaker, unless the reply begins with it or another name of the role.
+class NamedReply:
+    """Prints a reply behind the name of its speaker, unless the reply begins with it or another name of the role.
 
     Attributes:
         names: of the role; the first is printed. Empty: none is.

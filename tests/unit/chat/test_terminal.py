@@ -18,7 +18,7 @@ from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, Tur
 from kyon_pl.chat.model import ROLE_TEMPERATURE, ChatModel, ChatReply, Sampling, sampling_for, sampling_for_retry
 from kyon_pl.chat.terminal import Terminal
 from kyon_pl.chat.terminal_commands import COMMANDS, completions, find_command, paths
-from kyon_pl.chat.terminal_lines import Speaker
+from kyon_pl.chat.terminal_lines import NamedReply
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import BASE
 from kyon_pl.errors import DataError, KyonError, MachineError, SettingError
@@ -293,7 +293,7 @@ def test_what_tab_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_reply_has_the_name_of_its_speaker_once(
     pieces: list[str], printed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speaker = Speaker(("Bo", "Ferryman"))
+    speaker = NamedReply(("Bo", "Ferryman"))
     for piece in pieces:
         speaker.print_piece(piece)
     speaker.end()
