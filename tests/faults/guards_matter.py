@@ -711,7 +711,7 @@ OUTPUTS = [
         "cli/run_start.py",
         "            refuse_running(runs, self.own_settings())\n",
         "            pass\n",
-        "tests/faults/test_two_runs.py::test_two_at_once",
+        "tests/faults/test_two_runs.py::test_the_second_is_refused_before_the_first_has_a_record",
     ),
     Guard(
         "a new run holds its folder",

@@ -9,6 +9,9 @@ In place of a signal, `OOM` raises torch's error for it, and `SLEEP` sleeps so m
 
 `KILL_IN_SAVE` is `NUMBER MICROSECONDS`: the group is killed so long after the file operation of that number, counted
 from 1, that training does in the folder of checkpoints, that is, inside a save.
+
+`STOP_BEFORE` is a part of a path: the process stops itself, and can be continued, before it opens such a file for the
+first time.
 """
 
 from __future__ import annotations
@@ -93,6 +96,23 @@ def kill_in_save(number: int, microseconds: int) -> None:
                 threading.Timer(microseconds / 1e6, os.killpg, (0, signal.SIGKILL)).start()
 
     sys.addaudithook(count)
+
+
+def stop_before(part: str) -> None:
+    """See above."""
+    stopped = False
+
+    def stop(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal stopped
+        if event == "open" and part in str(args[0]) and not stopped:
+            stopped = True
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(stop)
+
+
+if part := os.environ.get("STOP_BEFORE"):
+    stop_before(part)
 
 
 class KillLate(KillEarly, Checkpoint):

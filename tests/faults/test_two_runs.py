@@ -33,9 +33,9 @@ def wait_until_stopped(run: Run) -> None:
         time.sleep(0.02)
 
 
-def stopped(servers: ForkServers, folder: Path, batch: int) -> Run:
-    """A run that is alive and does nothing, after a micro-batch."""
-    run = servers.start(FIT, folder, environment={"KILL_AT": f"late on_train_batch_end {batch} 0 SIGSTOP 1"})
+def stopped(servers: ForkServers, folder: Path, environment: dict[str, str]) -> Run:
+    """A run that is alive and does nothing from a place on; see kill_at.py."""
+    run = servers.start(FIT, folder, environment=environment)
     wait_until_stopped(run)
     return run
 
@@ -48,12 +48,12 @@ def test_the_second_is_refused_while_the_first_lives_and_goes_on_when_it_is_kill
     """A new run, and one that was resumed."""
     folder = tmp_path / "inputs"
     write_inputs(folder, Way())
-    first = stopped(servers, folder, batch=6)
+    first = stopped(servers, folder, {"KILL_AT": "late on_train_batch_end 6 0 SIGSTOP 1"})
     second = servers.start(FIT, folder)
     check_refused(second, second.wait(), first)
     first.send(signal.SIGKILL)
     assert first.wait() == [-9]
-    first = stopped(servers, folder, batch=12)
+    first = stopped(servers, folder, {"KILL_AT": "late on_train_batch_end 12 0 SIGSTOP 1"})
     second = servers.start(FIT, folder)
     check_refused(second, second.wait(), first)
     first.send(signal.SIGCONT)
@@ -84,6 +84,22 @@ def check_pair(servers: ForkServers, folder: Path, way: Way, apart_s: float) -> 
         first, second, statuses = second, first, statuses[::-1]
     assert statuses[0] == [0] * way.processes, first.said()[-3000:]
     check_refused(second, statuses[1], first)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="whether a process is stopped is read from /proc")
+def test_the_second_is_refused_before_the_first_has_a_record(
+    servers: ForkServers, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """While it encodes its rows, say. There is nothing to resume yet, and no new run is started beside it."""
+    folder = tmp_path / "inputs"
+    write_inputs(folder, Way())
+    first = stopped(servers, folder, {"STOP_BEFORE": "run.json"})
+    assert not list(only_run(folder).glob("*.json"))
+    second = servers.start(FIT, folder)
+    check_refused(second, second.wait(), first)
+    first.send(signal.SIGCONT)
+    assert first.wait() == [0], first.said()[-3000:]
+    assert run_differences(undisturbed(Way()), only_run(folder)) == []
 
 
 def test_two_at_once(servers: ForkServers, undisturbed: Undisturbed, tmp_path: Path) -> None:
