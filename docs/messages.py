@@ -1,4 +1,4 @@
-"""Writes kyon_pl/locale/zh.po: every public message of the package, as the code has it, with its Chinese.
+"""Writes kyon_pl/language/zh.po: every public message of the package, as the code has it, with its Chinese.
 
 make docs
 
@@ -40,7 +40,7 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "cli/lightning_cli.py": ("micro-batches of", "replies to held-out", "resume ", "with --ckpt_path"),
         "cli/options.py": ("list of", "kyon-pl {0}: "),
         "cli/tools.py": ("print one", "a GPU of", "memory of a GPU", "a YAML file"),
-        "chat/web.py": ("kyon-pl web",),
+        "chat/web/app.py": ("kyon-pl web",),
     },
     "files, which are written in English": {
         "publish/model_card.py": (),
@@ -63,9 +63,9 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "training/callbacks/held_out_replies.py": ("scores",),
     },
     "answers over HTTP, and the page, which has a Chinese of its own": {
-        "chat/middleware.py": (),
-        "chat/page/*": (),
-        "chat/login.py": (),
+        "chat/web/middleware.py": (),
+        "chat/web/page/*": (),
+        "chat/web/login.py": (),
         "judge/page.py": (),
         "chat/server/completions.py": ("Bearer",),
         "judge/endpoint.py": ("Bearer",),
@@ -86,7 +86,7 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "roles/importing/speech_patterns.py": (),
         "evaluation/run_folder.py": ("(", "kyon-pl fit:"),
         "cli/run_start.py": ("# lightning", "{"),
-        "chat/terminal_commands.py": ("bind ", "tab: "),
+        "chat/terminal/commands.py": ("bind ", "tab: "),
     },
     "texts of libraries that are looked for": {
         "cli/messages.py": (
@@ -126,7 +126,7 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "training/run_length.py": ("--",),
         "training/throughput.py": ("{0} TFLOP", "{0} GFLOP"),
         "data/reading/no_rows.py": ("kyon-pl",),
-        "language.py": ("^msgid",),
+        "language/__init__.py": ("^msgid",),
         "doctor/speed.py": ("Tesla", "RTX", "H100"),
         "cli/tools.py": ("kyon-pl",),
         "judge/command.py": ("kyon-pl judge",),

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from kyon_pl.chat.loading import LocalModel, load_chat_model
 from kyon_pl.chat.model import ChatReply, Sampling, StopReply
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.sessions import SessionLimits, Sessions
+from kyon_pl.chat.web.sessions import SessionLimits, Sessions
 from kyon_pl.chatglm2.checkpoint import load_base
 from kyon_pl.demo import BASE
 from kyon_pl.lora import attach_lora, trainable_names, write_adapter

@@ -10,8 +10,8 @@ from typing import Literal
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, check_question
 from kyon_pl.chat.model import ChatModel, Sampling, check_max_tokens, roles_of_run, sampling_for
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.terminal import Terminal, json_line
-from kyon_pl.chat.terminal_lines import print_piece
+from kyon_pl.chat.terminal.lines import print_piece
+from kyon_pl.chat.terminal.terminal import Terminal, json_line
 from kyon_pl.errors import SettingError
 from kyon_pl.language import localized
 from kyon_pl.logs import replace_control_characters

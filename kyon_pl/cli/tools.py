@@ -143,7 +143,7 @@ def run_chat(words: list[str]) -> None:
 
 def run_web(words: list[str]) -> None:
     """Run `web` with its options; `--compare` and `--ask_password` need no value."""
-    from kyon_pl.chat.web import web
+    from kyon_pl.chat.web.app import web
 
     run_function(web, flags_as_values(words, ("--compare", "--ask_password")))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from kyon_pl.chat.shares import is_loopback
+from kyon_pl.chat.web.shares import is_loopback
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.files import shorten
 

@@ -162,7 +162,7 @@ def page_app(judge: HandJudge) -> Any:
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
-    from kyon_pl.chat.middleware import Refused, SecurityHeaders, check_site
+    from kyon_pl.chat.web.middleware import Refused, SecurityHeaders, check_site
 
     page = FILE.read_text(encoding="utf-8")
 

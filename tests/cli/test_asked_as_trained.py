@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from kyon_pl.chat import web
-from kyon_pl.chat.sessions import Sessions, SessionSettings
+from kyon_pl.chat.web import app
+from kyon_pl.chat.web.sessions import Sessions, SessionSettings
 from kyon_pl.cli import main
 from kyon_pl.runs.prompt_format import PROMPT_FORMAT, read_prompt_format
 
@@ -141,7 +141,7 @@ def test_web_asks_what_build_data_writes(tmp_path: Path, monkeypatch: pytest.Mon
     """The roles of the newest run are those of its rows."""
     pytest.importorskip("gradio")
     page = Page()
-    monkeypatch.setattr(web, "open_page", page.open)
+    monkeypatch.setattr(app, "open_page", page.open)
     main(["web", "--max_new_tokens", NEW_TOKENS])
     assert [*page.sessions.roles] == [*ROLES]
     for name in ROLES:

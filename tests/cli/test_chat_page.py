@@ -21,9 +21,9 @@ from web_host import (
     write_small_adapter,
 )
 
-from kyon_pl.chat.page.labels import PANEL_CHINESE, PANEL_ENGLISH
-from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
-from kyon_pl.chat.web import open_page
+from kyon_pl.chat.web.app import open_page
+from kyon_pl.chat.web.page.labels import PANEL_CHINESE, PANEL_ENGLISH
+from kyon_pl.chat.web.sessions import SessionLimits, Sessions, SessionSettings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 GREETING = 'Mind the <b>rope</b> & "bell".\nWhere to?'

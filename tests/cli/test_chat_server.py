@@ -22,7 +22,7 @@ from kyon_pl.chat.loading import load_chat_model
 from kyon_pl.chat.model import ChatModel, Sampling
 from kyon_pl.chat.role_play import RolePlay
 from kyon_pl.chat.server.model import PROBE_TEXT, ServerModel, load_server_model
-from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
+from kyon_pl.chat.web.sessions import SessionLimits, Sessions, SessionSettings
 from kyon_pl.cli import main
 from kyon_pl.demo import ASSETS
 from kyon_pl.errors import MachineError

@@ -25,9 +25,9 @@ from limits import HANG_S
 from web_host import HOSTILE, free_port, make_sessions, with_hostile_model, write_role, write_small_adapter
 
 from kyon_pl.chat.model import Sampling
-from kyon_pl.chat.passwords import PASSWORD
-from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
-from kyon_pl.chat.web import open_page
+from kyon_pl.chat.web.app import open_page
+from kyon_pl.chat.web.passwords import PASSWORD
+from kyon_pl.chat.web.sessions import SessionLimits, Sessions, SessionSettings
 from kyon_pl.cli import main
 
 QUESTION = "南枝:「钟楼在哪里？」"
@@ -211,7 +211,7 @@ def test_what_the_command_refuses(
 
 def test_the_command_needs_gradio_only_after_its_checks() -> None:
     """Without the extra, the command can be imported and says what to install; starlette comes with Gradio."""
-    code = "import sys, kyon_pl.chat.web; print(*{'gradio', 'starlette'} & {*sys.modules})"
+    code = "import sys, kyon_pl.chat.web.app; print(*{'gradio', 'starlette'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout == "\n"
 

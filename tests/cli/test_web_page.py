@@ -24,9 +24,9 @@ from web_host import (
 )
 
 from kyon_pl.chat.model import Sampling
-from kyon_pl.chat.page.labels import CHINESE, PANEL_CHINESE
-from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
-from kyon_pl.chat.web import open_page
+from kyon_pl.chat.web.app import open_page
+from kyon_pl.chat.web.page.labels import CHINESE, PANEL_CHINESE
+from kyon_pl.chat.web.sessions import SessionLimits, Sessions, SessionSettings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUESTION = "Will you cross in fog?"

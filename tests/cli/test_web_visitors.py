@@ -22,8 +22,8 @@ from gradio_client import Client
 from limits import HANG_S
 from web_host import free_port, make_sessions, with_counting_model, with_hostile_model, write_role, write_small_adapter
 
-from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
-from kyon_pl.chat.web import open_page
+from kyon_pl.chat.web.app import open_page
+from kyon_pl.chat.web.sessions import SessionLimits, Sessions, SessionSettings
 
 MIB = 2**20
 VALUES: list[Any] = ["Will you cross?", None, None, "", "", "one", False, 16, 0.0, 1.0, 1.0, 0]

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -850,119 +851,119 @@ CHAT = [
     ),
     Guard(
         "a request of the page that says it is long is not read",
-        "chat/middleware.py",
+        "chat/web/middleware.py",
         'if int(headers.get("content-length", "0")) > longest:',
         "if False:",
         f"{MIDDLEWARE_TEST}test_a_body_is_read_no_further_than_a_message_can_be",
     ),
     Guard(
         "a request of the page is read no further than a message can be",
-        "chat/middleware.py",
+        "chat/web/middleware.py",
         "if len(body) > longest:",
         "if False:",
         f"{MIDDLEWARE_TEST}test_a_body_is_read_no_further_than_a_message_can_be",
     ),
     Guard(
         "only a whole conversation can be longer than a message",
-        "chat/middleware.py",
+        "chat/web/middleware.py",
         "if len(body) > self._message_bytes and not call.holds_conversation:",
         "if False:",
         f"{MIDDLEWARE_TEST}test_only_a_whole_conversation_can_be_longer_than_a_message",
     ),
     Guard(
         "another name of this machine is refused by the page",
-        "chat/middleware.py",
+        "chat/web/middleware.py",
         "if is_loopback(listening) and not is_loopback(_hostname(host)):",
         "if False:",
         f"{MIDDLEWARE_TEST}test_other_sites_cannot_talk_to_a_local_page",
     ),
     Guard(
         "a page of another site is refused by the page",
-        "chat/middleware.py",
+        "chat/web/middleware.py",
         "if origin is not None and",
         "if False and",
         f"{MIDDLEWARE_TEST}test_other_sites_cannot_talk_to_a_local_page",
     ),
     Guard(
         "routes that the page does not need are refused: GET",
-        "chat/middleware.py",
+        "chat/web/middleware.py",
         "if path not in GET_PATHS and",
         "if False and",
         f"{MIDDLEWARE_TEST}test_only_the_routes_of_the_page_are_there",
     ),
     Guard(
         "routes that the page does not need are refused: POST",
-        "chat/middleware.py",
+        "chat/web/middleware.py",
         "or not (is_call or path in POST_PATHS):",
         "and False:",
         f"{MIDDLEWARE_TEST}test_only_the_routes_of_the_page_are_there",
     ),
     Guard(
         "values that a component cannot have are refused",
-        "chat/inputs.py",
+        "chat/web/inputs.py",
         "if check is None or not check(value, props):",
         "if check is None:",
         f"{MIDDLEWARE_TEST}test_a_forged_value_does_not_reach_gradio",
     ),
     Guard(
         "functions that the page does not have are refused",
-        "chat/inputs.py",
+        "chat/web/inputs.py",
         "self._inputs.get(number) if type(number) is int else None",
         "self._inputs.get(0)",
         f"{MIDDLEWARE_TEST}test_a_forged_value_does_not_reach_gradio",
     ),
     Guard(
         "only checked values reach Gradio",
-        "chat/inputs.py",
+        "chat/web/inputs.py",
         '_json_bytes({"data": checked, "fn_index": number, "session_hash": session})',
         "body",
         f"{MIDDLEWARE_TEST}test_only_checked_values_are_passed_on",
     ),
     Guard(
         "a session has a share of the queue",
-        "chat/shares.py",
+        "chat/web/shares.py",
         "if max(of_session, of_address) >= self.places:",
         "if of_address >= self.places:",
         f"{MIDDLEWARE_TEST}test_one_session_has_a_quarter_of_the_queue",
     ),
     Guard(
         "an address has a share of the queue",
-        "chat/shares.py",
+        "chat/web/shares.py",
         "if max(of_session, of_address) >= self.places:",
         "if of_session >= self.places:",
         f"{MIDDLEWARE_TEST}test_one_address_has_a_quarter_under_many_names",
     ),
     Guard(
         "a stream that was refused releases no place",
-        "chat/middleware.py",
+        "chat/web/middleware.py",
         "if path == DATA and answer.status == 200:",
         "if path == DATA:",
         f"{MIDDLEWARE_TEST}test_a_place_is_released_once_and_by_its_visitor_alone",
     ),
     Guard(
         "wrong passwords have to wait",
-        "chat/passwords.py",
+        "chat/web/passwords.py",
         "if passed < wait:",
         "if False:",
         f"{MIDDLEWARE_TEST}test_wrong_passwords_have_to_wait_longer_each_time",
     ),
     Guard(
         "guesses of many addresses are forgotten",
-        "chat/passwords.py",
+        "chat/web/passwords.py",
         "if len(self._guesses) > MAX_ADDRESSES:",
         "if False:",
         f"{MIDDLEWARE_TEST}test_guesses_of_many_addresses_are_forgotten",
     ),
     Guard(
         "refusals are one line a minute",
-        "chat/refusals.py",
+        "chat/web/refusals.py",
         "if self._clock() < self._next:",
         "if False:",
         f"{MIDDLEWARE_TEST}test_refusals_are_one_line_a_minute",
     ),
     Guard(
         "a failed request is no traceback on the host",
-        "chat/web.py",
+        "chat/web/app.py",
         '    logging.getLogger("uvicorn.error").addFilter(refusals)\n',
         "",
         f"{VISITORS_TEST}test_forged_requests_leave_no_traceback_on_the_host[100]",
@@ -976,7 +977,7 @@ CHAT = [
     ),
     Guard(
         "a failed reply keeps the conversation",
-        "chat/terminal.py",
+        "chat/terminal/terminal.py",
         "except MemoryError:",
         "except ZeroDivisionError:",
         f"{TERMINAL_TEST}test_a_failure_keeps_the_conversation",
@@ -990,21 +991,21 @@ CHAT = [
     ),
     Guard(
         "a command that could be two is not guessed",
-        "chat/terminal_commands.py",
+        "chat/terminal/commands.py",
         "if len(begun) == 1:",
         "if begun:",
         f"{TERMINAL_TEST}test_a_beginning_is_enough_if_only_one_command_has_it",
     ),
     Guard(
         "an unusable history does not end the chat",
-        "chat/history.py",
+        "chat/terminal/history.py",
         "except (OSError, RuntimeError) as error:",
         "except ZeroDivisionError as error:",
         f"{TERMINAL_TEST}test_a_history_that_cannot_be_kept_is_one_line",
     ),
     Guard(
         "bytes that are no text do not end the chat",
-        "chat/terminal.py",
+        "chat/terminal/terminal.py",
         'sys.stdin.reconfigure(errors="replace")',
         "pass",
         f"{TERMINAL_TEST}test_bytes_that_are_no_text_are_replaced",
@@ -1434,12 +1435,14 @@ def matters(copy: Path, guard: Guard) -> int:
     text = file.read_text(encoding="utf-8")
     assert text.count(guard.old) == 1, f"{guard}: this is there {text.count(guard.old)} times: {guard.old!r}"
     file.write_text(text.replace(guard.old, guard.new), encoding="utf-8")
+    start_s = time.monotonic()
     for _ in range(TRIES):
         status, _ = run(copy, "-x", guard.test)
         if status == FAILED:
             break
     file.write_text(text, encoding="utf-8")
-    print(f"{'ok  ' if status == FAILED else f'NO ({status})'} {guard}", flush=True)
+    took_s = time.monotonic() - start_s
+    print(f"{'ok  ' if status == FAILED else f'NO ({status})'} {took_s:4.0f} s  {guard}", flush=True)
     return status
 
 

@@ -115,12 +115,12 @@ def test_rooms_import_only_what_stands_below(room: str) -> None:
         ("runs/resume.py", "from lightning.pytorch import Trainer", False),
         ("training/module.py", "from kyon_pl.data import render", True),
         ("data/datamodule.py", "from lightning.pytorch import Trainer", False),
-        ("chat/web.py", "from kyon_pl.roles.role import Role", False),
+        ("chat/web/app.py", "from kyon_pl.roles.role import Role", False),
     ],
 )
 def test_the_check_sees_an_import_the_wrong_way(place: str, line: str, seen: bool, tmp_path: Path) -> None:
     file = tmp_path / place
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(line + "\n", encoding="utf-8")
     assert bool(forbidden_imports(file, tmp_path)) == seen
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import httpx
 
 from kyon_pl.chat.model import Sampling
-from kyon_pl.chat.shares import is_loopback
+from kyon_pl.chat.web.shares import is_loopback
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.files import is_of_kind, shorten
 

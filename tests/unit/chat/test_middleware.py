@@ -14,11 +14,11 @@ import pytest
 
 pytest.importorskip("starlette")  # comes with the extra `web`
 
-from kyon_pl.chat.inputs import CONVERSATION, PageInputs
-from kyon_pl.chat.middleware import CANCEL, DATA, JOIN, LOGIN, PLACE, PageGuard
-from kyon_pl.chat.passwords import FREE_GUESSES, MAX_ADDRESSES, MAX_WAIT_SECONDS, PasswordGuesses
-from kyon_pl.chat.refusals import LOG_SECONDS, RefusalLog
-from kyon_pl.chat.shares import QueueShares, is_loopback, visitor_address
+from kyon_pl.chat.web.inputs import CONVERSATION, PageInputs
+from kyon_pl.chat.web.middleware import CANCEL, DATA, JOIN, LOGIN, PLACE, PageGuard
+from kyon_pl.chat.web.passwords import FREE_GUESSES, MAX_ADDRESSES, MAX_WAIT_SECONDS, PasswordGuesses
+from kyon_pl.chat.web.refusals import LOG_SECONDS, RefusalLog
+from kyon_pl.chat.web.shares import QueueShares, is_loopback, visitor_address
 
 CONFIG = {
     "components": [

@@ -9,8 +9,8 @@ import pytest
 
 from kyon_pl.chat.conversation import Turn
 from kyon_pl.chat.model import ChatReply
-from kyon_pl.chat.saved import MAX_BYTES, read_turns
-from kyon_pl.chat.sessions import MAX_VERSIONS, SessionLimits
+from kyon_pl.chat.web.saved import MAX_BYTES, read_turns
+from kyon_pl.chat.web.sessions import MAX_VERSIONS, SessionLimits
 from kyon_pl.errors import DataError
 
 LIMITS = SessionLimits(message_characters=100, turns=2, max_new_tokens=10)

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from kyon_pl.chat import history, loading
+from kyon_pl.chat import loading
 from kyon_pl.chat.command import read_question
 from kyon_pl.chat.conversation import MAX_QUESTION_CHARACTERS, Conversation, Turn
 from kyon_pl.chat.model import ROLE_TEMPERATURE, ChatModel, ChatReply, Sampling, sampling_for, sampling_for_retry
-from kyon_pl.chat.terminal import Terminal
-from kyon_pl.chat.terminal_commands import COMMANDS, completions, find_command, paths
-from kyon_pl.chat.terminal_lines import NamedReply
+from kyon_pl.chat.terminal import history
+from kyon_pl.chat.terminal.commands import COMMANDS, completions, find_command, paths
+from kyon_pl.chat.terminal.lines import NamedReply
+from kyon_pl.chat.terminal.terminal import Terminal
 from kyon_pl.chatglm2 import ChatGLMTokenizer
 from kyon_pl.demo import BASE
 from kyon_pl.errors import DataError, KyonError, MachineError, SettingError

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from kyon_pl.chat.command import load_model
 from kyon_pl.chat.model import Sampling, check_max_tokens, roles_of_run, sampling_for
-from kyon_pl.chat.passwords import PASSWORD, PasswordGuesses, is_password, read_password
-from kyon_pl.chat.refusals import RefusalLog
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.sessions import SessionLimits, Sessions, SessionSettings
-from kyon_pl.chat.shares import QueueShares, is_loopback
+from kyon_pl.chat.web.passwords import PASSWORD, PasswordGuesses, is_password, read_password
+from kyon_pl.chat.web.refusals import RefusalLog
+from kyon_pl.chat.web.sessions import SessionLimits, Sessions, SessionSettings
+from kyon_pl.chat.web.shares import QueueShares, is_loopback
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.imports import need_package
 from kyon_pl.roles.contexts import ContextLimits
@@ -152,13 +152,13 @@ def open_page(sessions: Sessions, initial: SessionSettings, host: str, port: int
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it on import and while it runs
     from starlette.middleware import Middleware
 
-    from kyon_pl.chat.inputs import PageInputs
-    from kyon_pl.chat.login import PasswordPage
-    from kyon_pl.chat.middleware import PageGuard, SecurityHeaders
-    from kyon_pl.chat.page.build import build_page
-    from kyon_pl.chat.page.components import head, style, theme
-    from kyon_pl.chat.page.labels import i18n
-    from kyon_pl.chat.saved import MAX_BYTES
+    from kyon_pl.chat.web.inputs import PageInputs
+    from kyon_pl.chat.web.login import PasswordPage
+    from kyon_pl.chat.web.middleware import PageGuard, SecurityHeaders
+    from kyon_pl.chat.web.page.build import build_page
+    from kyon_pl.chat.web.page.components import head, style, theme
+    from kyon_pl.chat.web.page.labels import i18n
+    from kyon_pl.chat.web.saved import MAX_BYTES
 
     page = build_page(sessions, initial)
     refusals = RefusalLog()

@@ -7,8 +7,8 @@ from typing import Any
 
 from kyon_pl.chat.conversation import Turn
 from kyon_pl.chat.model import ChatReply
-from kyon_pl.chat.page.labels import escape
-from kyon_pl.chat.sessions import Turns
+from kyon_pl.chat.web.page.labels import escape
+from kyon_pl.chat.web.sessions import Turns
 
 UNFINISHED = " […]"
 

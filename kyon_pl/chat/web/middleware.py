@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse
 
-from kyon_pl.chat.inputs import Call, PageInputs, check_cancel, check_reset
-from kyon_pl.chat.language import REFUSALS, speaks_chinese
-from kyon_pl.chat.passwords import PasswordGuesses
-from kyon_pl.chat.refusals import RefusalLog
-from kyon_pl.chat.shares import Place, QueueShares, is_loopback, visitor_address
+from kyon_pl.chat.web.inputs import Call, PageInputs, check_cancel, check_reset
+from kyon_pl.chat.web.language import REFUSALS, speaks_chinese
+from kyon_pl.chat.web.passwords import PasswordGuesses
+from kyon_pl.chat.web.refusals import RefusalLog
+from kyon_pl.chat.web.shares import Place, QueueShares, is_loopback, visitor_address
 from kyon_pl.errors import SettingError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse
 
-from kyon_pl.chat.language import speaks_chinese
+from kyon_pl.chat.web.language import speaks_chinese
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

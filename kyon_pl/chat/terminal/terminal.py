@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 
 from kyon_pl.chat.conversation import Conversation, check_has_turns
-from kyon_pl.chat.history import read_history, write_history
 from kyon_pl.chat.model import ChatReply, Sampling, sampling_for, sampling_for_retry
 from kyon_pl.chat.role_play import RolePlay
-from kyon_pl.chat.terminal_commands import COMMANDS, Choices, complete_with_tab, find_command, paths
-from kyon_pl.chat.terminal_lines import PROMPT, NamedReply, print_piece, read_line
+from kyon_pl.chat.terminal.commands import COMMANDS, Choices, complete_with_tab, find_command, paths
+from kyon_pl.chat.terminal.history import read_history, write_history
+from kyon_pl.chat.terminal.lines import PROMPT, NamedReply, print_piece, read_line
 from kyon_pl.demo.grammar import CHARACTERS
 from kyon_pl.disk import expand_home
 from kyon_pl.errors import KyonError, SettingError

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from kyon_pl.chat.model import Sampling
-from kyon_pl.chat.page.labels import PANEL_CHINESE, PANEL_ENGLISH, i18n
-from kyon_pl.chat.saved import MAX_BYTES
-from kyon_pl.chat.sessions import MAX_NAME_CHARACTERS, Sessions, SessionSettings
+from kyon_pl.chat.web.page.labels import PANEL_CHINESE, PANEL_ENGLISH, i18n
+from kyon_pl.chat.web.saved import MAX_BYTES
+from kyon_pl.chat.web.sessions import MAX_NAME_CHARACTERS, Sessions, SessionSettings
 from kyon_pl.errors import SettingError
 from kyon_pl.logs import replace_control_characters
 

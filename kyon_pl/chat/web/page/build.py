@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from kyon_pl.chat.inputs import CONVERSATION
-from kyon_pl.chat.page.components import message_box, panel, settings_inputs
-from kyon_pl.chat.page.handlers import Handlers, ReplyLock
-from kyon_pl.chat.sessions import Sessions, SessionSettings
+from kyon_pl.chat.web.inputs import CONVERSATION
+from kyon_pl.chat.web.page.components import message_box, panel, settings_inputs
+from kyon_pl.chat.web.page.handlers import Handlers, ReplyLock
+from kyon_pl.chat.web.sessions import Sessions, SessionSettings
 
 IDLE_SECONDS = 24 * 3600  # an idle session is forgotten after this time, and a page that is still open is out of step
 _END: dict[str, Any] = {"fn": None, "js": "() => kyon.end()", "api_visibility": "private"}

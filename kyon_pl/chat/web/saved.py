@@ -8,7 +8,7 @@ from typing import Any
 
 from kyon_pl.chat.conversation import Turn
 from kyon_pl.chat.model import ChatReply
-from kyon_pl.chat.sessions import MAX_NAME_CHARACTERS, MAX_VERSIONS, SessionLimits, Turns
+from kyon_pl.chat.web.sessions import MAX_NAME_CHARACTERS, MAX_VERSIONS, SessionLimits, Turns
 from kyon_pl.data.reading.texts import SURROGATE
 from kyon_pl.errors import DataError
 

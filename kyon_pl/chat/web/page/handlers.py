@@ -11,13 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from kyon_pl.chat.middleware import PLACE
 from kyon_pl.chat.model import Sampling
-from kyon_pl.chat.page.labels import say_same, shown_errors
-from kyon_pl.chat.page.shown import messages
-from kyon_pl.chat.saved import read_turns
-from kyon_pl.chat.sessions import Sessions, SessionSettings, Turns
-from kyon_pl.chat.shares import Place
+from kyon_pl.chat.web.middleware import PLACE
+from kyon_pl.chat.web.page.labels import say_same, shown_errors
+from kyon_pl.chat.web.page.shown import messages
+from kyon_pl.chat.web.saved import read_turns
+from kyon_pl.chat.web.sessions import Sessions, SessionSettings, Turns
+from kyon_pl.chat.web.shares import Place
 from kyon_pl.errors import DataError, SettingError
 from kyon_pl.logs import replace_control_characters
 
@@ -148,7 +148,7 @@ class Handlers:
 
 
 def leave_queue(request: gr.Request) -> None:
-    """Release the visitor's place in the queue, see `kyon_pl.chat.middleware`."""
+    """Release the visitor's place in the queue, see `kyon_pl.chat.web.middleware`."""
     place: Place = request.request.scope["state"][PLACE]
     place.leave()
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import gradio as gr
 
-from kyon_pl.chat.language import speaks_chinese
+from kyon_pl.chat.web.language import speaks_chinese
 from kyon_pl.errors import KyonError
 from kyon_pl.logs import replace_control_characters
 

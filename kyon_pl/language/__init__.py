@@ -21,7 +21,7 @@ from kyon_pl.errors import KyonError
 
 VARIABLE = "KYON_PL_LANG"
 LANGUAGES = ("zh", "en")
-CATALOGUE = Path(__file__).parent / "locale/zh.po"
+CATALOGUE = Path(__file__).parent / "zh.po"
 FIELD = re.compile(r"\{(\d+)\}")
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
 # gettext's format as docs/messages.py writes it: each text in one line, with the escapes of JSON
