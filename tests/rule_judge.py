@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 from serving import serve, stop
 
 from kyon_pl.demo.grammar import CHARACTERS
 
 Rule = Callable[[str, str], str]
-Fault = tuple[int, dict[str, str], bytes] | float | None
+Fault = tuple[int, dict[str, str], bytes] | float | Literal["drip", "flood"] | None
 
 
 def in_character(reply: str) -> bool:
@@ -31,7 +32,10 @@ def by_character(a: str, b: str) -> str:
 
 
 class RuleJudge(BaseHTTPRequestHandler):
-    """Answers with the verdict of a rule; `faults` are answers that come first, one a request; a number is a wait."""
+    """Answers with the verdict of a rule; `faults` are answers that come first, one a request.
+
+    A number is a wait, `drip` an answer of a byte every 20 ms, `flood` one without end.
+    """
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -53,10 +57,23 @@ class RuleJudge(BaseHTTPRequestHandler):
         if isinstance(fault, tuple):
             self._send(*fault)
             return
-        if fault:
+        if fault in ("drip", "flood"):
+            self._send(200, {"content-length": str(2**40)}, b"")
+            self._go_on(b" " if fault == "drip" else b" " * 2**20, 0.02 if fault == "drip" else 0)
+            return
+        if isinstance(fault, float):
             time.sleep(fault)
         a, b = re.split(r"\[reply [AB]\]\n", request["messages"][1]["content"])[1:]
         self._send(200, {}, completion(type(self).rule(a.strip(), b.strip())))
+
+    def _go_on(self, piece: bytes, wait_s: float) -> None:
+        """Send a piece again and again, until the client has had enough."""
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                self.wfile.write(piece)
+                self.wfile.flush()
+                time.sleep(wait_s)
+        self.close_connection = True
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
         try:

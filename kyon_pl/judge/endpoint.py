@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from kyon_pl.chat.server.answers import read_answer
 from kyon_pl.chat.web.shares import is_loopback
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.files import shorten
@@ -36,7 +37,7 @@ class Endpoint:
     Attributes:
         url: of the API, with or without `/v1` and `/chat/completions`.
         model: its name there.
-        timeout_s: longest wait for an answer, in seconds.
+        timeout_s: longest wait for a whole answer, in seconds.
         wait_s: before the first repetition, in seconds; each further one waits twice as long, 60 at most.
 
     Raises:
@@ -95,7 +96,7 @@ class Endpoint:
             try:
                 response = self._post(messages)
             except httpx.TimeoutException:
-                why = f"said nothing for {self.timeout_s:g} s"
+                why = f"gave no whole answer within {self.timeout_s:g} s"
                 continue
             except (httpx.HTTPError, httpx.StreamError) as error:
                 why = f"cannot be reached ({self._without_key(str(error)) or type(error).__name__})"
@@ -116,7 +117,10 @@ class Endpoint:
     def _post(self, messages: list[dict[str, str]]) -> httpx.Response:
         settings = {"temperature": 0, "max_tokens": _MOST_TOKENS}
         kept = {name: value for name, value in settings.items() if name not in self._omitted}
-        return self._client.post(self.url + PATH, json={"model": self.model, "messages": messages, **kept})
+        request = {"model": self.model, "messages": messages, **kept}
+        until_s = time.monotonic() + self.timeout_s
+        with self._client.stream("POST", self.url + PATH, json=request) as response:
+            return read_answer(response, until_s)
 
     def _leave_out(self, status: int, said: str) -> str:
         """Leave out a setting that the model refuses, so that it can be asked again; and say so.

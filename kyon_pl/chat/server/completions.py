@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import httpx
 
 from kyon_pl.chat.model import Sampling
+from kyon_pl.chat.server.answers import read_answer
 from kyon_pl.chat.web.shares import is_loopback
 from kyon_pl.errors import MachineError, SettingError
 from kyon_pl.files import is_of_kind, shorten
@@ -124,8 +126,7 @@ class CompletionServer:
         ended = False
         with self._answers(), self._client.stream("POST", path, json=content) as response:
             if not response.is_success:
-                response.read()
-                self._check_status(response)
+                self._check_status(read_answer(response, time.monotonic() + _SILENT_S))
             for line in response.iter_lines():
                 if line.startswith("data:") and (data := line.removeprefix("data:").strip()) != "[DONE]":
                     piece = self._piece(data)
@@ -197,8 +198,9 @@ class CompletionServer:
     def _request(
         self, method: str, path: str, content: Mapping[str, object] | None = None, optional: bool = False
     ) -> httpx.Response:
-        with self._answers():
-            response = self._client.request(method, path, json=content)
+        until_s = time.monotonic() + _SILENT_S
+        with self._answers(), self._client.stream(method, path, json=content) as stream:
+            response = read_answer(stream, until_s)
         if not (optional and response.status_code in (404, 405, 501)):
             self._check_status(response)
         return response
@@ -218,7 +220,7 @@ class CompletionServer:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise MachineError(self.url, f"no server answers there ({error})", _START) from error
         except httpx.TimeoutException as error:
-            raise self._broken(f"it said nothing for {_SILENT_S} seconds") from error
+            raise self._broken(f"it gave no answer, or no whole one, within {_SILENT_S} seconds") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise self._broken(f"the connection broke ({str(error) or type(error).__name__})") from error
 

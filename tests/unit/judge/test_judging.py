@@ -93,6 +93,8 @@ def test_a_preference_for_a_place_changes_no_question_that_the_judge_can_decide(
         ([NO_CHOICE], 3, 3),
         ([BUSY, BUSY, BROKEN], 5, 2),
         ([0.3], 3, 2),  # a timeout
+        (["drip"], 3, 2),
+        (["flood"], 3, 3),  # what is read of it is no verdict
         ([(400, {}, b'{"error": {"message": "Unsupported parameter: temperature"}}')], 3, 2),
     ],
 )
