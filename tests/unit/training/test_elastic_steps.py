@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from lightning.pytorch import Trainer
@@ -47,3 +48,8 @@ def test_what_cannot_be_shared_evenly_is_refused() -> None:
     one = trainer(accumulate_grad_batches=4, limit_train_batches=3)
     with pytest.raises(SettingError, match="limit_train_batches: 3 micro-batches"):
         keep_optimizer_steps(one, {ACCUMULATE: "2", MICRO_BATCHES: "1"})
+
+
+def test_devices_that_cannot_share_a_step_are_refused_with_those_that_can() -> None:
+    with pytest.raises(SettingError, match=r"9 micro-batches.*2 devices.*numbers of devices: 1, 3, 9;"):
+        keep_optimizer_steps(cast(Any, SimpleNamespace(world_size=2, accumulate_grad_batches=1)), fingerprint(9, 1))

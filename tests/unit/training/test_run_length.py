@@ -53,3 +53,10 @@ def test_validations_are_spread_over_every_run(steps: int) -> None:
     assert min(steps, 10) <= steps // every <= 20
     if steps % 10 == 0:
         assert steps % every == 0, "the last step is validated"
+
+
+@pytest.mark.parametrize(("steps", "validations", "every"), [(20, 3, 5), (7, 3, 2), (2, 10, 1), (21, 2, 7)])
+def test_more_validations_than_asked_are_made_where_they_divide_the_run(
+    steps: int, validations: int, every: int
+) -> None:
+    assert validation_interval(steps, validations) == every
