@@ -78,6 +78,14 @@ def test_curves_are_there_and_finite(curves: dict[str, list[tuple[int, float]]])
     assert curves["val/perplexity"][-1][1] == pytest.approx(math.exp(losses[-1]), rel=1e-4)
 
 
+def test_the_estimate_counts_the_tokens_of_the_whole_run(run: Path) -> None:
+    """Its packs, of 1,024 tokens, are nearly full."""
+    log = (run / "run.log").read_text(encoding="utf-8")
+    found = re.search(rf"estimate: {STEPS} optimizer steps, ([\d,]+) tokens", log)
+    assert found
+    assert 0.9 < int(found[1].replace(",", "")) / (2 * 7 * 1024) <= 1
+
+
 def test_schedule_ends_exactly_at_its_last_value(run: Path, curves: dict[str, list[tuple[int, float]]]) -> None:
     warmup_steps, rate = 5, 5e-3  # configs/demo.yaml
     shares = [2 / 6, 4 / 6, 1.0, (STEPS - 7) / (STEPS - warmup_steps)]  # steps 1, 3, 5 and 7, counted from 0

@@ -45,6 +45,8 @@ def test_kill_and_resume(place: str, way: Way, servers: ForkServers, undisturbed
     for kill in kills(place, way):
         statuses, said = servers.fit(folder, way, kill)
         assert statuses == [-9] * way.processes, f"{kill} was not reached:\n{said[-3000:]}"
+        if way.batching == "padded" and kill.startswith("late on_validation_end"):  # in the middle of an epoch, and due
+            assert (only_run(folder) / f"checkpoints/step={kill.split()[-1]}.ckpt").exists()
     statuses, said = servers.fit(folder, way)
     assert statuses == [0] * way.processes, said[-3000:]
     assert run_differences(undisturbed(way), only_run(folder)) == []
