@@ -17,6 +17,7 @@ from kyon_pl.demo.grammar import CHARACTERS
 
 Rule = Callable[[str, str], str]
 Fault = tuple[int, dict[str, str], bytes] | float | Literal["drip", "flood"] | None
+ENDLESS = {"drip": (b" ", 0.02), "flood": (b" " * 2**20, 0.0)}  # what is sent again and again, and seconds between
 
 
 def in_character(reply: str) -> bool:
@@ -57,11 +58,11 @@ class RuleJudge(BaseHTTPRequestHandler):
         if isinstance(fault, tuple):
             self._send(*fault)
             return
-        if fault in ("drip", "flood"):
+        if isinstance(fault, str):
             self._send(200, {"content-length": str(2**40)}, b"")
-            self._go_on(b" " if fault == "drip" else b" " * 2**20, 0.02 if fault == "drip" else 0)
+            self._go_on(*ENDLESS[fault])
             return
-        if isinstance(fault, float):
+        if fault:
             time.sleep(fault)
         a, b = re.split(r"\[reply [AB]\]\n", request["messages"][1]["content"])[1:]
         self._send(200, {}, completion(type(self).rule(a.strip(), b.strip())))

@@ -61,7 +61,9 @@ def predicted(runs: dict[str, Path], rows: list[dict[str, str]], tmp_path_factor
     (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
     words = ["--config", str(runs["on"] / "config.yaml"), "--ckpt_path", str(runs["on"] / "checkpoints/step=4.ckpt")]
     words += ["--data.predict_source", str(folder / "rows.jsonl"), "--replies.path", str(folder / "replies.jsonl")]
-    main(["predict", *words, "--model.max_new_tokens", NEW_TOKENS, "--trainer.logger", "false"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # run.log is written there
+        main(["predict", *words, "--model.max_new_tokens", NEW_TOKENS, "--trainer.logger", "false"])
     replies = [json.loads(line)["reply"] for line in (folder / "replies.jsonl").read_text("utf-8").splitlines()]
     assert len({*replies}) == ROWS
     return replies

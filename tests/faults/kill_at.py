@@ -111,10 +111,6 @@ def stop_before(part: str) -> None:
     sys.addaudithook(stop)
 
 
-if part := os.environ.get("STOP_BEFORE"):
-    stop_before(part)
-
-
 class KillLate(KillEarly, Checkpoint):
     """Stands behind the checkpoint callbacks, because it is one and listed last."""
 
@@ -122,3 +118,7 @@ class KillLate(KillEarly, Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One of the two counts operations, and it is the other one."""
+
+
+if part := os.environ.get("STOP_BEFORE"):
+    stop_before(part)

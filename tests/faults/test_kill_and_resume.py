@@ -12,16 +12,15 @@ from runs import EPOCHS, ForkServers, Undisturbed, Way, only_run, write_inputs
 
 # Checkpoints are due at every second step: in the first epoch its end has none, in the second it has one.
 PLACES = ("epoch end", "mid-epoch", "inside an accumulation window", "right after validation", "last epoch")
-# a place has half of the ways, so that each pair of values of two settings is there; the next place has the other half
-HALVES: dict[bool, list[Way]] = {True: [], False: []}
-for bits in product((False, True), repeat=3):
-    values = zip(((1, 2), ("32-true", "bf16-mixed"), ("padded", "packed")), bits, strict=True)
-    HALVES[sum(bits) % 2 == 0].append(Way(*(choices[bit] for choices, bit in values)))
+PROCESSES, PRECISIONS, BATCHINGS = (1, 2), ("32-true", "bf16-mixed"), ("padded", "packed")
 REPRESENTATIVE = ("inside an accumulation window", Way(1, "bf16-mixed", "packed"))
 CASES = [
     pytest.param(place, way, marks=[] if (place, way) == REPRESENTATIVE else [pytest.mark.slow], id=f"{place}-{way}")
     for number, place in enumerate(PLACES)
-    for way in HALVES[number % 2 == 0]
+    for i, j, k in product((0, 1), repeat=3)
+    # half of the ways, in which each pair of values of two settings occurs; the next place has the other half
+    if (i + j + k - number) % 2 == 0
+    for way in [Way(PROCESSES[i], PRECISIONS[j], BATCHINGS[k])]
 ]
 
 

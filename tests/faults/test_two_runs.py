@@ -14,6 +14,7 @@ from runs import ForkServers, Run, Undisturbed, Way, only_run, write_inputs
 
 FIT = ["fit", "--config", "run.yaml"]
 PAIRS, SECONDS = 2, (0.0, 0.5, 2.0, 4.0)
+with_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="/proc says whether a process is stopped")
 
 
 def check_refused(run: Run, statuses: list[int], other: Run) -> None:
@@ -34,14 +35,16 @@ def wait_until_stopped(run: Run) -> None:
 
 
 def stopped(servers: ForkServers, folder: Path, environment: dict[str, str]) -> Run:
-    """A run that is alive and does nothing from a place on; see kill_at.py."""
+    """A run that is alive and does nothing from a place on, see kill_at.py; a second one is refused beside it."""
     run = servers.start(FIT, folder, environment=environment)
     wait_until_stopped(run)
+    second = servers.start(FIT, folder)
+    check_refused(second, second.wait(), run)
     return run
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="whether a process is stopped is read from /proc")
+@with_proc
 def test_the_second_is_refused_while_the_first_lives_and_goes_on_when_it_is_killed(
     servers: ForkServers, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -49,13 +52,9 @@ def test_the_second_is_refused_while_the_first_lives_and_goes_on_when_it_is_kill
     folder = tmp_path / "inputs"
     write_inputs(folder, Way())
     first = stopped(servers, folder, {"KILL_AT": "late on_train_batch_end 6 0 SIGSTOP 1"})
-    second = servers.start(FIT, folder)
-    check_refused(second, second.wait(), first)
     first.send(signal.SIGKILL)
     assert first.wait() == [-9]
     first = stopped(servers, folder, {"KILL_AT": "late on_train_batch_end 12 0 SIGSTOP 1"})
-    second = servers.start(FIT, folder)
-    check_refused(second, second.wait(), first)
     first.send(signal.SIGCONT)
     assert first.wait() == [0], first.said()[-3000:]
     assert "resuming lightning_logs/version_0 from step=" in first.said()
@@ -86,7 +85,7 @@ def check_pair(servers: ForkServers, folder: Path, way: Way, apart_s: float) -> 
     check_refused(second, statuses[1], first)
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="whether a process is stopped is read from /proc")
+@with_proc
 def test_the_second_is_refused_before_the_first_has_a_record(
     servers: ForkServers, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -95,8 +94,6 @@ def test_the_second_is_refused_before_the_first_has_a_record(
     write_inputs(folder, Way())
     first = stopped(servers, folder, {"STOP_BEFORE": "run.json"})
     assert not list(only_run(folder).glob("*.json"))
-    second = servers.start(FIT, folder)
-    check_refused(second, second.wait(), first)
     first.send(signal.SIGCONT)
     assert first.wait() == [0], first.said()[-3000:]
     assert run_differences(undisturbed(Way()), only_run(folder)) == []
