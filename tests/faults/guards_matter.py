@@ -532,14 +532,14 @@ CHECKPOINTS = [
         "data/datamodule.py",
         "position=lambda: trainer.global_step,",
         "position=None,",
-        f"{RESUME_TEST}[mid-epoch-1-32-true-padded]",
+        f"{RESUME_TEST}[mid-epoch-1-32-true-packed]",
     ),
     Guard(
         "random numbers depend on the place in the run alone",
         "cli/lightning_cli.py",
         "        callbacks.append(Randomness(int(settings.seed_everything)))\n",
         "",
-        f"{RESUME_TEST}[mid-epoch-1-32-true-padded]",
+        f"{RESUME_TEST}[mid-epoch-1-32-true-packed]",
     ),
     Guard(
         "a full disk is explained, and the older checkpoint stays",
