@@ -126,7 +126,7 @@ EXCEPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "training/callbacks/ranks.py": ("CRC", "rank {0}"),
         "training/run_length.py": ("--",),
         "training/throughput.py": ("{0} TFLOP", "{0} GFLOP"),
-        "data/reading/no_rows.py": ("kyon-pl",),
+        "data/reading/columns.py": ("kyon-pl",),
         "language/__init__.py": ("^msgid",),
         "doctor/speed.py": ("Tesla", "RTX", "H100"),
         "cli/tools.py": ("kyon-pl",),

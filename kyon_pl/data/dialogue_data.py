@@ -17,7 +17,7 @@ from kyon_pl.data.batches.sampler import MicroBatch, PlannedBatchSampler, larges
 from kyon_pl.data.encoding.encode import PAD_TOKEN_ID, EncodeSettings, OverLength, load_tokenizer
 from kyon_pl.data.encoding.table import BadRows, EncodedTable, encode_rows
 from kyon_pl.data.prompt import TrainTurns, template_hash
-from kyon_pl.data.reading.checks import ColumnNames
+from kyon_pl.data.reading.columns import ColumnNames
 from kyon_pl.data.reading.forms import FormName, check_form
 from kyon_pl.data.reading.quality import Oddity, check_drop
 from kyon_pl.data.reading.sources import SourceSettings, load_rows
@@ -77,10 +77,8 @@ class DialogueData:
         context_column: column of the prompt: system prompt, memories, history and question, joined by `###`.
         target_column: column of the reply.
         form: form of the rows. `auto`: in each row the first that its columns fit. `context_target`: the two columns
-            above. `messages`, `sharegpt` and `conversation`: a list of turns in `messages`, `conversations` or
-            `conversation`, each with `role` and `content` or `from` and `value`. `alpaca`: `instruction`, `input`,
-            `output`. The others are a prompt's and a reply's column. A column `system`, and of the last ones
-            `history`, is read, too.
+            above. `messages`, `sharegpt` (`conversations`) and `conversation`: a list of turns. The others: a column of
+            the prompt and one of the reply, and `history`. `system` is read beside all but the first.
         validation_source: rows to validate on; unset: `validation_share` of the rows of `source`.
         validation_split: split of `validation_source`.
         validation_share: share of the rows of `source` to validate on, 0 to 1; 0: no validation. Rows with the same

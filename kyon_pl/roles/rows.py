@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kyon_pl.data.reading.checks import ColumnNames, check_row
+from kyon_pl.data.reading.checks import check_row
+from kyon_pl.data.reading.columns import ColumnNames
 from kyon_pl.data.reading.quality import ODDITIES, Oddity, Seen, bits, names, oddities, row_hash
 from kyon_pl.errors import DataError
 from kyon_pl.outputs import text_that_starts

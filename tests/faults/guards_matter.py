@@ -1290,7 +1290,7 @@ READING_ROWS = [
     Guard(
         "unused columns of Parquet cannot break the rows",
         f"{READING}columnar.py",
-        "if columns is None or name in columns",
+        "if is_needed is None or is_needed(name)",
         "",
         f"{READERS_TEST}test_only_the_needed_columns_of_parquet_and_arrow_are_read",
     ),
@@ -1304,8 +1304,8 @@ READING_ROWS = [
     Guard(
         "columns that are not read are named",
         f"{READING}checks.py",
-        "if column not in read and value is not None}",
-        "if False}",
+        "if name not in read and value is not None:",
+        "if False:",
         f"{FORMS_TEST}test_columns_that_were_named_are_read_and_the_others_are_named",
     ),
     Guard(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ from kyon_pl.errors import DataError
 _BATCH_ROWS = 1000
 
 
-def columnar_rows(path: Path, columns: Collection[str] | None) -> NumberedRows:
+def columnar_rows(path: Path, is_needed: Callable[[str], bool] | None) -> NumberedRows:
     """Yield the rows of a Parquet or Arrow file.
 
     Args:
         path: the file.
-        columns: the columns to read, of which not all need to exist; None: all.
+        is_needed: whether to read a column, by its name; None: all are read.
 
     Raises:
         DataError: two columns have one name, or the file cannot be read.
     """
     with _opened(path) as (names, batches):
-        wanted = [name for name in names if columns is None or name in columns]
+        wanted = [name for name in names if is_needed is None or is_needed(name)]
         yield from enumerate((row for batch in batches(wanted) for row in batch.to_pylist()), start=1)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from kyon_pl.data.reading.columnar import column_names, columnar_rows
+from kyon_pl.data.reading.columns import import_command
 from kyon_pl.data.reading.excel import excel_rows, sheet_names
 from kyon_pl.data.reading.folders import folder_files
 from kyon_pl.data.reading.json_files import json_rows
-from kyon_pl.data.reading.no_rows import has_suffix_to_import, import_command
 from kyon_pl.data.reading.tabular import DELIMITERS, csv_delimiter, csv_rows
 from kyon_pl.data.reading.text_files import NumberedRows, file_format, text_encoding
 from kyon_pl.demo import ASSETS
@@ -22,6 +22,7 @@ from kyon_pl.hub.modelscope import is_modelscope
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 _COLUMNAR = (".parquet", ".arrow")
+_IMPORTED = (".txt", ".png")  # of novels and cards, which hold no rows
 _BINARY = (*_COLUMNAR, ".xlsx")  # formats that are compressed already
 
 READERS: dict[str, Callable[[Path], NumberedRows]] = {
@@ -45,12 +46,12 @@ def has_reader(path: Path) -> bool:
     return file_format(path) in READERS and (path.suffix.lower() in READERS or file_format(path) not in _BINARY)
 
 
-def read_rows(path: Path, columns: Collection[str] | None = None) -> NumberedRows:
+def read_rows(path: Path, is_needed: Callable[[str], bool] | None = None) -> NumberedRows:
     """Return the rows of a file, unchecked.
 
     Args:
         path: a file for which there is a reader.
-        columns: the columns that are needed; only Parquet and Arrow files leave out others. None: all.
+        is_needed: whether to read a column, by its name, of Parquet and Arrow files; None: all are read.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -58,7 +59,7 @@ def read_rows(path: Path, columns: Collection[str] | None = None) -> NumberedRow
     """
     must_exist(path)
     if file_format(path) in _COLUMNAR:
-        return columnar_rows(path, columns)
+        return columnar_rows(path, is_needed)
     return _complete(path, READERS[file_format(path)](path))
 
 
@@ -146,7 +147,7 @@ def _files_of(source: str, split: str, name: str | None) -> list[Path] | None:
         if not has_reader(file):
             found = f"files with the suffix {file.suffix or '(none)'} cannot be read"
             fix = f"Give files that end in {', '.join(READERS)}; or .gz, .zst of text files."
-            if has_suffix_to_import(file):
+            if file_format(file) in _IMPORTED:
                 fix += f" {import_command(file)}"
             raise DataError(str(file), found, fix)
     return files

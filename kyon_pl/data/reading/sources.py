@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from kyon_pl.data import prompt, split
 from kyon_pl.data.cache import cache_error, cache_root, cached, downloaded
-from kyon_pl.data.reading import checks, columnar, excel, forms, json_files, tabular, text_files, texts
+from kyon_pl.data.reading import checks, columnar, excel, forms, json_files, tabular, text_files, texts, turns
+from kyon_pl.data.reading import columns as column_names
 from kyon_pl.data.reading import files as file_readers
-from kyon_pl.data.reading.checks import ColumnNames, check_columns, check_row, unread_columns
+from kyon_pl.data.reading.checks import check_row, unread_columns
+from kyon_pl.data.reading.columns import ColumnNames, check_columns
 from kyon_pl.data.reading.files import DATA_FILES, files_of_each
 from kyon_pl.errors import DataError, KyonError, SettingError
 from kyon_pl.hub.download import from_hub
@@ -42,7 +44,7 @@ ROW_FEATURES = Features(
     }
 )
 _FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_CHECKS = (checks, forms, texts, split, prompt)
+_CHECKS = (checks, column_names, forms, turns, texts, split, prompt)
 _READERS = (file_readers, json_files, tabular, excel, columnar, text_files)
 _HEAD_ROWS = 100  # rows of a file in which each column must occur at least once
 
@@ -219,13 +221,13 @@ def _first_line(error: BaseException) -> str:
 
 def _generate_rows(files: list[tuple[int, str]], columns: ColumnNames) -> Iterator[dict[str, Any]]:
     for index, name in files:
-        rows = file_readers.read_rows(Path(name), columns.all)
+        rows = file_readers.read_rows(Path(name), columns.is_read)
         head = list(islice(rows, _HEAD_ROWS))
         if not head:
             raise DataError(name, "it has no rows", "Correct the file or leave it out.")
         schema = file_readers.all_columns(Path(name))
         check_columns(name, columns, {column for _, row in head if isinstance(row, dict) for column in row} | {*schema})
-        known, not_needed = set[str](), {*schema} - columns.all
+        known, not_needed = set[str](), {column for column in schema if not columns.is_read(column)}
         for number, row in chain(head, rows):
             checked = check_row(row, columns)
             unread = (unread_columns(row, checked["form"], columns) | not_needed) - known
@@ -243,7 +245,7 @@ def _load_hub(settings: SourceSettings, cache_dir: str | None, file: int, source
     # `datasets` has no public name for the fingerprint of a download
     fingerprint = digest("hub", file, dataset._fingerprint, settings.columns, code)
     folder = Path(dataset.cache_files[0]["filename"]).parent
-    unread = [name for name in dataset.column_names if name not in settings.columns.all]
+    unread = [name for name in dataset.column_names if not settings.columns.is_read(name)]
     chosen = dataset.remove_columns(unread)
 
     def check() -> Dataset:

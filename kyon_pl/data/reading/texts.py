@@ -14,6 +14,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a character: bytes that are not text become one."""
 
 
+class Unusable(Exception):  # noqa: N818
+    """Why a row cannot be used, as kind, `: ` and details; never leaves this package."""
+
+
 def text_problem(row: Mapping[str, Any], column: str) -> str:
     """Return why a column is no text that can be used, as kind, `: ` and details; empty if it is."""
     if column not in row:

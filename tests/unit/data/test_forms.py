@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kyon_pl.chatglm2.tokenization import read_tokenizer
 from kyon_pl.data import DialogueDataModule
-from kyon_pl.data.reading.checks import ColumnNames, check_row, form_of, unread_columns
+from kyon_pl.data.reading.checks import check_row, unread_columns
+from kyon_pl.data.reading.columns import ColumnNames, form_of
 from kyon_pl.data.reading.forms import FORMS
+from kyon_pl.data.reading.sources import SourceSettings, load_rows
 from kyon_pl.demo import BASE
 from kyon_pl.errors import DataError, SettingError
 
@@ -41,6 +44,11 @@ class Talk(NamedTuple):
     def sharegpt(self, system: bool = True) -> list[JsonObject]:
         speakers = {"system": "system", "user": "human", "assistant": "gpt"}
         return [{"from": speakers[who], "value": said} for who, said in self.turns(system)]
+
+    def rounds_of(self, question: str, reply: str, with_system: bool = False) -> list[JsonObject]:
+        greeting = [{question: "", reply: self.greeting}] if self.greeting else []
+        rounds: list[JsonObject] = [*greeting, *({question: q, reply: a} for q, a in self.rounds)]
+        return [rounds[0] | {"system": self.system}, *rounds[1:]] if with_system else rounds
 
     def pair(self, prompt: str, reply: str) -> JsonObject:
         history = ([["", self.greeting]] if self.greeting else []) + [list(pair) for pair in self.rounds[:-1]]
@@ -86,14 +94,39 @@ WRITERS: dict[str, Callable[[Talk], Any]] = {
     "sharegpt, JSON text": lambda t: {"conversations": json.dumps(t.sharegpt(), ensure_ascii=False)},
     "sharegpt, roles": lambda t: {"conversations": t.messages(role="role", text="content")},
     "conversation": lambda t: {"conversation": t.messages()},
+    "conversation, rounds of Firefly": lambda t: {
+        "conversation": t.rounds_of("human", "assistant"),
+        "system": t.system,
+    },
+    "conversation, rounds of XTuner": lambda t: {"conversation": t.rounds_of("input", "output", with_system=True)},
+    "conversation, Chinese": lambda t: {
+        "conversation": [
+            m | {"role": {"system": "系统", "user": "用户", "assistant": "助手"}[m["role"]]} for m in t.messages()
+        ]
+    },
     "alpaca": alpaca,
+    "alpaca, Chinese": lambda t: {
+        {"instruction": "指令", "output": "输出", "history": "历史", "system": "系统提示", "input": "输入"}[name]: value
+        for name, value in alpaca(t).items()
+    },
+    "instruction_response": lambda t: {
+        {"output": "response", "input": "context"}.get(name, name): value for name, value in alpaca(t).items()
+    },
     "alpaca, history as JSON text": lambda t: alpaca(t) | {"history": json.dumps(alpaca(t)["history"] or [])},
     "query_response": lambda t: t.pair("query", "response"),
     "prompt_response": lambda t: t.pair("prompt", "response"),
     "prompt_completion": lambda t: t.pair("prompt", "completion"),
     "prompt_completion, messages": lambda t: {"prompt": t.messages()[:-1], "completion": t.messages()[-1:]},
     "question_answer": lambda t: t.pair("question", "answer"),
+    "question_answer, capitals": lambda t: {
+        name.title(): value for name, value in t.pair("question", "answer").items()
+    },
+    "question_answer, Chinese": lambda t: t.pair("问题", " 回答\u3000"),
     "input_output": lambda t: t.pair("input", "output"),
+    "input_target": lambda t: t.pair("input", "target"),
+    "content_summary": lambda t: t.pair("content", "summary"),
+    "user_assistant": lambda t: t.pair("user", "assistant"),
+    "human_assistant": lambda t: t.pair("Human", "Assistant"),
 }
 TEXT = st.text("ab答「'\"{\\", min_size=1, max_size=4).map(lambda text: f"x{text}y")
 TALKS = st.builds(
@@ -189,6 +222,15 @@ REFUSED = {
     "no list": ({"query": "q", "response": "a", "history": "q: a"}, "no list in 'history': 'q: a' (str)"),
     "half a list": ({"messages": '[{"role": "user"'}, "no list in 'messages'"),
     "no text in turns": ({"conversations": [{"from": "human"}]}, "no 'content' in 'conversations': message 1"),
+    "half a round": (
+        {"conversation": [{"human": "q", "assistant": "a"}, {"human": " ", "assistant": "b"}]},
+        "empty 'human' in 'conversation': message 2",
+    ),
+    "silent round": (
+        {"conversation": [{"input": "q", "output": None}, {"input": "q", "output": "a"}]},
+        "null in 'output' in 'conversation': message 1",
+    ),
+    "Chinese column": ({"问题": "q", "回答": 4}, "no text in '回答': '4' (int)"),
     "too long": (
         {"messages": [{"role": "user", "content": "q" * 600_000}, {"role": "assistant", "content": "a" * 600_000}]},
         "too long: the contents of 'messages' together",
@@ -213,27 +255,40 @@ def test_the_form_of_a_row() -> None:
     assert form_of({"context": "c", "question": "q", "answer": "a"}, ColumnNames()) == "question_answer"
     assert form_of({"conversations": TALK.sharegpt()}, ColumnNames("conversations", "conversations")) == "sharegpt"
     assert form_of({"prompt": "p", "completion": "c", "response": None}, prompts) == "prompt_completion"
-    assert [form_of({form.prompt: "q"}, prompts) for form in FORMS.values()] == [
-        "prompt_response" if name == "prompt_completion" else name for name in FORMS
-    ]
-    for write in WRITERS.values():
-        row = write(TALK)
-        asked = (
-            row[:-1]
-            if isinstance(row, list)
-            else {
-                key: value[:-1]
-                if key in ("messages", "conversations", "conversation") and isinstance(value, list)
-                else value
-                for key, value in row.items()
-                if key not in ("output", "response", "completion", "answer", "target")
-            }
-        )
-        if isinstance(asked, dict) and any(isinstance(asked.get(key), str) for key in ("messages", "conversations")):
-            continue
-        found = check_row(asked, prompts)
-        assert (found["problem"], found["target"]) == ("", None)
-        assert found["context"] == "###".join(said for _, said in TALK.turns()[:-1])
+    assert form_of({"context": "c", "question": "q", "answer": "a"}, prompts) == "question_answer"
+    assert form_of({"prompt": "p", "summary": "s"}, prompts) == "prompt_response"
+    alone = {name: form_of({form.prompt: "q"}, prompts) for name, form in FORMS.items()}
+    assert {name: form for name, form in alone.items() if name != form} == {
+        "instruction_response": "alpaca",
+        "prompt_completion": "prompt_response",
+        "input_target": "input_output",
+        **dict.fromkeys(["content_summary", "user_assistant", "human_assistant"], "context_target"),
+    }
+
+
+ASKED = [
+    name for name in WRITERS if not (text := name.partition(", ")[2]).endswith("text") or text.startswith("history")
+]
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_prompt_to_be_answered_needs_no_reply(name: str) -> None:
+    row, names = WRITERS[name](TALK), ColumnNames(target_required=False)
+    form = FORMS.get(name.partition(",")[0])
+    if form is None:
+        row["target"] = None
+    elif form.reply is not None:
+        row = {column: None if names.name_of(column) == form.reply else value for column, value in row.items()}
+    else:
+        turns = row if isinstance(row, list) else row[form.prompt]
+        last = turns.pop()
+        if "role" not in last and "from" not in last:
+            turns.append(dict(zip(last, [*[*last.values()][:-1], None], strict=True)))
+    if form and form.common:
+        names = ColumnNames(target_required=False, form=name.partition(",")[0])  # type: ignore[arg-type]
+    found = check_row(row, names)
+    assert (found["problem"], found["target"]) == ("", None)
+    assert found["context"] == "###".join(said for _, said in TALK.turns()[:-1])
 
 
 def load(tmp_path: Path, rows: list[JsonObject], **more: Any) -> DialogueDataModule:
@@ -259,6 +314,24 @@ def test_what_was_recognized_and_what_was_not_read_is_said(tmp_path: Path, caplo
     load(tmp_path, [row, row | {"lang": "en", "id": None}])
     said = "data: rows.json: sharegpt conversations, 2 rows; columns not read: conversations.loss, id, lang, tools"
     assert [record.levelname for record in caplog.records if record.message == said] == ["WARNING"]
+
+
+def test_names_that_differ_in_form_alone_are_read_and_the_own_name_goes_first(tmp_path: Path) -> None:
+    row = {"问题": "Chinese", "Question": "English", "ANSWER": "a", "User": "Bo"}
+    assert check_row(row, ColumnNames())["messages"] == [{"role": "user", "content": "Chinese"}]
+    assert unread_columns(row, "question_answer", ColumnNames()) == {"Question", "User"}
+    assert check_row(row | {"question": "own"}, ColumnNames())["context"] == "own"
+    named = ColumnNames("Question", "ANSWER")
+    assert check_row(row, named)["context"] == "English"
+    assert unread_columns(row, "context_target", named) == {"问题", "User"}
+
+
+def test_such_columns_of_files_with_a_schema_are_not_left_out(tmp_path: Path) -> None:
+    Dataset.from_dict({"问题": ["q", "r"], " Answer": ["a", "b"], "id": [1, 2]}).to_parquet(tmp_path / "rows.parquet")
+    settings = SourceSettings(str(tmp_path / "rows.parquet"))
+    rows = load_rows(settings, str(tmp_path / "cache")).dataset
+    assert (rows["context"][:], rows["target"][:]) == (["q", "r"], ["a", "b"])
+    assert rows["unread"][:] == [["id"], []]
 
 
 def test_columns_that_were_named_are_read_and_the_others_are_named(

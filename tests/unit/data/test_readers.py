@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset
 from pyarrow import parquet
 
-from kyon_pl.data.reading.checks import ColumnNames
+from kyon_pl.data.reading.columns import ColumnNames
 from kyon_pl.data.reading.files import guesses, local_files
 from kyon_pl.data.reading.sources import Rows, SourceSettings, load_rows
 from kyon_pl.errors import KyonError
@@ -293,9 +293,9 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     ),
     "other delimiter, quoted": (b'"context":"target"\n', "a.csv", "Cells are separated by one of commas, tabs"),
     "no header": (
-        "问,答\n".encode() * 3,
+        "她说,我说\n".encode() * 3,
         "a.csv",
-        "no column 'context'; the columns are 答, 问.*The first row must be",
+        "no column 'context'; the columns are 她说, 我说.*The first row must be",
     ),
     "cut gzip": (gzip.compress(LINES.encode())[:-20], "a.jsonl.gz", "cannot be read: .*. Check that it is complete"),
     "broken gzip": (b"\x1f\x8b" + b"x" * 50, "a.csv.gz", "cannot be read: "),
@@ -377,8 +377,8 @@ FOLLOWED: dict[str, tuple[str, str, bytes, dict[str, Any]]] = {
     "no header": (
         "Set data.context_column and data.target_column",
         "b.csv",
-        "问,答\nc,t\n".encode(),
-        {"columns": ColumnNames("问", "答")},
+        "她说,我说\nc,t\n".encode(),
+        {"columns": ColumnNames("她说", "我说")},
     ),
     "array of another encoding": ("Save it as UTF-8", "b.json", '[\n{"context": "のと", "target": "t"}]'.encode(), {}),
     "rows in two keys": (

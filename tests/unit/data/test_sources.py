@@ -14,7 +14,7 @@ from hub_server import HubServer, hub_environment
 from pyarrow import parquet
 
 from kyon_pl.data import collate_fn, read_jsonl_file
-from kyon_pl.data.reading.checks import ColumnNames
+from kyon_pl.data.reading.columns import ColumnNames
 from kyon_pl.data.reading.files import local_files
 from kyon_pl.data.reading.sources import Rows, SourceSettings, load_rows
 from kyon_pl.errors import DataError, KyonError, MissingFileError, SettingError
