@@ -155,11 +155,13 @@ def test_scores_are_the_same_numbers_everywhere(
         assert f"  {name}" in logged
 
 
-def test_predict_writes_replies(run: Path, tmp_path: Path) -> None:
+def test_predict_writes_replies(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     replies = tmp_path / "replies.jsonl"
     words = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / f"checkpoints/step={STEPS}.ckpt")]
     words += ["--replies.path", str(replies), "--trainer.limit_predict_batches", "2", "--model.max_new_tokens", "8"]
     main(["predict", *words, "--trainer.logger", "false"])
+    assert [path.name for path in tmp_path.iterdir()] == [replies.name]  # without a logger nothing is logged to a file
     rows = [json.loads(line) for line in replies.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 16
     assert rows[0].keys() == {"row", "prompt", "reply", "reference", "stopped"}

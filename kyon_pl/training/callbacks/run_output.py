@@ -80,7 +80,8 @@ class RunLog(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Open the file; it starts with the lines that were logged before. Without a logger, only fit has a folder."""
-        folder = trainer.log_dir or (trainer.default_root_dir if stage == "fit" else None)
+        folder = trainer.log_dir if trainer.loggers else None  # without a logger, log_dir is the working folder
+        folder = folder or (trainer.default_root_dir if stage == "fit" else None)
         if folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_run_log(Path(str(folder)), trainer.global_rank)
 
