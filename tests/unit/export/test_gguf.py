@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from kyon_pl.runs.adapters import find_adapter
 GOLDEN = Path(__file__).parents[2] / "golden/tokenizer.json"
 PUBLISHED = os.environ.get("KYON_CHATGLM2_DIR")
 LOGIT_TOLERANCE = 1e-4
+CLOSE_CALL = {"f32": 1e-3, "f16": 0.02, "q8_0": 0.2}
+"""How far apart the logits of the likeliest two tokens may be where a reply may differ."""
+
 NEW_TOKENS = 48
 KIND = "fused"
 TOKENIZER = ChatGLMTokenizer.from_pretrained(BASE)
@@ -238,19 +242,27 @@ def serve_trained(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 def test_greedy_replies_are_ours(
     quantization: str, trained: Path, serve_trained: Callable[[str], LlamaServer], prompts: list[list[int]]
 ) -> None:
-    """All of them, after the whole demo, which leaves few close calls.
+    """After the whole demo, which leaves few close calls; which ones depends on the machine that trains.
 
     q8_0 changes log-probabilities by up to 0.16: 0.09 of it are rounded weights, and the rest are what llama.cpp rounds
     itself, the other side of each product and the cache. After 60 steps of training, 5 of the 50 replies differed, each
     from a place on where the likeliest two tokens were less than 0.16 apart (0.01 to 0.16).
     """
-    tuned = load_adapter(base(), trained, "demo").eval()
+    tuned, eos = load_adapter(base(), trained, "demo").eval(), TOKENIZER.eos_token_id
     replies = generate_replies(tuned, prompts, max_new_tokens=NEW_TOKENS)
     assert len({*map(tuple, (reply.token_ids for reply in replies))}) > 30
     with serve_trained(quantization) as server:
-        found = [greedy(server, prompt) for prompt in prompts]
-    found = [[token for token in ids if token != TOKENIZER.eos_token_id] for ids in found]
-    assert found == [reply.token_ids for reply in replies]
+        found = [[token for token in greedy(server, prompt) if token != eos] for prompt in prompts]
+    calls = []
+    for prompt, reply, theirs in zip(prompts, replies, found, strict=True):
+        if theirs != reply.token_ids:
+            pairs = zip_longest(reply.token_ids, theirs, fillvalue=eos)
+            place, (one, other) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+            with torch.no_grad():
+                logits = tuned(torch.tensor([prompt + reply.token_ids[:place]])).logits[0, -1].float()
+            calls.append(float(logits[one] - logits[other]))
+    assert len(calls) <= 5, calls
+    assert all(call < CLOSE_CALL[quantization] for call in calls), calls
 
 
 @pytest.mark.slow
