@@ -136,6 +136,7 @@ def test_no_config_widens_this(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "is not a module" in refusal("fit", ["--allow_code", "trap;os"], capsys)
 
 
+@pytest.mark.slow
 def test_allowed_code_is_named_each_time(folder: Path) -> None:
     """It is not in the config of the run, so that resuming asks for it again."""
     evil = {"model": {"optimizer": {"class_path": "trap.Adam", "init_args": {"lr": 1e-3}}}}

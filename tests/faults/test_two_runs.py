@@ -85,6 +85,7 @@ def check_pair(servers: ForkServers, folder: Path, way: Way, apart_s: float) -> 
     check_refused(second, statuses[1], first)
 
 
+@pytest.mark.slow
 @with_proc
 def test_the_second_is_refused_before_the_first_has_a_record(
     servers: ForkServers, undisturbed: Undisturbed, tmp_path: Path

@@ -98,6 +98,7 @@ def asked_for(hub: HubServer, kind: str, repo: str) -> str:
     return look_ups.get(repo.partition("-")[0]) or body(hub, kind, repo)
 
 
+@pytest.mark.slow
 def test_transient_faults(tmp_path: Path) -> None:
     parts = [(kind, list(CASES)[i::2]) for kind in WAYS for i in range(2)]
     with serve(tmp_path, {repo: weather.size for repo, weather in CASES.items()}) as hub:
