@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from kyon_pl.data.prompt import Message, render
-from kyon_pl.data.reading.texts import MAX_CHARACTERS, Unusable, excerpt, nothing_said, text_problem
+from kyon_pl.data.reading.texts import MAX_CHARACTERS, Unusable, excerpt, is_blank, nothing_said, text_problem
 from kyon_pl.data.reading.turns import parsed, read_turns
 from kyon_pl.errors import no_such_choice
 
@@ -143,8 +143,7 @@ def to_conversation(row: Mapping[str, Any], form: Form, reply_required: bool) ->
 
 
 def _has_text(row: Mapping[str, Any], column: str) -> bool:
-    text = row.get(column)
-    if text is None or (isinstance(text, str) and not text.strip()):
+    if is_blank(row.get(column)):
         return False
     if problem := text_problem(row, column):
         raise Unusable(problem)

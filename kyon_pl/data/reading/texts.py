@@ -36,6 +36,11 @@ def text_problem(row: Mapping[str, Any], column: str) -> str:
     return f"half a character in {column!r}: a lone surrogate" if SURROGATE.search(text) else ""
 
 
+def is_blank(value: Any) -> bool:
+    """Return whether a value is missing, or text of blanks."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def nothing_said(text: str) -> bool:
     """Return whether a reply has only quotes, with or without a name before them."""
     return _QUOTES.fullmatch(text) is not None

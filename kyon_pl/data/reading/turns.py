@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kyon_pl.data.reading.texts import Unusable, excerpt, nothing_said, text_problem
+from kyon_pl.data.reading.texts import Unusable, excerpt, is_blank, nothing_said, text_problem
 
 _ROLES = {
     "system": "system",
@@ -97,7 +97,7 @@ def _turns_of(turn: Any, number: int, last: bool) -> Iterator[tuple[str, Any, st
     elif keys := _keys_of_round(turn):
         question, reply = keys
         yield _spoken("system", turn, "system")
-        if number > 1 or not _is_blank(turn[question]):  # a greeting has no question
+        if number > 1 or not is_blank(turn[question]):  # a greeting has no question
             yield _spoken("user", turn, question)
         if not last or turn[reply] is not None:  # a prompt to be answered has no reply
             yield _spoken("assistant", turn, reply)
@@ -113,16 +113,12 @@ def _turns_of(turn: Any, number: int, last: bool) -> Iterator[tuple[str, Any, st
 def _spoken(role: str, turn: Mapping[str, Any], key: str) -> tuple[str, Any, str]:
     """Return role, text and problem of what one speaker says; a system prompt can be missing."""
     content = _text_of_parts(turn.get(key))
-    if role == "system" and _is_blank(content):
+    if role == "system" and is_blank(content):
         return role, "", ""
     problem = text_problem({key: content} if key in turn else {}, key)
     if not problem and role == "assistant" and nothing_said(content):
         problem = f"nothing said: {excerpt(content)}"
     return role, content, problem
-
-
-def _is_blank(content: Any) -> bool:
-    return content is None or (isinstance(content, str) and not content.strip())
 
 
 def _text_of_parts(content: Any) -> Any:
